@@ -1,0 +1,1 @@
+"""The front door: lead events over HTTP."""

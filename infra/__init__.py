@@ -1,0 +1,1 @@
+"""What every part stands on: settings, errors, outcomes, Kafka, Postgres, ClickHouse, the embedded stack."""

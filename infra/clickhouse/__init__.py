@@ -1,0 +1,1 @@
+"""The analytics store's client and migrations."""

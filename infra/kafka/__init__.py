@@ -1,0 +1,1 @@
+"""Topics as code, the one batch loop, dead letters and lag."""

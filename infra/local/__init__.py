@@ -1,0 +1,1 @@
+"""The embedded stack: real Kafka, Postgres, ClickHouse and Redis in one folder, and the supervisor that runs them."""

@@ -1,0 +1,1 @@
+"""The canonical record's pool and migrations."""

@@ -1,0 +1,130 @@
+"""Settings: the only reader of the environment.
+
+Every setting is an environment variable that starts with ``LEADSTREAM_``. Where a variable is not set, the file
+``stack.env`` that a running embedded stack keeps in its state folder is asked (so that ``leadstream lag`` finds the
+stack that ``leadstream up`` started), then the default. Connectors keep their own settings in their own file as a
+pydantic model and receive them by :func:`Settings.section`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+PREFIX = "LEADSTREAM_"
+# A connector's own settings: LEADSTREAM_CRM_HUBSPOT_TOKEN belongs to the section "crm_hubspot".
+SECTIONS = ("PROVIDER_", "CRM_", "CHANNEL_")
+
+Section = TypeVar("Section", bound=BaseModel)
+
+
+class SettingsError(Exception):
+    """One or more settings are wrong; the message names every one of them and how to mend it."""
+
+
+class Settings(BaseModel):
+    """All settings that are not a connector's own. Frozen: read once at start, passed on from there."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    home: Path = Field(Path(".leadstream"), description="Folder that holds all state of an embedded stack.")
+
+    kafka_bootstrap: str = Field("127.0.0.1:9092", min_length=3, description="Kafka bootstrap servers, host:port.")
+    schema_registry_url: str = Field("", description="Confluent-compatible schema registry; empty: none.")
+    database_url: str = Field("postgresql://leadstream@127.0.0.1:5432/leadstream", pattern=r"^postgres(ql)?://")
+    database_pool_size: int = Field(4, ge=1, le=100)
+    clickhouse_url: str = Field("http://127.0.0.1:8123/leadstream", pattern=r"^https?://")
+    redis_url: str = Field("redis://127.0.0.1:6379/0", pattern=r"^(redis|rediss|unix)://")
+
+    api_host: str = "127.0.0.1"
+    api_port: int = Field(8080, ge=0, le=65535, description="Port of the front door; 0: any free one.")
+    health_port: int = Field(0, ge=0, le=65535, description="Port of a worker's /live, /ready, /metrics; 0: none.")
+
+    batch_size: int = Field(2000, ge=1, le=100_000, description="Most records intake decides in one transaction.")
+    batch_linger_ms: int = Field(20, ge=0, le=10_000, description="Longest wait for a batch to fill.")
+    sink_batch_size: int = Field(50_000, ge=1, le=1_000_000, description="Most rows in one ClickHouse insert.")
+    sink_batch_linger_ms: int = Field(300, ge=0, le=60_000)
+    max_event_bytes: int = Field(262_144, ge=1024, le=4_194_304, description="Larger events are dead letters.")
+    max_dead_share: float = Field(0.5, gt=0, le=1, description="Stop when a larger share of the window is dead.")
+    dead_window: int = Field(2000, ge=10, le=1_000_000, description="Records in that window.")
+    max_clock_ahead_s: int = Field(86_400, ge=0, description="How far in the future occurred_at may lie.")
+    shutdown_s: float = Field(15.0, gt=0, le=300, description="Longest wait for work in hand at shutdown.")
+
+    campaigns_dir: Path = Field(Path("campaigns"), description="Folder of the installation's campaigns (*.yaml).")
+
+    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
+    otlp_endpoint: str = Field("", description="OpenTelemetry collector, OTLP over HTTP; empty: no export.")
+
+    _sections: Mapping[str, str] = {}
+
+    @classmethod
+    def load(cls, environ: Mapping[str, str] | None = None) -> Settings:
+        """Read the settings from the environment (``environ`` in tests) and a running stack's file.
+
+        Raises:
+            SettingsError: naming every unknown or invalid key at once.
+
+        """
+        given = dict(os.environ if environ is None else environ)
+        home = Path(given.get(PREFIX + "HOME", str(cls.model_fields["home"].default)))
+        merged = _stack_file(home / "stack.env") | {k: v for k, v in given.items() if k.startswith(PREFIX)}
+        own: dict[str, str] = {}
+        sections: dict[str, str] = {}
+        wrong: list[str] = []
+        for key, value in merged.items():
+            name = key.removeprefix(PREFIX)
+            if name.startswith(SECTIONS):
+                sections[name] = value
+            elif name.lower() in cls.model_fields:
+                own[name.lower()] = value
+            else:
+                wrong.append(f"{key}: no such setting")
+        try:
+            settings = cls.model_validate(own)
+        except ValidationError as error:
+            wrong += _explain(error, PREFIX)
+        if wrong:
+            raise SettingsError("Wrong settings:\n  " + "\n  ".join(sorted(wrong)))
+        object.__setattr__(settings, "_sections", sections)
+        return settings
+
+    def section(self, name: str, model: type[Section]) -> Section:
+        """Return the connector settings ``LEADSTREAM_<NAME>_*`` as ``model`` (``name`` such as ``crm_hubspot``).
+
+        Raises:
+            SettingsError: naming every unknown, missing or invalid key of the section at once.
+
+        """
+        prefix = name.upper() + "_"
+        values = {k.removeprefix(prefix).lower(): v for k, v in self._sections.items() if k.startswith(prefix)}
+        unknown = [f"{PREFIX}{prefix}{key.upper()}: no such setting" for key in values if key not in model.model_fields]
+        try:
+            section = model.model_validate({k: v for k, v in values.items() if k in model.model_fields})
+        except ValidationError as error:
+            unknown += _explain(error, PREFIX + prefix)
+        if unknown:
+            raise SettingsError("Wrong settings:\n  " + "\n  ".join(sorted(unknown)))
+        return section
+
+
+def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
+    """Return this process's environment with ``changes``, for a process that the supervisor starts."""
+    return dict(os.environ) | dict(changes)
+
+
+def _stack_file(path: Path) -> dict[str, str]:
+    try:
+        lines = path.read_text("utf-8").splitlines()
+    except FileNotFoundError:
+        return {}
+    pairs = (line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
+    return {key: value for key, value in pairs}  # noqa: C416 - a pair is a list here, dict() would not type
+
+
+def _explain(error: ValidationError, prefix: str) -> list[str]:
+    # The value itself is left out: it may be a secret.
+    return [f"{prefix}{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors(include_input=False)]

@@ -1,0 +1,1 @@
+"""Stand-ins for what belongs to others (CRMs, providers, SMTP), faithful to their documented APIs, faults included."""

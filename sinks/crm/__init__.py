@@ -1,0 +1,1 @@
+"""CRM sync: one level-triggered reconciler, and one file a CRM."""

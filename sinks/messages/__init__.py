@@ -1,0 +1,1 @@
+"""Message delivery: one file a channel."""

@@ -1,0 +1,1 @@
+"""The stream processors: intake decides, enrichment and campaigns follow."""

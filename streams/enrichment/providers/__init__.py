@@ -1,0 +1,1 @@
+"""One file a provider; the folder is the list."""

@@ -1,0 +1,1 @@
+"""Intake: decode, validate, dedupe, identify, merge, route; one Postgres transaction a batch."""
