@@ -1,0 +1,364 @@
+"""The one batch loop that every event takes: poll, batch, prepare, apply, deliver, commit.
+
+Guarantees:
+
+- Offsets are committed after the effect and after the delivery of its outputs, never before. A crash anywhere repeats
+  at most the batches in hand; processors are idempotent.
+- Per partition, ``apply`` sees records in offset order, and outputs are produced in that order.
+- The three steps overlap: while one batch is being delivered and committed, the next is applied and the one after it is
+  fetched and prepared; at most one batch waits between two steps, so memory is bounded by about four batches.
+- Backpressure: while ``apply`` is behind (a database away, say), the partitions are paused and the consumer keeps
+  polling, so the group does not rebalance and nothing is fetched for nothing.
+- Rebalance: partitions are given up when the batches in hand are committed, or after ``_REVOKE_S`` seconds; a batch that
+  is not finished by then never commits offsets of a partition that is no longer ours.
+- A dependency that is away is waited for with backoff and jitter, said in the log, on ``/ready`` and as a metric.
+- When more than ``max_dead_share`` of the last ``dead_window`` records are dead, :class:`TooManyDead` stops the process
+  before the dead letters of that batch are written: a wrong schema must not empty a topic into ``leads.dead``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from infra import metrics
+from infra.errors import DependencyAway, TooManyDead
+from infra.kafka.producer import Deliverer, Output
+from infra.runtime import Stop, log
+from infra.settings import Settings
+
+_IDLE_S = 0.25  # longest wait for a first record: bounds how late a stop is seen
+_BLOCKED_S = 1.0  # a batch that waits this long for its predecessor pauses the partitions
+_REVOKE_S = 10.0  # partitions are held back at most this long at a rebalance
+_BACKOFF_S = (0.1, 5.0)
+_SAY_AGAIN_S = 30.0
+
+Prepared = TypeVar("Prepared")
+_Key = tuple[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Effects:
+    """What a batch came to: ``outputs`` to deliver before the commit, and how many of its records were ``dead``."""
+
+    outputs: Sequence[Output] = ()
+    dead: int = 0
+
+
+class Processor(Protocol[Prepared]):
+    """What a stage or a sink is to the loop. Both methods may be called again with the same records after a crash."""
+
+    def prepare(self, messages: Sequence[Message]) -> Prepared:
+        """Decode ``messages`` (in offset order per partition): CPU only, no effect."""
+        ...
+
+    async def apply(self, prepared: Prepared) -> Effects:
+        """Have the effect. Raises DependencyAway to be called again with the same ``prepared`` after a while."""
+        ...
+
+
+@dataclass(slots=True)
+class _Batch(Generic[Prepared]):
+    prepared: Prepared
+    count: int
+    next_offsets: dict[_Key, int]
+    epochs: dict[_Key, int]
+    effects: Effects = field(default_factory=Effects)
+
+
+async def run_batches(
+    settings: Settings,
+    *,
+    group: str,
+    topics: Sequence[str],
+    processor: Processor[Any],
+    stop: Stop,
+    size: int,
+    linger_ms: int,
+    deliverer: Deliverer,
+    config: Mapping[str, Any] | None = None,
+) -> None:
+    """Run ``processor`` over ``topics`` as consumer group ``group`` until ``stop``.
+
+    A batch holds at most ``size`` records and waits at most ``linger_ms`` for them. ``config`` adds to or replaces
+    librdkafka's consumer settings.
+
+    Raises:
+        TooManyDead: see the module's guarantees.
+
+    Whatever ``processor`` raises besides DependencyAway ends the loop with nothing of that batch committed.
+
+    """
+    loop: _Loop[Any] = _Loop(settings, group, processor, stop, size, linger_ms / 1000, deliverer, config or {})
+    await loop.run(topics)
+
+
+class _Loop(Generic[Prepared]):
+    def __init__(
+        self,
+        settings: Settings,
+        group: str,
+        processor: Processor[Prepared],
+        stop: Stop,
+        size: int,
+        linger_s: float,
+        deliverer: Deliverer,
+        config: Mapping[str, Any],
+    ) -> None:
+        self._group = group
+        self._processor = processor
+        self._stop = stop
+        self._size = size
+        self._linger_s = linger_s
+        self._deliverer = deliverer
+        self._log = log(group)
+        self._dead = _DeadShare(settings.dead_window, settings.max_dead_share)
+        self._consumer = Consumer(
+            {
+                "bootstrap.servers": settings.kafka_bootstrap,
+                "group.id": group,
+                "client.id": f"leadstream-{group}",
+                "auto.offset.reset": "earliest",
+                "enable.auto.commit": False,
+                "enable.auto.offset.store": False,
+                "partition.assignment.strategy": "cooperative-sticky",
+                "session.timeout.ms": 10_000,
+                "heartbeat.interval.ms": 2_000,
+                "fetch.wait.max.ms": 50,
+                "fetch.error.backoff.ms": 100,
+                "queued.max.messages.kbytes": 65_536,
+                "fetch.message.max.bytes": 4_194_304,
+                "socket.nagle.disable": True,
+                "error_cb": self._on_error,
+            }
+            | dict(config)
+        )
+        self._to_apply: asyncio.Queue[_Batch[Prepared] | None] = asyncio.Queue(1)
+        self._to_deliver: asyncio.Queue[_Batch[Prepared] | None] = asyncio.Queue(1)
+        # Shared with the rebalance callbacks, which run in the consumer's thread while it polls.
+        self._lock = threading.Condition()
+        self._in_hand = 0
+        self._epochs: dict[_Key, int] = {}
+        self._carried: list[Message] = []
+
+    async def run(self, topics: Sequence[str]) -> None:
+        self._stop.status.ready = False
+        self._consumer.subscribe(
+            list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+        )
+        try:
+            async with asyncio.TaskGroup() as steps:
+                steps.create_task(self._fetch())
+                steps.create_task(self._apply())
+                steps.create_task(self._deliver())
+        except BaseExceptionGroup as group:
+            raise _first(group) from None
+        finally:
+            with self._lock:
+                self._in_hand = 0  # whatever is left is not finished, so the revocation at close must not wait for it
+                self._lock.notify_all()
+            await asyncio.to_thread(self._consumer.close)
+
+    # -- fetch and prepare ------------------------------------------------------------------------------------------
+
+    async def _fetch(self) -> None:
+        while not self._stop.requested:
+            messages = await self._poll()
+            if messages:
+                with self._lock:
+                    self._in_hand += 1
+                await self._hand_over(self._prepare(messages))
+        await self._to_apply.put(None)
+
+    async def _poll(self) -> list[Message]:
+        """Return a batch: what is there at once, or what comes within the linger after its first record."""
+        carried, self._carried = self._carried, []
+        got = carried or await asyncio.to_thread(self._consumer.consume, 1, _IDLE_S)
+        if got and len(got) < self._size:
+            got = got + await asyncio.to_thread(self._consumer.consume, self._size - len(got), self._linger_s)
+        return [message for message in got if self._is_record(message)]
+
+    def _is_record(self, message: Message) -> bool:
+        error = message.error()
+        if error is None:
+            return True
+        if error.fatal() or error.code() in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.UNKNOWN_TOPIC_OR_PART):
+            raise KafkaException(error)
+        self._log.warning("kafka", extra={"fields": {"error": error.name()}})
+        return False
+
+    def _prepare(self, messages: list[Message]) -> _Batch[Prepared]:
+        next_offsets: dict[_Key, int] = {}
+        for message in messages:
+            next_offsets[message.topic(), message.partition()] = message.offset() + 1
+        with self._lock:
+            epochs = {key: self._epochs.get(key, 0) for key in next_offsets}
+        with metrics.BATCH_SECONDS.labels(self._group, "prepare").time():
+            prepared = self._processor.prepare(messages)
+        metrics.BATCH_RECORDS.labels(self._group).observe(len(messages))
+        return _Batch(prepared, len(messages), next_offsets, epochs)
+
+    async def _hand_over(self, batch: _Batch[Prepared]) -> None:
+        handed = asyncio.ensure_future(self._to_apply.put(batch))
+        await asyncio.wait({handed}, timeout=_BLOCKED_S)
+        if handed.done():
+            return
+        try:
+            while not handed.done():
+                await asyncio.to_thread(self._poll_paused)
+                await asyncio.wait({handed}, timeout=_IDLE_S)
+        finally:
+            handed.cancel()
+        await asyncio.to_thread(self._resume)
+
+    def _poll_paused(self) -> None:
+        # Pausing each time also catches partitions that were assigned meanwhile; what slipped through is kept.
+        self._consumer.pause(self._consumer.assignment())
+        self._carried += self._consumer.consume(self._size, 0)
+
+    def _resume(self) -> None:
+        self._consumer.resume(self._consumer.assignment())
+
+    # -- apply ------------------------------------------------------------------------------------------------------
+
+    async def _apply(self) -> None:
+        while (batch := await self._to_apply.get()) is not None:
+            if self._still_ours(batch):
+                with metrics.BATCH_SECONDS.labels(self._group, "apply").time():
+                    batch.effects = await self._persist(self._processor.apply, batch.prepared)
+                self._dead.saw(batch.count, batch.effects.dead)
+                await self._to_deliver.put(batch)
+            else:
+                self._let_go()
+        await self._to_deliver.put(None)
+
+    async def _persist(self, step: Any, argument: Any) -> Any:
+        """Call ``step`` until no dependency is away; nothing is lost meanwhile, the batch is in hand."""
+        wait, said = _BACKOFF_S[0], 0.0
+        while True:
+            try:
+                result = await step(argument)
+            except DependencyAway as away:
+                if time.monotonic() - said > _SAY_AGAIN_S:
+                    self._log.warning("waiting", extra={"fields": {"for": away.who, "why": str(away)}})
+                    said = time.monotonic()
+                self._stop.status.waiting = f"waiting for {away.who}"
+                metrics.WAITING.labels(self._group, away.who).set(1)
+                await asyncio.sleep(wait * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
+                wait = min(wait * 2, _BACKOFF_S[1])
+                who = away.who
+            else:
+                if said:
+                    self._log.warning("going on", extra={"fields": {"with": who}})
+                    self._stop.status.waiting = ""
+                    metrics.WAITING.labels(self._group, who).set(0)
+                return result
+
+    # -- deliver and commit -----------------------------------------------------------------------------------------
+
+    async def _deliver(self) -> None:
+        while (batch := await self._to_deliver.get()) is not None:
+            with metrics.BATCH_SECONDS.labels(self._group, "deliver").time():
+                await self._persist(self._deliverer.deliver, batch.effects.outputs)
+            with metrics.BATCH_SECONDS.labels(self._group, "commit").time():
+                await asyncio.to_thread(self._commit, batch)
+            metrics.RECORDS.labels(self._group).inc(batch.count)
+            self._let_go()
+
+    def _commit(self, batch: _Batch[Prepared]) -> None:
+        with self._lock:
+            offsets = [
+                TopicPartition(topic, partition, offset)
+                for (topic, partition), offset in batch.next_offsets.items()
+                if self._epochs.get((topic, partition), 0) == batch.epochs[topic, partition]
+            ]
+        if not offsets:
+            return
+        try:
+            self._consumer.commit(offsets=offsets, asynchronous=False)
+        except KafkaException as error:
+            # Not fatal: the next commit covers these, and if the partitions went, their new owner does them again.
+            self._log.warning("commit failed", extra={"fields": {"error": error.args[0].name()}})
+
+    def _still_ours(self, batch: _Batch[Prepared]) -> bool:
+        with self._lock:
+            return any(self._epochs.get(key, 0) == epoch for key, epoch in batch.epochs.items())
+
+    def _let_go(self) -> None:
+        with self._lock:
+            self._in_hand -= 1
+            self._lock.notify_all()
+
+    # -- rebalances (in the consumer's thread, while it polls) ---------------------------------------------------------
+
+    def _on_assign(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+        self._stop.status.ready = True
+        self._log.info("assigned", extra={"fields": {"partitions": _names(partitions)}})
+
+    def _on_revoke(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+        metrics.REBALANCES.labels(self._group, "revoked").inc(len(partitions))
+        # Finish first: the new owner then starts where we stopped. Too long, and it does the rest again. What was
+        # polled but not handed over yet (carried) is dropped, it is fetched again by whoever owns the partition.
+        with self._lock:
+            finished = self._lock.wait_for(lambda: self._in_hand <= 0, _REVOKE_S)
+            self._forget(partitions)
+        self._log.info("revoked", extra={"fields": {"partitions": _names(partitions), "finished": finished}})
+
+    def _on_lost(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+        metrics.REBALANCES.labels(self._group, "lost").inc(len(partitions))
+        with self._lock:
+            self._forget(partitions)
+        self._log.warning("lost", extra={"fields": {"partitions": _names(partitions)}})
+
+    def _forget(self, partitions: list[TopicPartition]) -> None:
+        gone = {(p.topic, p.partition) for p in partitions}
+        for key in gone:
+            self._epochs[key] = self._epochs.get(key, 0) + 1
+        self._carried = [m for m in self._carried if (m.topic(), m.partition()) not in gone]
+
+    def _on_error(self, error: KafkaError) -> None:
+        self._log.warning("kafka", extra={"fields": {"error": error.name(), "detail": error.str()}})
+
+
+class _DeadShare:
+    """The share of dead records among the last ``window``."""
+
+    def __init__(self, window: int, most: float) -> None:
+        self._window = window
+        self._most = most
+        self._batches: deque[tuple[int, int]] = deque()
+        self._records = 0
+        self._deads = 0
+
+    def saw(self, records: int, dead: int) -> None:
+        self._batches.append((records, dead))
+        self._records += records
+        self._deads += dead
+        while self._records - self._batches[0][0] >= self._window:
+            gone = self._batches.popleft()
+            self._records -= gone[0]
+            self._deads -= gone[1]
+        if self._records >= self._window and self._deads > self._most * self._records:
+            raise TooManyDead(
+                f"{self._deads} of the last {self._records} records were dead, more than a share of {self._most}. "
+                "Nothing more is taken; look at `leadstream dead list`, mend the producer or the schema, start again."
+            )
+
+
+def _names(partitions: Sequence[TopicPartition]) -> str:
+    return " ".join(f"{p.topic}/{p.partition}" for p in partitions)
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
