@@ -9,8 +9,8 @@ Guarantees:
   fetched and prepared; at most one batch waits between two steps, so memory is bounded by about four batches.
 - Backpressure: while ``apply`` is behind (a database away, say), the partitions are paused and the consumer keeps
   polling, so the group does not rebalance and nothing is fetched for nothing.
-- Rebalance: partitions are given up when the batches in hand are committed, or after ``_REVOKE_S`` seconds; a batch that
-  is not finished by then never commits offsets of a partition that is no longer ours.
+- Rebalance: partitions are given up when the batches in hand are committed, or after ``_REVOKE_S`` seconds; a batch
+  that is not finished by then never commits offsets of a partition that is no longer ours.
 - A dependency that is away is waited for with backoff and jitter, said in the log, on ``/ready`` and as a metric.
 - When more than ``max_dead_share`` of the last ``dead_window`` records are dead, :class:`TooManyDead` stops the process
   before the dead letters of that batch are written: a wrong schema must not empty a topic into ``leads.dead``.
@@ -146,7 +146,8 @@ class _Loop(Generic[Prepared]):
         # Shared with the rebalance callbacks, which run in the consumer's thread while it polls.
         self._lock = threading.Condition()
         self._in_hand = 0
-        self._epochs: dict[_Key, int] = {}
+        self._assignments = 0
+        self._epochs: dict[_Key, int] = {}  # the partitions that are ours, each with the assignment that gave it
         self._carried: list[Message] = []
 
     async def run(self, topics: Sequence[str]) -> None:
@@ -184,7 +185,8 @@ class _Loop(Generic[Prepared]):
         got = carried or await asyncio.to_thread(self._consumer.consume, 1, _IDLE_S)
         if got and len(got) < self._size:
             got = got + await asyncio.to_thread(self._consumer.consume, self._size - len(got), self._linger_s)
-        return [message for message in got if self._is_record(message)]
+        with self._lock:  # a rebalance between the two calls may have taken the first record's partition
+            return [m for m in got if self._is_record(m) and (m.topic(), m.partition()) in self._epochs]
 
     def _is_record(self, message: Message) -> bool:
         error = message.error()
@@ -200,7 +202,7 @@ class _Loop(Generic[Prepared]):
         for message in messages:
             next_offsets[message.topic(), message.partition()] = message.offset() + 1
         with self._lock:
-            epochs = {key: self._epochs.get(key, 0) for key in next_offsets}
+            epochs = {key: self._epochs.get(key, -1) for key in next_offsets}
         with metrics.BATCH_SECONDS.labels(self._group, "prepare").time():
             prepared = self._processor.prepare(messages)
         metrics.BATCH_RECORDS.labels(self._group).observe(len(messages))
@@ -278,7 +280,7 @@ class _Loop(Generic[Prepared]):
             offsets = [
                 TopicPartition(topic, partition, offset)
                 for (topic, partition), offset in batch.next_offsets.items()
-                if self._epochs.get((topic, partition), 0) == batch.epochs[topic, partition]
+                if self._epochs.get((topic, partition)) == batch.epochs[topic, partition]
             ]
         if not offsets:
             return
@@ -290,7 +292,7 @@ class _Loop(Generic[Prepared]):
 
     def _still_ours(self, batch: _Batch[Prepared]) -> bool:
         with self._lock:
-            return any(self._epochs.get(key, 0) == epoch for key, epoch in batch.epochs.items())
+            return any(self._epochs.get(key) == epoch for key, epoch in batch.epochs.items())
 
     def _let_go(self) -> None:
         with self._lock:
@@ -300,6 +302,9 @@ class _Loop(Generic[Prepared]):
     # -- rebalances (in the consumer's thread, while it polls) ---------------------------------------------------------
 
     def _on_assign(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+        with self._lock:
+            self._assignments += 1
+            self._epochs |= {(p.topic, p.partition): self._assignments for p in partitions}
         self._stop.status.ready = True
         self._log.info("assigned", extra={"fields": {"partitions": _names(partitions)}})
 
@@ -321,7 +326,7 @@ class _Loop(Generic[Prepared]):
     def _forget(self, partitions: list[TopicPartition]) -> None:
         gone = {(p.topic, p.partition) for p in partitions}
         for key in gone:
-            self._epochs[key] = self._epochs.get(key, 0) + 1
+            self._epochs.pop(key, None)
         self._carried = [m for m in self._carried if (m.topic(), m.partition()) not in gone]
 
     def _on_error(self, error: KafkaError) -> None:
