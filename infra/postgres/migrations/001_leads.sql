@@ -40,23 +40,24 @@ CREATE TABLE identities (
 CREATE INDEX identities_lead ON identities (lead_id);
 
 -- One row an accepted event: dedupe, and what intake decided, so that a redelivery is emitted again instead of decided
--- again. Partitioned by the month it was received; key is a 16-byte hash of (tenant, event_id).
+-- again. Partitioned by the month it was decided in (no producer's clock); key is a 16-byte hash of (tenant, event_id).
 CREATE TABLE receipts (
-    key         uuid        NOT NULL,
-    received_at timestamptz NOT NULL,
-    topic       text        NOT NULL,
-    partition   int         NOT NULL,
-    "offset"    bigint      NOT NULL,
-    lead_id     uuid        NOT NULL,
-    version     bigint      NOT NULL,
-    PRIMARY KEY (key, received_at)
-) PARTITION BY RANGE (received_at);
+    key         uuid   NOT NULL,
+    month       date   NOT NULL,
+    "offset"    bigint NOT NULL,
+    version     bigint NOT NULL,
+    lead_id     uuid   NOT NULL,
+    partition   int    NOT NULL,
+    topic       text   NOT NULL,
+    PRIMARY KEY (key, month)
+) PARTITION BY RANGE (month);
 
 -- One row a version of a lead: which event made it and what it changed.
 CREATE TABLE lead_history (
     lead_id     uuid        NOT NULL,
     version     bigint      NOT NULL,
-    received_at timestamptz NOT NULL,
+    month       date        NOT NULL,
+    decided_at  timestamptz NOT NULL,
     tenant      text        NOT NULL,
     event_id    text        NOT NULL,
     event_type  text        NOT NULL,
@@ -64,8 +65,8 @@ CREATE TABLE lead_history (
     occurred_at timestamptz NOT NULL,
     changes     jsonb       NOT NULL,
     merged      uuid[]      NOT NULL DEFAULT '{}',
-    PRIMARY KEY (lead_id, version, received_at)
-) PARTITION BY RANGE (received_at);
+    PRIMARY KEY (lead_id, version, month)
+) PARTITION BY RANGE (month);
 
 -- Merges are recorded whole, so that one can be taken back.
 CREATE TABLE lead_aliases (
@@ -100,8 +101,7 @@ BEGIN
             IF to_regclass(format('%I', parent || to_char(month, '_YYYY_MM'))) IS NULL THEN
                 EXECUTE format('CREATE TABLE %I PARTITION OF %I FOR VALUES FROM (%L) TO (%L)',
                     parent || to_char(month, '_YYYY_MM'), parent,
-                    to_char(month, 'YYYY-MM-DD') || ' 00:00:00+00',
-                    to_char(month + interval '1 month', 'YYYY-MM-DD') || ' 00:00:00+00');
+                    month, (month + interval '1 month')::date);
             END IF;
         END LOOP;
     END LOOP;

@@ -1,0 +1,115 @@
+"""Stage 4 of 6: whose event is it? Afterwards every event has a lead, and no identity belongs to two leads.
+
+Identifiers are normalised before they are matched: e-mail lower-cased and trimmed, phone to E.164, the others trimmed.
+An event whose identifiers hit several leads makes them one; the oldest survives (ids are time-ordered, so the smallest).
+That is a transitive closure, so the same events in any order give the same groups.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import phonenumbers
+
+from streams.intake.event import Event, Identity
+
+
+def identities(tenant: str, identifiers: Mapping[str, Any]) -> tuple[Identity, ...]:
+    """Return the normalised identities of an event; a phone number that cannot be parsed identifies nobody."""
+    found: list[Identity] = []
+    if value := identifiers["external_id"].strip():
+        found.append((tenant, "external_id", value))
+    if value := identifiers["email"].strip().lower():
+        found.append((tenant, "email", value))
+    if (value := identifiers["phone"]) and (number := e164(value)):
+        found.append((tenant, "phone", number))
+    if value := identifiers["anonymous_id"].strip():
+        found.append((tenant, "anonymous_id", value))
+    found += [(tenant, f"crm:{crm}", value) for crm, value in identifiers["crm_ids"].items() if value]
+    return tuple(found)
+
+
+@lru_cache(maxsize=65_536)
+def e164(phone: str) -> str:
+    """Return ``phone`` in E.164, or "" where it is no possible number with a country code."""
+    try:
+        number = phonenumbers.parse(phone, None)
+    except phonenumbers.NumberParseException:
+        return ""
+    if not phonenumbers.is_possible_number(number):
+        return ""
+    return phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
+
+
+def new_lead_id(now: int) -> str:
+    """Return a UUID version 7 for ``now`` (microseconds since 1970): later ids sort after earlier ones."""
+    # 48 bits of milliseconds, version 7, 12 bits of the microseconds within it, variant 2, 62 random bits
+    fraction = (now % 1000) * 4096 // 1000
+    number = (now // 1000) << 80 | 7 << 76 | fraction << 64 | 2 << 62 | secrets.randbits(62)
+    digits = f"{number:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Identified:
+    """Who is who after a batch."""
+
+    lead_ids: list[str]  # of each event, in the batch's order
+    fresh: frozenset[str]  # leads that did not exist before
+    merges: dict[str, str]  # existing lead -> the existing lead that it becomes part of
+    bindings: dict[Identity, str]  # identities that nobody had before -> lead
+
+
+def identify(events: Iterable[Event], known: Mapping[Identity, str], now: int) -> Identified:
+    """Group ``events`` by shared identities and name each group's lead; ``known`` are the identities stored so far."""
+    groups = _Groups()
+    events = list(events)
+    for event in events:
+        first = event.identities[0]
+        for identity in event.identities:
+            groups.join(first, identity)
+            if identity in known:
+                groups.join(first, known[identity])
+    leads: dict[Any, str] = {}  # root -> surviving lead
+    merges: dict[str, str] = {}
+    for lead_id in sorted(set(known.values())):
+        if (root := groups.root(lead_id)) in leads:
+            merges[lead_id] = leads[root]
+        else:
+            leads[root] = lead_id
+    fresh: set[str] = set()
+    lead_ids: list[str] = []
+    bindings: dict[Identity, str] = {}
+    for event in events:
+        root = groups.root(event.identities[0])
+        if root not in leads:
+            leads[root] = new_lead_id(now)
+            fresh.add(leads[root])
+        lead_ids.append(leads[root])
+        for identity in event.identities:
+            if identity not in known:
+                bindings[identity] = leads[root]
+    return Identified(lead_ids, frozenset(fresh), merges, bindings)
+
+
+class _Groups:
+    """Union-find over identities (tuples) and lead ids (strings)."""
+
+    def __init__(self) -> None:
+        self._parent: dict[Any, Any] = {}
+
+    def root(self, item: Any) -> Any:
+        parent = self._parent
+        top = item
+        while (up := parent.setdefault(top, top)) != top:
+            top = up
+        while parent[item] != top:  # shorten the way for the next who asks
+            parent[item], item = top, parent[item]
+        return top
+
+    def join(self, one: Any, other: Any) -> None:
+        self._parent[self.root(other)] = self.root(one)

@@ -1,0 +1,159 @@
+"""Stage 5 of 6: one merge rule for everything that changes a lead.
+
+Each field of a lead keeps its value together with its stamp: (authority, occurred_at, event_id). A value replaces
+another exactly when its stamp is greater. Stamps are totally ordered and each event has its own, so merging is a maximum:
+any order and any repetition of the same events gives the same lead, and so does merging two leads.
+
+Authority goes before time: what a person said about herself outlives what a CRM user typed, that what an app sent, that
+what a provider believes. The first and the last touch are the earliest and the latest event of a person or an app.
+
+``lead_erased`` forgets every value whose stamp is not later than it, and refuses such values from then on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from streams.intake.event import Event
+from streams.intake.identify import e164
+
+RANKS = {"enrichment": 1, "app": 2, "crm_user": 3, "person": 4}
+MAPS = frozenset({"consent", "crm_ids", "custom"})
+_ERASED = "_erased"
+_TOUCHING = frozenset({"app", "person"})
+
+Stamp = list[Any]  # [rank, occurred_at, event_id]: a list, as JSON gives it back
+
+
+@dataclass(slots=True)
+class Lead:
+    """A lead's working copy within one transaction: ``attributes`` by field, ``provenance`` by field or map key."""
+
+    lead_id: str
+    tenant: str
+    version: int = 0
+    created_at: int = 0
+    updated_at: int = 0
+    merged_into: str = ""
+    attributes: dict[str, Any] = field(default_factory=dict)
+    provenance: dict[str, Stamp] = field(default_factory=dict)
+
+
+def merge(lead: Lead, event: Event) -> dict[str, Any]:
+    """Bring ``lead`` up to ``event`` and return what changed: field, or ``map.key``, to its new value."""
+    stamp = [RANKS[event.type.authority], event.occurred_at, event.event_id]
+    changes: dict[str, Any] = {}
+    if event.type.name == "lead_erased":
+        _erase(lead, stamp, changes)
+    if event.occurred_at <= lead.provenance.get(_ERASED, (0, -1))[1]:
+        return changes
+    for name, value in _said(event):
+        if _wins(lead, name, stamp) and _put(lead.attributes, name, value):
+            changes[name] = value
+    if event.type.authority in _TOUCHING:
+        _touch(lead, event.occurred_at, event.source, event.event_id)
+    return changes
+
+
+def absorb(survivor: Lead, loser: Lead) -> None:
+    """Merge ``loser``'s values into ``survivor`` by the same rule; ``loser`` itself stays as it is."""
+    erased = loser.provenance.get(_ERASED)
+    if erased:
+        _erase(survivor, erased, {})
+    limit = survivor.provenance.get(_ERASED, (0, -1))[1]
+    for name, stamp in loser.provenance.items():
+        if name == _ERASED or stamp[1] <= limit:
+            continue
+        if name in ("first_touch", "last_touch"):
+            _touch(survivor, stamp[1], loser.attributes[name + "_source"], stamp[2])
+        elif _wins(survivor, name, stamp):
+            _put(survivor.attributes, name, _get(loser.attributes, name))
+    survivor.created_at = min(survivor.created_at or loser.created_at, loser.created_at)
+
+
+def _said(event: Event) -> Iterator[tuple[str, Any]]:
+    """Yield what the event says of the lead; an empty value says nothing."""
+    record = event.record
+    identifiers = record["identifiers"]
+    if value := identifiers["external_id"].strip():
+        yield "external_id", value
+    if value := identifiers["email"].strip().lower():
+        yield "email", value
+    if value := identifiers["phone"]:
+        yield "phone", e164(value) or value.strip()
+    for crm, value in identifiers["crm_ids"].items():
+        yield f"crm_ids.{crm}", value
+    for name, target in event.type.lead_fields.items():
+        value = record[name]
+        if value in ("", None):
+            continue
+        if target in MAPS:
+            for key, item in value.items():
+                yield f"{target}.{key}", item
+        else:
+            yield target, value
+    if "consent" in event.type.lead_maps:
+        purpose, status = event.type.lead_maps["consent"]
+        yield f"consent.{record[purpose]}", record[status]
+
+
+def _wins(lead: Lead, name: str, stamp: Stamp) -> bool:
+    had = lead.provenance.get(name)
+    if had is not None and had >= stamp:
+        return False
+    lead.provenance[name] = stamp
+    return True
+
+
+def _put(attributes: dict[str, Any], name: str, value: Any) -> bool:
+    """Set a field or a map's key; return whether that is a change."""
+    top, _, key = name.partition(".")
+    if not key:
+        if attributes.get(name) == value:
+            return False
+        attributes[name] = value
+        return True
+    inner = attributes.setdefault(top, {})
+    if inner.get(key) == value:
+        return False
+    inner[key] = value
+    return True
+
+
+def _get(attributes: dict[str, Any], name: str) -> Any:
+    top, _, key = name.partition(".")
+    return attributes[top][key] if key else attributes[top]
+
+
+def _touch(lead: Lead, at: int, source: str, event_id: str) -> None:
+    stamp: Stamp = [0, at, event_id]
+    first = lead.provenance.get("first_touch")
+    if first is None or stamp < first:
+        lead.provenance["first_touch"] = stamp
+        lead.attributes |= {"first_touch_at": at, "first_touch_source": source}
+    last = lead.provenance.get("last_touch")
+    if last is None or stamp > last:
+        lead.provenance["last_touch"] = stamp
+        lead.attributes |= {"last_touch_at": at, "last_touch_source": source}
+
+
+def _erase(lead: Lead, stamp: Stamp, changes: dict[str, Any]) -> None:
+    had = lead.provenance.get(_ERASED)
+    if had is not None and had >= stamp:
+        return
+    for name, old in list(lead.provenance.items()):
+        if old[1] > stamp[1]:
+            continue
+        del lead.provenance[name]
+        top, _, key = name.partition(".")
+        if key:
+            lead.attributes[top].pop(key, None)
+        elif name in ("first_touch", "last_touch"):
+            lead.attributes.pop(name + "_at", None)
+            lead.attributes.pop(name + "_source", None)
+        else:
+            lead.attributes.pop(name, None)
+            changes[name] = None
+    lead.provenance[_ERASED] = stamp
