@@ -5,7 +5,7 @@
 - JSON of the same schema: an object with ``"type"`` (see :mod:`schemas.json_form`)
 
 Source: Avro 1.12 specification, "Single-object encoding" and "Object container files"; Confluent's "Wire format".
-Times stay integers (microseconds since 1970, UTC). A producer's earlier form of a schema is resolved to the present one.
+Times stay integers (microseconds since 1970, UTC). An earlier form of a schema is resolved to the present one.
 """
 
 from __future__ import annotations

@@ -38,24 +38,22 @@ async def migrate(dsn: str, folder: Path = FOLDER) -> list[str]:
         await connection.execute(_TABLE)
         rows = await connection.fetch("SELECT name, checksum FROM schema_migrations")
         applied = {row["name"]: row["checksum"] for row in rows}
-        return [path.name for path in sorted(folder.glob("*.sql")) if await _apply(connection, path, applied)]
+        files = {path.name: path.read_text("utf-8") for path in sorted(folder.glob("*.sql"))}  # noqa: ASYNC240 - at start
+        return [name for name, sql in files.items() if await _apply(connection, name, sql, applied)]
     finally:
         await connection.close()
 
 
-async def _apply(connection: asyncpg.Connection, path: Path, applied: dict[str, str]) -> bool:
-    sql = path.read_text("utf-8")
+async def _apply(connection: asyncpg.Connection, name: str, sql: str, applied: dict[str, str]) -> bool:
     checksum = hashlib.sha256(sql.encode()).hexdigest()
-    if path.name in applied:
-        if applied[path.name] != checksum:
-            raise MigrationError(f"{path.name} was applied and has changed since: put it back and add a new file")
+    if name in applied:
+        if applied[name] != checksum:
+            raise MigrationError(f"{name} was applied and has changed since: put it back and add a new file")
         return False
     try:
         async with connection.transaction():
             await connection.execute(sql)
-            await connection.execute(
-                "INSERT INTO schema_migrations (name, checksum) VALUES ($1, $2)", path.name, checksum
-            )
+            await connection.execute("INSERT INTO schema_migrations (name, checksum) VALUES ($1, $2)", name, checksum)
     except asyncpg.PostgresError as error:
-        raise MigrationError(f"{path.name}: {error}") from error
+        raise MigrationError(f"{name}: {error}") from error
     return True

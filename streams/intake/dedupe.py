@@ -38,7 +38,7 @@ def event_key(tenant: str, event_id: str) -> str:
 
 
 def dedupe(events: Iterable[Event], receipts: Mapping[str, Receipt]) -> Sorted:
-    """Sort ``events`` by the ``receipts`` found for their keys, and against one another: the first of a batch is new."""
+    """Sort ``events`` by the ``receipts`` found for their keys; of several in one batch the first is new."""
     found = Sorted([], [], [])
     seen: set[str] = set()
     for event in events:

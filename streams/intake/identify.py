@@ -1,7 +1,7 @@
 """Stage 4 of 6: whose event is it? Afterwards every event has a lead, and no identity belongs to two leads.
 
 Identifiers are normalised before they are matched: e-mail lower-cased and trimmed, phone to E.164, the others trimmed.
-An event whose identifiers hit several leads makes them one; the oldest survives (ids are time-ordered, so the smallest).
+An event whose identifiers hit several leads makes them one; the oldest survives (ids are time-ordered: the smallest).
 That is a transitive closure, so the same events in any order give the same groups.
 """
 

@@ -1,8 +1,8 @@
 """Stage 5 of 6: one merge rule for everything that changes a lead.
 
 Each field of a lead keeps its value together with its stamp: (authority, occurred_at, event_id). A value replaces
-another exactly when its stamp is greater. Stamps are totally ordered and each event has its own, so merging is a maximum:
-any order and any repetition of the same events gives the same lead, and so does merging two leads.
+another exactly when its stamp is greater. Stamps are totally ordered and each event has its own, so merging is a
+maximum: any order and any repetition of the same events gives the same lead, and so does merging two leads.
 
 Authority goes before time: what a person said about herself outlives what a CRM user typed, that what an app sent, that
 what a provider believes. The first and the last touch are the earliest and the latest event of a person or an app.
@@ -51,7 +51,7 @@ def merge(lead: Lead, event: Event) -> dict[str, Any]:
         return changes
     for name, value in _said(event):
         if _wins(lead, name, stamp) and _put(lead.attributes, name, value):
-            changes[name] = value
+            changes[name] = value  # noqa: PERF403 - the condition has the effect
     if event.type.authority in _TOUCHING:
         _touch(lead, event.occurred_at, event.source, event.event_id)
     return changes

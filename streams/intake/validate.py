@@ -1,4 +1,4 @@
-"""Stage 2 of 6: the rules that a type cannot say. Afterwards the event has an id, a tenant, a time and an identifier."""
+"""Stage 2 of 6: what a type cannot say. Afterwards the event has an id, a tenant, a time and an identifier."""
 
 from __future__ import annotations
 

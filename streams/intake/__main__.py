@@ -1,0 +1,6 @@
+"""``python -m streams.intake``: one intake worker; start as many as the topic has partitions."""
+
+from infra.runtime import run
+from streams.intake.app import main
+
+run(main, "intake")

@@ -1,0 +1,43 @@
+"""Intake's composition root: settings to clients to the batch loop."""
+
+from __future__ import annotations
+
+from infra.kafka.batches import run_batches
+from infra.kafka.producer import Deliverer
+from infra.plugins import names
+from infra.postgres.pool import connect
+from infra.runtime import Stop
+from infra.settings import Settings
+from schemas.codec import Codec
+from streams.campaigns.triggers import event_types, load_campaigns
+from streams.intake.pipeline import STAGE, Intake
+from streams.intake.route import Router
+
+
+async def main(settings: Settings, stop: Stop) -> None:
+    """Run intake until ``stop``."""
+    codec = Codec()
+    router = Router(codec, names("sinks.crm"), event_types(load_campaigns(settings.campaigns_dir)))
+    deliverer = Deliverer(settings.kafka_bootstrap)
+    pool = await connect(settings.database_url, size=settings.database_pool_size, application=STAGE)
+    intake = Intake(
+        pool,
+        codec,
+        router,
+        max_event_bytes=settings.max_event_bytes,
+        max_ahead_s=settings.max_clock_ahead_s,
+    )
+    try:
+        await run_batches(
+            settings,
+            group=STAGE,
+            topics=["leads.received"],
+            processor=intake,
+            stop=stop,
+            size=settings.batch_size,
+            linger_ms=settings.batch_linger_ms,
+            deliverer=deliverer,
+        )
+    finally:
+        await deliverer.close()
+        await pool.close()

@@ -1,0 +1,174 @@
+"""Intake: every lead event becomes part of one trusted record, in one Postgres transaction a batch.
+
+decode → validate → dedupe → identify → merge → route
+
+A crash before the transaction commits leaves nothing behind. A crash after it, before the records are delivered, leads
+to a redelivery with the same coordinates: what was decided is read back and told again. So everything that is decided
+is told at least once, and a version of a lead is made exactly once.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+from confluent_kafka import Message
+
+from infra import metrics
+from infra.kafka.batches import Effects
+from infra.kafka.dead_letters import dead_letter
+from infra.kafka.producer import Output
+from infra.outcomes import Dead, What
+from infra.postgres.pool import transaction
+from infra.runtime import log
+from schemas.codec import Codec
+from streams.intake import store
+from streams.intake.decode import decode
+from streams.intake.dedupe import Receipt, dedupe
+from streams.intake.event import Event
+from streams.intake.identify import identify
+from streams.intake.merge import Lead, absorb, merge
+from streams.intake.route import Router
+from streams.intake.store import Change, Contended, Merge
+from streams.intake.validate import validate
+
+STAGE = "intake"
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A batch after decode and validate: its events, and the dead letters of what is none."""
+
+    events: list[Event]
+    dead: list[Output]
+
+
+class Intake:
+    """The processor of ``leads.received``. ``now`` is the clock, in microseconds since 1970."""
+
+    def __init__(
+        self,
+        pool: asyncpg.Pool,
+        codec: Codec,
+        router: Router,
+        *,
+        max_event_bytes: int,
+        max_ahead_s: int,
+        now: Callable[[], int] = lambda: time.time_ns() // 1000,
+    ) -> None:
+        self._pool = pool
+        self._codec = codec
+        self._router = router
+        self._max_bytes = max_event_bytes
+        self._max_ahead = max_ahead_s * 1_000_000
+        self._now = now
+        self._log = log(STAGE)
+
+    def prepare(self, messages: Sequence[Message]) -> Prepared:
+        """Decode and validate."""
+        now = self._now()
+        prepared = Prepared([], [])
+        for message in messages:
+            found = decode(message, self._codec, self._max_bytes)
+            if not isinstance(found, Dead):
+                found = validate(found, message, now, self._max_ahead)
+            if isinstance(found, Dead):
+                prepared.dead.append(dead_letter(message, STAGE, found))
+                metrics.OUTCOMES.labels(STAGE, What.DEAD.value, found.reason.value).inc()
+            else:
+                prepared.events.append(found)
+        return prepared
+
+    async def apply(self, prepared: Prepared) -> Effects:
+        """Decide the batch in one transaction, then say who has to know."""
+        if not prepared.events:
+            return Effects(prepared.dead, len(prepared.dead))
+        while True:
+            try:
+                async with transaction(self._pool) as connection:
+                    changes, duplicates = await _decide(connection, prepared.events, self._now())
+                break
+            except (Contended, *store.CONTENDED) as contended:
+                # Another worker met the same people in the same moment; it is done now, so look again.
+                self._log.info("contended", extra={"fields": {"why": type(contended).__name__}})
+        metrics.OUTCOMES.labels(STAGE, What.ACCEPTED.value, "").inc(len(changes))
+        metrics.OUTCOMES.labels(STAGE, What.DUPLICATE.value, "duplicate_event").inc(len(duplicates))
+        now = self._now()
+        told = self._router.route(changes, now) + self._router.duplicates(duplicates, now)
+        return Effects(told + prepared.dead, len(prepared.dead))
+
+
+async def _decide(connection: asyncpg.Connection, events: list[Event], now: int) -> tuple[list[Change], list[Event]]:
+    """Return what changed and what was a duplicate; all of it is in the database when the transaction commits."""
+    found = dedupe(events, await store.receipts_of(connection, events))
+    changes = await _again(connection, found.redelivered)
+    if found.new:
+        known = await store.leads_of(connection, (i for event in found.new for i in event.identities))
+        who = identify(found.new, known, now)
+        # Identities first: whoever binds the same one waits here for the other to commit, and then looks again.
+        await store.bind(connection, who.bindings)
+        leads = await store.lock(connection, {*who.lead_ids, *who.merges} - who.fresh)
+        fresh, merges = _change(found.new, who.lead_ids, who.merges, leads, now)
+        await store.record_merges(connection, merges)
+        await store.save(connection, leads.values())
+        await store.remember(connection, fresh)
+        changes += fresh
+    return changes, found.duplicates
+
+
+def _change(
+    events: list[Event], lead_ids: list[str], merges: dict[str, str], leads: dict[str, Lead], now: int
+) -> tuple[list[Change], list[Merge]]:
+    """Merge ``events`` into ``leads`` (which gain the new ones), each making the next version of its lead."""
+    losers: dict[str, list[Lead]] = {}
+    for loser_id, survivor_id in merges.items():
+        losers.setdefault(survivor_id, []).append(leads[loser_id])
+    changes: list[Change] = []
+    merged: list[Merge] = []
+    for event, lead_id in zip(events, lead_ids, strict=True):
+        lead = leads.get(lead_id)
+        if lead is None:
+            lead = leads[lead_id] = Lead(lead_id, event.tenant, created_at=now)
+        # The first event of the group carries the merge: from then on there is one lead.
+        absorbed = losers.pop(lead_id, [])
+        for loser in absorbed:
+            merged.append(Merge(lead, loser, event.event_id, store.snapshot(lead)))
+            absorb(lead, loser)
+            loser.version += 1
+            loser.updated_at = now
+            loser.merged_into = lead_id
+        changed = merge(lead, event)
+        lead.version += 1
+        lead.updated_at = now
+        gone = {loser.lead_id: loser.version for loser in absorbed}
+        changes.append(Change(event, lead_id, lead.version, now, changed, gone, _as_record(lead)))
+    return changes, merged
+
+
+async def _again(connection: asyncpg.Connection, redelivered: list[tuple[Event, Receipt]]) -> list[Change]:
+    """Read back what was decided about records that come again after a crash; the lead may be newer by now."""
+    if not redelivered:
+        return []
+    before = await store.decided(connection, redelivered)
+    gone = [loser for _, _, merged in before.values() for loser in merged]
+    leads = await store.read(connection, [*gone, *(receipt.lead_id for _, receipt in redelivered)])
+    changes: list[Change] = []
+    for event, (_, _, _, lead_id, version) in redelivered:
+        decided_at, changed, merged = before[lead_id, version]
+        losers = {loser: leads[loser].version for loser in merged}
+        changes.append(Change(event, lead_id, version, decided_at, changed, losers, _as_record(leads[lead_id])))
+    return changes
+
+
+def _as_record(lead: Lead) -> dict[str, Any]:
+    record: dict[str, Any] = {name: dict(v) if type(v) is dict else v for name, v in lead.attributes.items()}
+    record["lead_id"] = lead.lead_id
+    record["tenant"] = lead.tenant
+    record["version"] = lead.version
+    record["merged_into"] = lead.merged_into
+    record["created_at"] = lead.created_at
+    record["updated_at"] = lead.updated_at
+    return record

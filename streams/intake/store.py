@@ -1,0 +1,257 @@
+"""What intake reads and writes in Postgres: arrays through ``unnest``, one statement a table, in a fixed order.
+
+All functions run in the caller's one transaction. Locks are taken in the order identities, leads (by lead_id),
+receipts, so that two workers cannot wait for one another in a circle; where the server finds one all the same, and
+wherever another worker got in between lookup and write, :class:`Contended` says: roll back and do the batch again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import asyncpg
+import orjson
+
+from streams.intake.dedupe import Receipt
+from streams.intake.event import Event, Identity
+from streams.intake.merge import Lead
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MICROSECOND = timedelta(microseconds=1)
+
+CONTENDED = (asyncpg.UniqueViolationError, asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
+
+
+class Contended(Exception):  # noqa: N818 - it asks for another try
+    """Another worker decided something about the same people in the same moment."""
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One accepted event: the version it made, what it changed, whom it merged, and the lead as to be told."""
+
+    event: Event
+    lead_id: str
+    version: int
+    decided_at: int
+    changes: dict[str, Any]
+    merged: dict[str, int]  # each lead that became part of this one, and the version that ended it
+    lead: dict[str, Any]  # a record of lead.avsc
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """Two existing leads that became one, with all it takes to undo it."""
+
+    survivor: Lead
+    loser: Lead
+    event_id: str
+    survivor_before: bytes  # JSON of attributes and provenance
+
+
+async def receipts_of(connection: asyncpg.Connection, events: Iterable[Event]) -> dict[str, Receipt]:
+    """Return the receipts of those ``events`` that were accepted before, by event key."""
+    rows = await connection.fetch(
+        'SELECT key, topic, partition, "offset", lead_id, version FROM receipts WHERE key = ANY($1::uuid[])',
+        [event.key for event in events],
+    )
+    return {row[0].hex: Receipt(row[1], row[2], row[3], str(row[4]), row[5]) for row in rows}
+
+
+async def leads_of(connection: asyncpg.Connection, identities: Iterable[Identity]) -> dict[Identity, str]:
+    """Return whose each of the ``identities`` is, where it is known."""
+    wanted = list(dict.fromkeys(identities))
+    rows = await connection.fetch(
+        """
+        SELECT i.tenant, i.kind, i.value, i.lead_id
+        FROM unnest($1::text[], $2::text[], $3::text[]) AS w (tenant, kind, value)
+        JOIN identities i USING (tenant, kind, value)
+        """,
+        *_columns(wanted, 3),
+    )
+    return {(row[0], row[1], row[2]): str(row[3]) for row in rows}
+
+
+async def bind(connection: asyncpg.Connection, bindings: Mapping[Identity, str]) -> None:
+    """Store new identities. Raises Contended where another worker has just stored one of them."""
+    if not bindings:
+        return
+    rows = sorted((*identity, lead_id) for identity, lead_id in bindings.items())
+    status = await connection.execute(
+        """
+        INSERT INTO identities (tenant, kind, value, lead_id)
+        SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::uuid[]) ON CONFLICT DO NOTHING
+        """,
+        *_columns(rows, 4),
+    )
+    if int(status.rpartition(" ")[2]) != len(rows):
+        raise Contended
+
+
+async def lock(connection: asyncpg.Connection, lead_ids: Iterable[str]) -> dict[str, Lead]:
+    """Lock and return existing leads. Raises Contended where one was merged away since its identity was looked up."""
+    found = await read(connection, lead_ids, "FOR NO KEY UPDATE")
+    if any(lead.merged_into for lead in found.values()):
+        raise Contended
+    return found
+
+
+async def read(connection: asyncpg.Connection, lead_ids: Iterable[str], suffix: str = "") -> dict[str, Lead]:
+    """Return leads by id, as they are stored."""
+    wanted = sorted(set(lead_ids))
+    if not wanted:
+        return {}
+    rows = await connection.fetch(
+        f"""
+        SELECT lead_id, tenant, version, created_at, updated_at, merged_into, attributes, provenance
+        FROM leads WHERE lead_id = ANY($1::uuid[]) ORDER BY lead_id {suffix}
+        """,  # noqa: S608 - the suffix is a word of ours
+        wanted,
+    )
+    return {
+        (lead_id := str(row[0])): Lead(
+            lead_id,
+            row[1],
+            row[2],
+            _micros(row[3]),
+            _micros(row[4]),
+            str(row[5] or ""),
+            orjson.loads(row[6]),
+            orjson.loads(row[7]),
+        )
+        for row in rows
+    }
+
+
+async def save(connection: asyncpg.Connection, leads: Iterable[Lead]) -> None:
+    """Insert or replace ``leads`` whole; those that existed are locked by this transaction."""
+    rows = [
+        (
+            lead.lead_id,
+            lead.tenant,
+            lead.version,
+            lead.merged_into or None,
+            lead.created_at,
+            lead.updated_at,
+            *(lead.attributes.get(name) for name in ("email", "status", "owner", "region", "score")),
+            orjson.dumps(lead.attributes).decode(),
+            orjson.dumps(lead.provenance).decode(),
+        )
+        for lead in sorted(leads, key=lambda lead: lead.lead_id)
+    ]
+    await connection.execute(
+        """
+        INSERT INTO leads (lead_id, tenant, version, merged_into, created_at, updated_at,
+                           email, status, owner, region, score, attributes, provenance)
+        SELECT l, t, v, m, timestamptz 'epoch' + c * interval '1 microsecond',
+               timestamptz 'epoch' + u * interval '1 microsecond', e, s, o, r, sc, a, p
+        FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::uuid[], $5::bigint[], $6::bigint[], $7::text[],
+                    $8::text[], $9::text[], $10::text[], $11::float8[], $12::jsonb[], $13::jsonb[])
+             AS w (l, t, v, m, c, u, e, s, o, r, sc, a, p)
+        ON CONFLICT (lead_id) DO UPDATE SET
+            version = excluded.version, merged_into = excluded.merged_into, created_at = excluded.created_at,
+            updated_at = excluded.updated_at, email = excluded.email, status = excluded.status,
+            owner = excluded.owner, region = excluded.region, score = excluded.score,
+            attributes = excluded.attributes, provenance = excluded.provenance
+        """,
+        *_columns(rows, 13),
+    )
+
+
+async def remember(connection: asyncpg.Connection, changes: Sequence[Change]) -> None:
+    """Write receipts and history. Raises UniqueViolationError where another worker has just accepted one of them."""
+    rows = sorted(
+        (c.event.key, c.event.topic, c.event.partition, c.event.offset, c.lead_id, c.version) for c in changes
+    )
+    await connection.execute(
+        """
+        INSERT INTO receipts (key, month, topic, partition, "offset", lead_id, version)
+        SELECT k, date_trunc('month', now() AT TIME ZONE 'UTC'), t, p, o, l, v
+        FROM unnest($1::uuid[], $2::text[], $3::int[], $4::bigint[], $5::uuid[], $6::bigint[])
+             AS w (k, t, p, o, l, v)
+        """,
+        *_columns(rows, 6),
+    )
+    await connection.execute(
+        """
+        INSERT INTO lead_history (lead_id, version, month, decided_at, tenant, event_id, event_type, source,
+                                  occurred_at, changes, merged)
+        SELECT l, v, date_trunc('month', now() AT TIME ZONE 'UTC'), timestamptz 'epoch' + d * interval '1 microsecond',
+               t, e, k, s, timestamptz 'epoch' + o * interval '1 microsecond', c, m::uuid[]
+        FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[],
+                    $8::bigint[], $9::jsonb[], $10::text[])
+             AS w (l, v, d, t, e, k, s, o, c, m)
+        """,
+        *_columns(
+            [
+                (
+                    c.lead_id,
+                    c.version,
+                    c.decided_at,
+                    c.event.tenant,
+                    c.event.event_id,
+                    c.event.type.name,
+                    c.event.source,
+                    c.event.occurred_at,
+                    orjson.dumps(c.changes).decode(),
+                    "{" + ",".join(c.merged) + "}",
+                )
+                for c in changes
+            ],
+            10,
+        ),
+    )
+
+
+async def record_merges(connection: asyncpg.Connection, merges: Sequence[Merge]) -> None:
+    """Give the losers' identities and aliases to the survivors, and write down all it takes to undo that."""
+    for merge in merges:
+        loser, survivor = merge.loser.lead_id, merge.survivor.lead_id
+        moved = await connection.fetch(
+            "UPDATE identities SET lead_id = $2 WHERE lead_id = $1 RETURNING kind, value", loser, survivor
+        )
+        await connection.execute("UPDATE lead_aliases SET lead_id = $2 WHERE lead_id = $1", loser, survivor)
+        await connection.execute("INSERT INTO lead_aliases (alias_id, lead_id) VALUES ($1, $2)", loser, survivor)
+        await connection.execute(
+            """
+            INSERT INTO lead_merges (survivor_id, loser_id, tenant, event_id, survivor, loser, identities)
+            VALUES ($1, $2, $3, $4, $5, $6, $7)
+            """,
+            survivor,
+            loser,
+            merge.loser.tenant,
+            merge.event_id,
+            merge.survivor_before.decode(),
+            snapshot(merge.loser).decode(),
+            orjson.dumps([[row[0], row[1]] for row in moved]).decode(),
+        )
+
+
+async def decided(
+    connection: asyncpg.Connection, redelivered: Sequence[tuple[Event, Receipt]]
+) -> dict[tuple[str, int], tuple[int, dict[str, Any], tuple[str, ...]]]:
+    """Return (decided_at, changes, merged) of what was decided before, by (lead_id, version)."""
+    rows = await connection.fetch(
+        """
+        SELECT h.lead_id, h.version, h.decided_at, h.changes, h.merged
+        FROM unnest($1::uuid[], $2::bigint[]) AS w (lead_id, version) JOIN lead_history h USING (lead_id, version)
+        """,
+        *_columns([(receipt.lead_id, receipt.version) for _, receipt in redelivered], 2),
+    )
+    return {(str(row[0]), row[1]): (_micros(row[2]), orjson.loads(row[3]), tuple(map(str, row[4]))) for row in rows}
+
+
+def snapshot(lead: Lead) -> bytes:
+    """Return a lead's attributes and provenance as JSON."""
+    return orjson.dumps({"attributes": lead.attributes, "provenance": lead.provenance})
+
+
+def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:
+    return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(width)]
+
+
+def _micros(at: datetime) -> int:
+    return (at - _EPOCH) // _MICROSECOND
