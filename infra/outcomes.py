@@ -33,6 +33,7 @@ class Reason(StrEnum):
     CONFLICT = "conflict"
     QUOTA = "quota"
     UNAUTHORIZED = "unauthorized"
+    MISCONFIGURED = "misconfigured"  # a person has to set something up at the destination first
     # skipped on purpose
     NOT_FOUND = "not_found"  # a provider knows nothing of this lead
     NO_CONSENT = "no_consent"
