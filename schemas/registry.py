@@ -1,8 +1,8 @@
 """The registry: the folders of this package are the index, no list is kept by hand.
 
 ``types/`` holds what events share, ``events/`` one lead event type a file, ``records/`` what the pipeline itself
-writes, ``lead.avsc`` the canonical lead, and ``past/<name>/`` the earlier forms of a schema, so that a producer which still
-writes one is understood. Attributes of a field drive everything downstream:
+writes, ``lead.avsc`` the canonical lead, and ``past/<name>/`` the earlier forms of a schema, so that a producer which
+still writes one is understood. Attributes of a field drive everything downstream:
 
 - ``"lead": "first_name"``: merges into that field of the lead; on a map, key by key into that map of the lead
 - ``"lead": "consent", "value": "status"``: this field is the key, the named field the value, in that map of the lead

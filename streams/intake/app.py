@@ -4,20 +4,21 @@ from __future__ import annotations
 
 from infra.kafka.batches import run_batches
 from infra.kafka.producer import Deliverer
-from infra.plugins import names
+from infra.kafka.topics import load
 from infra.postgres.pool import connect
 from infra.runtime import Stop
 from infra.settings import Settings
 from schemas.codec import Codec
 from streams.campaigns.triggers import event_types, load_campaigns
 from streams.intake.pipeline import STAGE, Intake
-from streams.intake.route import Router
+from streams.intake.route import CRM_TOPICS, Router
 
 
 async def main(settings: Settings, stop: Stop) -> None:
     """Run intake until ``stop``."""
     codec = Codec()
-    router = Router(codec, names("sinks.crm"), event_types(load_campaigns(settings.campaigns_dir)))
+    crm_topics = [name for name in load() if name.startswith(CRM_TOPICS)]
+    router = Router(codec, crm_topics, event_types(load_campaigns(settings.campaigns_dir)))
     deliverer = Deliverer(settings.kafka_bootstrap)
     pool = await connect(settings.database_url, size=settings.database_pool_size, application=STAGE)
     intake = Intake(

@@ -72,15 +72,17 @@ class Intake:
         now = self._now()
         prepared = Prepared([], [])
         for message in messages:
-            found = decode(message, self._codec, self._max_bytes)
-            if not isinstance(found, Dead):
-                found = validate(found, message, now, self._max_ahead)
-            if isinstance(found, Dead):
-                prepared.dead.append(dead_letter(message, STAGE, found))
-                metrics.OUTCOMES.labels(STAGE, What.DEAD.value, found.reason.value).inc()
+            event = self._read(message, now)
+            if isinstance(event, Dead):
+                prepared.dead.append(dead_letter(message, STAGE, event))
+                metrics.OUTCOMES.labels(STAGE, What.DEAD.value, event.reason.value).inc()
             else:
-                prepared.events.append(found)
+                prepared.events.append(event)
         return prepared
+
+    def _read(self, message: Message, now: int) -> Event | Dead:
+        decoded = decode(message, self._codec, self._max_bytes)
+        return decoded if isinstance(decoded, Dead) else validate(decoded, message, now, self._max_ahead)
 
     async def apply(self, prepared: Prepared) -> Effects:
         """Decide the batch in one transaction, then say who has to know."""

@@ -13,14 +13,15 @@ from schemas.codec import Codec
 from streams.intake.event import Event
 from streams.intake.store import Change
 
+CRM_TOPICS = "leads.crm-"
 _ENRICHABLE = frozenset({"email", "domain"})
 
 
 class Router:
-    """Turns decisions into records. ``crms`` are destinations, ``signals`` the event types that campaigns listen to."""
+    """Turns decisions into records; ``signals`` are the event types that campaigns listen to."""
 
-    def __init__(self, codec: Codec, crms: Sequence[str], signals: frozenset[str]) -> None:
-        self._crm_topics = [f"leads.crm-{crm}" for crm in crms]
+    def __init__(self, codec: Codec, crm_topics: Sequence[str], signals: frozenset[str]) -> None:
+        self._crm_topics = crm_topics
         self._signals = signals
         self._lead_change = codec.encoder("lead_change")
         self._crm_wanted = codec.encoder("crm_wanted")
