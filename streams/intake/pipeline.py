@@ -115,8 +115,8 @@ async def _decide(connection: asyncpg.Connection, events: list[Event], now: int)
         leads = await store.lock(connection, {*who.lead_ids, *who.merges} - who.fresh)
         fresh, merges = _change(found.new, who.lead_ids, who.merges, leads, now)
         await store.record_merges(connection, merges)
-        await store.save(connection, leads.values())
-        await store.remember(connection, fresh)
+        await store.save(connection, leads, who.fresh, now)
+        await store.remember(connection, fresh, now)
         changes += fresh
     return changes, found.duplicates
 

@@ -22,6 +22,8 @@ from streams.intake.merge import Lead
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
+_FILTERED = ("email", "status", "owner", "region", "score")  # attributes that are columns too
+
 CONTENDED = (asyncpg.UniqueViolationError, asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 
 
@@ -126,83 +128,77 @@ async def read(connection: asyncpg.Connection, lead_ids: Iterable[str], suffix: 
     }
 
 
-async def save(connection: asyncpg.Connection, leads: Iterable[Lead]) -> None:
-    """Insert or replace ``leads`` whole; those that existed are locked by this transaction."""
-    rows = [
+async def save(connection: asyncpg.Connection, leads: Mapping[str, Lead], fresh: frozenset[str], now: int) -> None:
+    """Insert the ``fresh`` ones of ``leads`` by COPY and replace the others, which this transaction has locked."""
+    at = _datetime(now)
+    inserted = [
         (
             lead.lead_id,
             lead.tenant,
             lead.version,
-            lead.merged_into or None,
-            lead.created_at,
-            lead.updated_at,
-            *(lead.attributes.get(name) for name in ("email", "status", "owner", "region", "score")),
+            at,
+            at,
+            *(lead.attributes.get(name) for name in _FILTERED),
             orjson.dumps(lead.attributes).decode(),
             orjson.dumps(lead.provenance).decode(),
         )
-        for lead in sorted(leads, key=lambda lead: lead.lead_id)
+        for lead_id, lead in leads.items()
+        if lead_id in fresh
     ]
-    await connection.execute(
-        """
-        INSERT INTO leads (lead_id, tenant, version, merged_into, created_at, updated_at,
-                           email, status, owner, region, score, attributes, provenance)
-        SELECT l, t, v, m, timestamptz 'epoch' + c * interval '1 microsecond',
-               timestamptz 'epoch' + u * interval '1 microsecond', e, s, o, r, sc, a, p
-        FROM unnest($1::uuid[], $2::text[], $3::bigint[], $4::uuid[], $5::bigint[], $6::bigint[], $7::text[],
-                    $8::text[], $9::text[], $10::text[], $11::float8[], $12::jsonb[], $13::jsonb[])
-             AS w (l, t, v, m, c, u, e, s, o, r, sc, a, p)
-        ON CONFLICT (lead_id) DO UPDATE SET
-            version = excluded.version, merged_into = excluded.merged_into, created_at = excluded.created_at,
-            updated_at = excluded.updated_at, email = excluded.email, status = excluded.status,
-            owner = excluded.owner, region = excluded.region, score = excluded.score,
-            attributes = excluded.attributes, provenance = excluded.provenance
-        """,
-        *_columns(rows, 13),
-    )
+    if inserted:
+        columns = ["lead_id", "tenant", "version", "created_at", "updated_at", *_FILTERED, "attributes", "provenance"]
+        await connection.copy_records_to_table("leads", records=inserted, columns=columns)
+    updated = [
+        (lead_id, lead.version, orjson.dumps(lead.attributes).decode(), orjson.dumps(lead.provenance).decode())
+        for lead_id, lead in leads.items()
+        if lead_id not in fresh
+    ]
+    if updated:
+        await connection.execute(
+            """
+            UPDATE leads SET version = w.v, updated_at = $5, attributes = w.a, provenance = w.p, email = w.a->>'email',
+                status = w.a->>'status', owner = w.a->>'owner', region = w.a->>'region', score = (w.a->>'score')::float8
+            FROM unnest($1::uuid[], $2::bigint[], $3::jsonb[], $4::jsonb[]) AS w (l, v, a, p) WHERE lead_id = w.l
+            """,
+            *_columns(updated, 4),
+            at,
+        )
 
 
-async def remember(connection: asyncpg.Connection, changes: Sequence[Change]) -> None:
-    """Write receipts and history. Raises UniqueViolationError where another worker has just accepted one of them."""
-    rows = sorted(
-        (c.event.key, c.event.topic, c.event.partition, c.event.offset, c.lead_id, c.version) for c in changes
+async def remember(connection: asyncpg.Connection, changes: Sequence[Change], now: int) -> None:
+    """Write receipts and history by COPY. Raises UniqueViolationError where another worker has just accepted one."""
+    at = _datetime(now)
+    month = at.date().replace(day=1)
+    await connection.copy_records_to_table(
+        "receipts",
+        records=[
+            (c.event.key, month, c.event.topic, c.event.partition, c.event.offset, c.lead_id, c.version)
+            for c in sorted(changes, key=lambda c: c.event.key)
+        ],
+        columns=["key", "month", "topic", "partition", "offset", "lead_id", "version"],
     )
-    await connection.execute(
-        """
-        INSERT INTO receipts (key, month, topic, partition, "offset", lead_id, version)
-        SELECT k, date_trunc('month', now() AT TIME ZONE 'UTC'), t, p, o, l, v
-        FROM unnest($1::uuid[], $2::text[], $3::int[], $4::bigint[], $5::uuid[], $6::bigint[])
-             AS w (k, t, p, o, l, v)
-        """,
-        *_columns(rows, 6),
-    )
-    await connection.execute(
-        """
-        INSERT INTO lead_history (lead_id, version, month, decided_at, tenant, event_id, event_type, source,
-                                  occurred_at, changes, merged)
-        SELECT l, v, date_trunc('month', now() AT TIME ZONE 'UTC'), timestamptz 'epoch' + d * interval '1 microsecond',
-               t, e, k, s, timestamptz 'epoch' + o * interval '1 microsecond', c, m::uuid[]
-        FROM unnest($1::uuid[], $2::bigint[], $3::bigint[], $4::text[], $5::text[], $6::text[], $7::text[],
-                    $8::bigint[], $9::jsonb[], $10::text[])
-             AS w (l, v, d, t, e, k, s, o, c, m)
-        """,
-        *_columns(
-            [
-                (
-                    c.lead_id,
-                    c.version,
-                    c.decided_at,
-                    c.event.tenant,
-                    c.event.event_id,
-                    c.event.type.name,
-                    c.event.source,
-                    c.event.occurred_at,
-                    orjson.dumps(c.changes).decode(),
-                    "{" + ",".join(c.merged) + "}",
-                )
-                for c in changes
-            ],
-            10,
-        ),
+    await connection.copy_records_to_table(
+        "lead_history",
+        records=[
+            (
+                c.lead_id,
+                c.version,
+                month,
+                at,
+                c.event.tenant,
+                c.event.event_id,
+                c.event.type.name,
+                c.event.source,
+                _datetime(c.event.occurred_at),
+                orjson.dumps(c.changes).decode(),
+                list(c.merged),
+            )
+            for c in changes
+        ],
+        columns=[
+            *("lead_id", "version", "month", "decided_at", "tenant", "event_id", "event_type", "source"),
+            *("occurred_at", "changes", "merged"),
+        ],
     )
 
 
@@ -212,6 +208,13 @@ async def record_merges(connection: asyncpg.Connection, merges: Sequence[Merge])
         loser, survivor = merge.loser.lead_id, merge.survivor.lead_id
         moved = await connection.fetch(
             "UPDATE identities SET lead_id = $2 WHERE lead_id = $1 RETURNING kind, value", loser, survivor
+        )
+        await connection.execute("UPDATE leads SET merged_into = $2 WHERE lead_id = $1", loser, survivor)
+        await connection.execute(
+            "UPDATE leads SET created_at = least(created_at, (SELECT created_at FROM leads WHERE lead_id = $1)) "
+            "WHERE lead_id = $2",
+            loser,
+            survivor,
         )
         await connection.execute("UPDATE lead_aliases SET lead_id = $2 WHERE lead_id = $1", loser, survivor)
         await connection.execute("INSERT INTO lead_aliases (alias_id, lead_id) VALUES ($1, $2)", loser, survivor)
@@ -251,6 +254,10 @@ def snapshot(lead: Lead) -> bytes:
 
 def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(width)]
+
+
+def _datetime(micros: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=micros)
 
 
 def _micros(at: datetime) -> int:
