@@ -1,0 +1,283 @@
+"""Topics as code: ``topics.toml`` says what the broker must have, :func:`diff` compares, :func:`apply` mends.
+
+Guarantees: ``apply`` creates what is missing, grows partitions and alters the settings that the file names; it never
+shrinks, never deletes and leaves settings that the file does not name alone. Run twice, or by two processes at the same
+time, it ends in the same state. When it returns, the broker's metadata shows every topic with a leader per partition.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import time
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from confluent_kafka import KafkaError, KafkaException
+from confluent_kafka.admin import (
+    AdminClient,
+    AlterConfigOpType,
+    ConfigEntry,
+    ConfigResource,
+    NewPartitions,
+    NewTopic,
+    ResourceType,
+)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from infra.errors import DependencyAway
+
+FILE = Path(__file__).with_name("topics.toml")
+ROOT = Path(__file__).parents[2]
+PREFIX = "leads."
+_ASK_S = 10.0
+_SHOW_S = 20.0
+_LOOK_AGAIN_S = 0.05
+_NOT_CONNECTORS = {"reconciler"}  # beside files that start with an underscore
+_NAME = re.compile(r"leads\.[a-z0-9][a-z0-9._-]*\*?")
+_AWAY = (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT, KafkaError._RESOLVE)  # noqa: SLF001 - librdkafka's own names
+
+
+class TopicsError(Exception):
+    """``topics.toml`` is wrong, or the broker refuses what it says; the message names every topic concerned."""
+
+
+class Topic(BaseModel):
+    """One topic as the file wants it. ``config`` has Kafka's names and its spelling of values."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    doc: str = Field(min_length=10)
+    key: str = Field(min_length=3)
+    consumers: tuple[str, ...] = ()
+    partitions: int = Field(ge=1, le=1000)
+    config: Mapping[str, str]
+    expand: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One difference between file and broker.
+
+    ``what`` is ``missing``, ``partitions`` (fewer than wanted), ``config``, ``shrink`` (more partitions than wanted:
+    apply leaves them, shrinking would lose records and order) or ``unknown`` (on the broker, not in the file).
+    """
+
+    topic: str
+    what: str
+    setting: str = ""
+    wanted: str = ""
+    actual: str = ""
+
+    @property
+    def mendable(self) -> bool:
+        """Whether :func:`apply` ends it."""
+        return self.what in {"missing", "partitions", "config"}
+
+
+def load(path: Path = FILE, root: Path = ROOT) -> dict[str, Topic]:
+    """Read and check the file; topics by name, patterns expanded by the connector files under ``root``.
+
+    Raises:
+        TopicsError: naming every wrong entry at once.
+
+    """
+    tables = tomllib.loads(path.read_text("utf-8"))
+    defaults = tables.pop("defaults", {})
+    topics: dict[str, Topic] = {}
+    wrong: list[str] = []
+    for name, table in tables.items():
+        merged = defaults | table
+        merged["config"] = _spelled(defaults.get("config", {}) | table.get("config", {}))
+        try:
+            topic = Topic.model_validate({"name": name} | merged)
+        except ValidationError as error:
+            wrong += [f"{name}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+            continue
+        if not _NAME.fullmatch(name) or ("*" in name) != bool(topic.expand):
+            wrong.append(f"{name}: a name is leads.<lower-case>, with a * at its end exactly when it has expand")
+        topics |= {t.name: t for t in _expanded(topic, root)}
+    if wrong:
+        raise TopicsError(f"Wrong topics in {path.name}:\n  " + "\n  ".join(wrong))
+    return topics
+
+
+def _spelled(config: Mapping[str, Any]) -> dict[str, str]:
+    return {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in config.items()}
+
+
+def _expanded(topic: Topic, root: Path) -> Iterable[Topic]:
+    if not topic.expand:
+        return [topic]
+    # Connectors are found by listing files, never by importing them: infra knows nothing of the packages above it.
+    files = sorted(root.joinpath(*topic.expand.split(".")).glob("[!_]*.py"))
+    return [
+        topic.model_copy(
+            update={
+                "name": topic.name.replace("*", file.stem),
+                "consumers": tuple(c.replace("*", file.stem) for c in topic.consumers),
+                "expand": "",
+            }
+        )
+        for file in files
+        if file.stem not in _NOT_CONNECTORS
+    ]
+
+
+def groups(topics: Mapping[str, Topic], processes: Iterable[str]) -> dict[str, list[str]]:
+    """Return consumer group -> its topics, for the groups that are a process of this installation."""
+    return {
+        process: names
+        for process in processes
+        if (names := sorted(t.name for t in topics.values() if any(fnmatchcase(process, c) for c in t.consumers)))
+    }
+
+
+@functools.cache
+def installed_groups() -> dict[str, list[str]]:
+    """Return consumer group -> its topics, for the processes of ``infra/processes.toml``."""
+    from infra import processes  # noqa: PLC0415 - the file's reader is only needed here
+
+    return groups(load(), processes.load())
+
+
+def diff(bootstrap: str, topics: Mapping[str, Topic] | None = None) -> list[Difference]:
+    """Compare the broker with ``topics`` (the file's); an empty list means that they agree.
+
+    Raises:
+        DependencyAway: Kafka cannot be asked.
+
+    """
+    return _compare(_admin(bootstrap), load() if topics is None else topics)
+
+
+def apply(bootstrap: str, topics: Mapping[str, Topic] | None = None) -> list[Difference]:
+    """Make the broker agree with ``topics`` (the file's) and return the differences that were found, mended or not.
+
+    Raises:
+        DependencyAway: Kafka cannot be asked; what was done so far stays, call again.
+        TopicsError: the broker refuses some of it (not allowed, no such setting, too few brokers).
+
+    """
+    wanted = load() if topics is None else topics
+    admin = _admin(bootstrap)
+    found = _compare(admin, wanted)
+    _create(admin, [wanted[d.topic] for d in found if d.what == "missing"])
+    _grow(admin, [wanted[d.topic] for d in found if d.what == "partitions"])
+    _alter(admin, [d for d in found if d.what == "config"])
+    _await_shown(admin, wanted)
+    # Another process with an older or newer file may have made a topic between our look and our create.
+    if any(d.what == "missing" for d in found):
+        _alter(admin, [d for d in _compare(admin, wanted) if d.what == "config"])
+    return found
+
+
+def _admin(bootstrap: str) -> AdminClient:
+    return AdminClient({"bootstrap.servers": bootstrap, "socket.nagle.disable": True, "log_level": 2})
+
+
+def _compare(admin: AdminClient, wanted: Mapping[str, Topic]) -> list[Difference]:
+    there = {name: len(meta.partitions) for name, meta in _metadata(admin).items() if name.startswith(PREFIX)}
+    settings = _settings(admin, [name for name in wanted if name in there])
+    found: list[Difference] = []
+    for name, topic in wanted.items():
+        if name not in there:
+            found.append(Difference(name, "missing", wanted=f"{topic.partitions} partitions"))
+            continue
+        if there[name] != topic.partitions:
+            what = "partitions" if there[name] < topic.partitions else "shrink"
+            found.append(Difference(name, what, "partitions", str(topic.partitions), str(there[name])))
+        found += [
+            Difference(name, "config", setting, value, settings[name].get(setting, ""))
+            for setting, value in topic.config.items()
+            if settings[name].get(setting) != value
+        ]
+    return found + [Difference(name, "unknown") for name in sorted(there.keys() - wanted.keys())]
+
+
+def _metadata(admin: AdminClient) -> dict[str, Any]:
+    try:
+        shown: dict[str, Any] = admin.list_topics(timeout=_ASK_S).topics
+    except KafkaException as error:
+        raise _said(error, "cluster") from error
+    return shown
+
+
+def _settings(admin: AdminClient, names: Sequence[str]) -> dict[str, dict[str, str]]:
+    if not names:
+        return {}
+    asked = admin.describe_configs([ConfigResource(ResourceType.TOPIC, n) for n in names], request_timeout=_ASK_S)
+    try:
+        return {r.name: {k: entry.value for k, entry in f.result().items()} for r, f in asked.items()}
+    except KafkaException as error:
+        raise _said(error, "settings") from error
+
+
+def _create(admin: AdminClient, topics: Sequence[Topic]) -> None:
+    if topics:
+        new = [NewTopic(t.name, t.partitions, -1, config=dict(t.config)) for t in topics]
+        _settle(admin.create_topics(new, request_timeout=_ASK_S), KafkaError.TOPIC_ALREADY_EXISTS)
+
+
+def _grow(admin: AdminClient, topics: Sequence[Topic]) -> None:
+    if topics:
+        new = [NewPartitions(t.name, t.partitions) for t in topics]
+        # Refused as invalid when another process has just grown it.
+        _settle(admin.create_partitions(new, request_timeout=_ASK_S), KafkaError.INVALID_PARTITIONS)
+
+
+def _alter(admin: AdminClient, differences: Sequence[Difference]) -> None:
+    by_topic: dict[str, list[ConfigEntry]] = {}
+    for d in differences:
+        entry = ConfigEntry(d.setting, d.wanted, incremental_operation=AlterConfigOpType.SET)
+        by_topic.setdefault(d.topic, []).append(entry)
+    if by_topic:
+        resources = [
+            ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries) for name, entries in by_topic.items()
+        ]
+        asked = admin.incremental_alter_configs(resources, request_timeout=_ASK_S)
+        _settle({resource.name: future for resource, future in asked.items()})
+
+
+def _settle(asked: Mapping[str, Future[Any]], done_already: int | None = None) -> None:
+    wrong: list[str] = []
+    for name, future in asked.items():
+        try:
+            future.result()
+        except KafkaException as error:
+            if error.args[0].code() != done_already:
+                said = _said(error, name)
+                if isinstance(said, DependencyAway):
+                    raise said from error
+                wrong.append(str(said))
+    if wrong:
+        raise TopicsError("\n".join(wrong))
+
+
+def _await_shown(admin: AdminClient, wanted: Mapping[str, Topic]) -> None:
+    deadline = time.monotonic() + _SHOW_S
+    while hidden := _hidden(_metadata(admin), wanted):
+        if time.monotonic() > deadline:
+            raise DependencyAway("Kafka", f"no leader yet for {', '.join(hidden)}")
+        time.sleep(_LOOK_AGAIN_S)
+
+
+def _hidden(shown: Mapping[str, Any], wanted: Mapping[str, Topic]) -> list[str]:
+    def has_leaders(topic: Topic) -> bool:
+        meta = shown.get(topic.name)
+        if meta is None or meta.error is not None or len(meta.partitions) < topic.partitions:
+            return False
+        return all(p.leader >= 0 for p in meta.partitions.values())
+
+    return [name for name, topic in wanted.items() if not has_leaders(topic)]
+
+
+def _said(error: KafkaException, subject: str) -> Exception:
+    cause: KafkaError = error.args[0]
+    return DependencyAway("Kafka", cause.name()) if cause.code() in _AWAY else TopicsError(f"{subject}: {cause.str()}")
