@@ -1,0 +1,84 @@
+"""The sinks' composition root: each function builds one sink's clients, runs it until ``stop``, and closes them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+import asyncpg
+
+from infra import http, plugins
+from infra.kafka.batches import run_batches
+from infra.kafka.producer import Deliverer
+from infra.postgres.pool import connect
+from infra.runtime import Stop, log
+from infra.settings import Settings, SettingsError
+from schemas.codec import Codec
+from sinks.crm import Connector, SyncConfig
+from sinks.crm.reconciler import Reconciler
+from sinks.crm.store import Store
+from sinks.crm.wanted import Wanted
+
+
+async def crm(settings: Settings, stop: Stop, name: str) -> None:
+    """Keep the CRM ``name`` in step with the canonical record.
+
+    Raises:
+        SettingsError: there is no such CRM, or its settings (``LEADSTREAM_CRM_<NAME>_*``) are wrong.
+
+    """
+    try:
+        module = plugins.find("sinks.crm", name)
+    except plugins.PluginError as error:
+        raise SettingsError(str(error)) from None
+    config: SyncConfig = settings.section(f"crm_{name}", module.Config)
+    pool = await connect(settings.database_url, size=config.in_flight + 2, application=f"crm-{name}")
+    deliverer = Deliverer(settings.kafka_bootstrap)
+    client = http.client(config.base_url, timeout_s=config.timeout_s, connections=config.in_flight * 2)
+    try:
+        await _sync(settings, stop, name, config, module.connect(config, client), pool, deliverer)
+    finally:
+        await client.aclose()
+        await deliverer.close()
+        await pool.close()
+
+
+async def _sync(
+    settings: Settings,
+    stop: Stop,
+    name: str,
+    config: SyncConfig,
+    connector: Connector,
+    pool: asyncpg.Pool,
+    deliverer: Deliverer,
+) -> None:
+    stage = f"crm-{name}"
+    wake = asyncio.Event()
+    codec = Codec()
+    store = Store(pool, name, lease_s=config.lease_s, clock=_microseconds)
+    reconciler = Reconciler(
+        store, connector, config, stage=stage, emit=deliverer.deliver, wake=wake, codec=codec, clock=_microseconds
+    )
+    for wrong in await connector.test():
+        log(stage).warning("not ready", extra={"fields": {"crm": name, "detail": wrong}})
+    try:
+        async with asyncio.TaskGroup() as loops:
+            loops.create_task(reconciler.run(stop))
+            loops.create_task(
+                run_batches(
+                    settings,
+                    group=stage,
+                    topics=[f"leads.crm-{name}"],
+                    processor=Wanted(store, codec, stage, wake),
+                    stop=stop,
+                    size=settings.batch_size,
+                    linger_ms=settings.batch_linger_ms,
+                    deliverer=deliverer,
+                )
+            )
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None  # the first loop to fail ended the other
+
+
+def _microseconds() -> int:
+    return time.time_ns() // 1000
