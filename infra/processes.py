@@ -1,0 +1,38 @@
+"""The pipeline's processes, read from ``processes.toml``: the only list of them."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+FILE = Path(__file__).with_name("processes.toml")
+ROOT = Path(__file__).parents[1]
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process of the pipeline; ``module`` and ``args`` follow ``python -m``."""
+
+    name: str
+    module: str
+    args: tuple[str, ...] = ()
+
+
+@cache
+def load(file: Path = FILE, root: Path = ROOT) -> dict[str, Process]:
+    """Return the processes by name, connectors expanded; connectors are found by listing files, never imported."""
+    found: dict[str, Process] = {}
+    for name, table in tomllib.loads(file.read_text("utf-8")).items():
+        stems = connectors(root, table["expand"]) if "expand" in table else [""]
+        for stem in stems:
+            module, *args = table["run"].replace("*", stem).split()
+            found[name.replace("*", stem)] = Process(name.replace("*", stem), module, tuple(args))
+    return found
+
+
+def connectors(root: Path, package: str) -> list[str]:
+    """Return the names of the connector files of ``package``: those that define a ``Config``."""
+    files = sorted(root.joinpath(*package.split(".")).glob("[!_]*.py"))
+    return [file.stem for file in files if "\nclass Config(" in file.read_text("utf-8")]
