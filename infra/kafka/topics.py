@@ -30,15 +30,14 @@ from confluent_kafka.admin import (
 )
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from infra import processes
 from infra.errors import DependencyAway
 
 FILE = Path(__file__).with_name("topics.toml")
-ROOT = Path(__file__).parents[2]
 PREFIX = "leads."
 _ASK_S = 10.0
 _SHOW_S = 20.0
 _LOOK_AGAIN_S = 0.05
-_NOT_CONNECTORS = {"reconciler"}  # beside files that start with an underscore
 _NAME = re.compile(r"leads\.[a-z0-9][a-z0-9._-]*\*?")
 _AWAY = (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT, KafkaError._RESOLVE)  # noqa: SLF001 - librdkafka's own names
 
@@ -81,7 +80,7 @@ class Difference:
         return self.what in {"missing", "partitions", "config"}
 
 
-def load(path: Path = FILE, root: Path = ROOT) -> dict[str, Topic]:
+def load(path: Path = FILE, root: Path = processes.ROOT) -> dict[str, Topic]:
     """Read and check the file; topics by name, patterns expanded by the connector files under ``root``.
 
     Raises:
@@ -115,35 +114,30 @@ def _spelled(config: Mapping[str, Any]) -> dict[str, str]:
 def _expanded(topic: Topic, root: Path) -> Iterable[Topic]:
     if not topic.expand:
         return [topic]
-    # Connectors are found by listing files, never by importing them: infra knows nothing of the packages above it.
-    files = sorted(root.joinpath(*topic.expand.split(".")).glob("[!_]*.py"))
     return [
         topic.model_copy(
             update={
-                "name": topic.name.replace("*", file.stem),
-                "consumers": tuple(c.replace("*", file.stem) for c in topic.consumers),
+                "name": topic.name.replace("*", connector),
+                "consumers": tuple(consumer.replace("*", connector) for consumer in topic.consumers),
                 "expand": "",
             }
         )
-        for file in files
-        if file.stem not in _NOT_CONNECTORS
+        for connector in processes.connectors(root, topic.expand)
     ]
 
 
-def groups(topics: Mapping[str, Topic], processes: Iterable[str]) -> dict[str, list[str]]:
-    """Return consumer group -> its topics, for the groups that are a process of this installation."""
+def groups(topics: Mapping[str, Topic], names: Iterable[str]) -> dict[str, list[str]]:
+    """Return consumer group -> its topics, for those of ``names`` (processes) that consume."""
     return {
-        process: names
-        for process in processes
-        if (names := sorted(t.name for t in topics.values() if any(fnmatchcase(process, c) for c in t.consumers)))
+        name: read
+        for name in names
+        if (read := sorted(t.name for t in topics.values() if any(fnmatchcase(name, c) for c in t.consumers)))
     }
 
 
 @functools.cache
 def installed_groups() -> dict[str, list[str]]:
     """Return consumer group -> its topics, for the processes of ``infra/processes.toml``."""
-    from infra import processes  # noqa: PLC0415 - the file's reader is only needed here
-
     return groups(load(), processes.load())
 
 

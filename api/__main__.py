@@ -1,0 +1,7 @@
+"""``python -m api``: the front door as a process."""
+
+from api.app import main
+from infra.runtime import run
+
+if __name__ == "__main__":
+    run(main, "api")

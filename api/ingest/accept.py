@@ -1,0 +1,209 @@
+"""What every way in has in common: check each event, deliver the good ones, say what became of each.
+
+Guarantee: an event is ``accepted`` only after the broker confirmed it with ``acks=all``. Where no confirmation came in
+time it is ``unknown``, never left out and never called rejected: sent again with the same event_id it counts once,
+intake drops the second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from confluent_kafka import KafkaException
+
+from api.errors import Refusal
+from infra import metrics
+from infra.kafka.producer import Deliverer, Delivery, Output
+from infra.outcomes import Dead, Problem, Reason
+from schemas.codec import Codec, DecodeError
+from schemas.json_form import from_json
+from schemas.registry import Registry, registry
+from schemas.rules import check
+
+TOPIC = "leads.received"
+_SOURCE = "api"
+_DELIVER_S = 7.0  # a little longer than the producer's own bound, which is what usually ends the wait
+_MOST_WAITING = 64 << 20  # bytes that may wait for the broker at any time
+_REFUSED = {"MSG_SIZE_TOO_LARGE", "INVALID_RECORD"}
+
+Clock = Callable[[], int]
+Item = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Good:
+    """An event that passed: ready to be a record of ``leads.received``."""
+
+    event_id: str
+    key: bytes
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Bad:
+    """An event that did not pass; ``event_id`` as far as it could be read."""
+
+    event_id: str
+    dead: Dead
+
+    @property
+    def item(self) -> Item:
+        """What the answer says of it."""
+        problems = [{"path": p.path, "message": p.message} for p in self.dead.problems]
+        return {
+            "event_id": self.event_id or None,
+            "status": "rejected",
+            "reason": self.dead.reason.value,
+            "problems": problems,
+        }
+
+
+Checked = Good | Bad
+
+
+def microseconds() -> int:
+    """Return now in microseconds since 1970."""
+    return time.time_ns() // 1000
+
+
+def uuid7() -> str:
+    """Return a UUID version 7 (RFC 9562): milliseconds since 1970, then random bits; later ones sort later."""
+    number = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
+    number = number & ~(0xF << 76) | 7 << 76
+    digits = f"{number & ~(0x3 << 62) | 0x2 << 62:032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+
+
+class Checker:
+    """Turns what was sent into records; the same rules as intake's, so that what passes here is not dead there."""
+
+    def __init__(
+        self,
+        *,
+        max_event_bytes: int,
+        max_ahead_us: int,
+        schemas: Registry | None = None,
+        now: Clock = microseconds,
+        new_id: Callable[[], str] = uuid7,
+    ) -> None:
+        self._schemas = schemas or registry()
+        self._codec = Codec(self._schemas)
+        self._encoders = {name: self._codec.encoder(name) for name in self._schemas.events}
+        self._max_event_bytes = max_event_bytes
+        self._max_ahead_us = max_ahead_us
+        self._now = now
+        self._new_id = new_id
+
+    def json(self, document: Any) -> Checked:
+        """Check one event in its JSON form; event_id, occurred_at and source are made where they are missing."""
+        now = self._now()
+        event_id = ""
+        if isinstance(document, dict):
+            document, event_id = self._completed(document, now)
+        kind, record = from_json(document, self._schemas) if isinstance(document, dict) else ("", _NO_OBJECT)
+        if isinstance(record, Dead):
+            return Bad(event_id, record)
+        return self._judged(kind, record, now)
+
+    def avro(self, payload: bytes) -> Checked:
+        """Check one event in a wire form of ``leads.received``; its bytes go on as they are."""
+        try:
+            decoded = self._codec.decode(payload)
+        except DecodeError as error:
+            return Bad("", error.dead)
+        if decoded.type not in self._schemas.events:
+            return Bad("", Dead(Reason.UNKNOWN_EVENT_TYPE, (Problem("", f"{decoded.type} is no lead event"),)))
+        return self._judged(decoded.type, decoded.record, self._now(), payload)
+
+    def _completed(self, document: Item, now: int) -> tuple[Item, str]:
+        envelope = document.get("envelope")
+        if envelope is None:
+            envelope = {}
+        if not isinstance(envelope, dict):
+            return document, ""
+        filled = dict(envelope)
+        if filled.get("event_id") is None:
+            filled["event_id"] = self._new_id()
+        if filled.get("occurred_at") is None:
+            filled["occurred_at"] = now
+        if filled.get("source") is None:
+            filled["source"] = _SOURCE
+        return document | {"envelope": filled}, filled["event_id"] if isinstance(filled["event_id"], str) else ""
+
+    def _judged(self, kind: str, record: Item, now: int, payload: bytes = b"") -> Checked:
+        event_id = record["envelope"]["event_id"]
+        dead = check(self._schemas.events[kind], record, now, self._max_ahead_us)
+        if dead is not None:
+            return Bad(event_id, dead)
+        value = payload or self._encoders[kind](record)
+        if len(value) > self._max_event_bytes:
+            words = f"takes {len(value)} bytes, at most {self._max_event_bytes} are allowed"
+            return Bad(event_id, Dead(Reason.TOO_LARGE, (Problem("", words),)))
+        return Good(event_id, _key(record), value)
+
+
+_NO_OBJECT = Dead(Reason.INVALID_FIELD, (Problem("", "an event is a JSON object"),))
+
+
+def _key(record: Item) -> bytes:
+    """Return ``tenant:identifier``: one person's events stay on one partition, in order."""
+    said = record["identifiers"]
+    crm_ids = said["crm_ids"]
+    identifier = said["external_id"] or said["email"].strip().lower() or said["phone"] or said["anonymous_id"]
+    if not identifier and crm_ids:
+        first = min(crm_ids)
+        identifier = f"{first}:{crm_ids[first]}"
+    return f"{record['envelope']['tenant']}:{identifier}".encode()
+
+
+class Acceptor:
+    """Delivers checked events and words the answer. What waits for the broker is bounded in bytes and in time."""
+
+    def __init__(self, deliverer: Deliverer) -> None:
+        self._deliverer = deliverer
+        self._waiting = 0
+
+    async def accept(self, checked: Sequence[Checked], traceparent: str = "") -> tuple[int, list[Item]]:
+        """Deliver the good ones of ``checked``; return how many are accepted and an item for each, in order.
+
+        Raises:
+            Refusal: ``overloaded``; nothing was delivered.
+
+        """
+        good = [event for event in checked if isinstance(event, Good)]
+        headers = [("traceparent", traceparent.encode())] if traceparent else None
+        size = sum(len(event.value) for event in good)
+        if self._waiting + size > _MOST_WAITING:
+            raise Refusal("overloaded", "too many events are waiting for the broker")
+        self._waiting += size
+        try:
+            deliveries = iter(await self._deliver([Output(TOPIC, e.key, e.value, headers) for e in good]))
+        finally:
+            self._waiting -= size
+        items = [e.item if isinstance(e, Bad) else _delivered(e, next(deliveries)) for e in checked]
+        for item in items:
+            metrics.HTTP_EVENTS.labels(item["status"]).inc()
+        return sum(item["status"] == "accepted" for item in items), items
+
+    async def _deliver(self, outputs: Sequence[Output]) -> list[Delivery]:
+        try:
+            async with asyncio.timeout(_DELIVER_S):
+                return await self._deliverer.deliver_each(outputs)
+        except TimeoutError:
+            return [Delivery(-1, -1, "TIMED_OUT")] * len(outputs)
+        except KafkaException as error:  # refused by the client itself, somewhere in the middle
+            return [Delivery(-1, -1, error.args[0].name())] * len(outputs)
+
+
+def _delivered(event: Good, delivery: Delivery) -> Item:
+    if not delivery.error:
+        where = {"topic": TOPIC, "partition": delivery.partition, "offset": delivery.offset}
+        return {"event_id": event.event_id, "status": "accepted"} | where
+    if delivery.error in _REFUSED:
+        return Bad(event.event_id, Dead(Reason.TOO_LARGE, (Problem("", "the broker does not take it"),))).item
+    return {"event_id": event.event_id, "status": "unknown", "reason": Reason.UNAVAILABLE.value}

@@ -1,0 +1,139 @@
+"""POST /v1/events and POST /v1/validate: our own form of events, as JSON, NDJSON or one Avro payload.
+
+202 all accepted, 207 some, 400 none, 503 at least one ``unknown`` (send those again with the same event_id). The body
+has an item for each event, in the order sent: ``{"accepted": n, "events": [{"event_id", "status", ...}]}``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import orjson
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+
+from api.errors import Refusal, answer, error
+from api.ingest.accept import Acceptor, Bad, Checked, Checker, Item
+from infra.outcomes import Dead, Problem, Reason
+
+MAX_EVENTS = 500
+MAX_BYTES = 4 << 20
+_READ_S = 30
+# W3C Trace Context, level 1: version 00.
+_TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
+_JSON = {"application/json", "text/json"}
+_NDJSON = {"application/x-ndjson", "application/ndjson", "application/jsonl"}
+_AVRO = {"application/avro", "application/vnd.leadstream", "avro/binary"}
+
+# Who may send: raises Refusal. Write keys come in here.
+Admit = Callable[[Request], Awaitable[None]]
+
+
+async def everyone(_: Request) -> None:
+    """Admit every caller."""
+
+
+class Native:
+    """The two endpoints over one checker and one acceptor."""
+
+    def __init__(self, checker: Checker, acceptor: Acceptor, admit: Admit = everyone) -> None:
+        self._checker = checker
+        self._acceptor = acceptor
+        self._admit = admit
+
+    async def events(self, request: Request) -> Response:
+        """POST /v1/events."""
+        checked = await self._read(request)
+        given = request.headers.get("traceparent", "")
+        accepted, items = await self._acceptor.accept(checked, given if _TRACEPARENT.fullmatch(given) else "")
+        body: Item = {"accepted": accepted, "events": items}
+        if unknown := sum(item["status"] == "unknown" for item in items):
+            words = f"the broker did not confirm {unknown} of {len(items)} events; send those again"
+            return answer(503, body | {"error": error("kafka_away", words)}, {"Retry-After": "2"})
+        return _graded(body, accepted, 202)
+
+    async def validate(self, request: Request) -> Response:
+        """POST /v1/validate: what /v1/events would say, nothing is written."""
+        checked = await self._read(request)
+        items = [e.item if isinstance(e, Bad) else {"event_id": e.event_id, "status": "valid"} for e in checked]
+        valid = sum(item["status"] == "valid" for item in items)
+        return _graded({"valid": valid, "events": items}, valid, 200)
+
+    async def _read(self, request: Request) -> list[Checked]:
+        await self._admit(request)
+        kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+        if request.headers.get("content-encoding", "identity").lower() != "identity":
+            raise Refusal("unsupported_encoding", "a body with Content-Encoding is not read")
+        if kind not in _JSON | _NDJSON | _AVRO:
+            raise Refusal("unsupported_type", "this Content-Type is not read; send application/json")
+        body = await _body(request)
+        if not body.strip():
+            raise Refusal("no_events", "the body is empty")
+        if kind in _AVRO:
+            return [self._checker.avro(body)]
+        return self._lines(body) if kind in _NDJSON else self._documents(body)
+
+    def _documents(self, body: bytes) -> list[Checked]:
+        try:
+            document = orjson.loads(body)
+        except ValueError as wrong:
+            raise Refusal("not_json", f"not JSON: {wrong}") from None
+        if isinstance(document, dict) and "events" in document and "type" not in document:
+            document = document["events"]
+            if not isinstance(document, list):
+                raise Refusal("not_json", "events has to be an array")
+        documents = document if isinstance(document, list) else [document]
+        _count(len(documents))
+        return [self._checker.json(each) for each in documents]
+
+    def _lines(self, body: bytes) -> list[Checked]:
+        lines = [line for line in body.split(b"\n") if line.strip()]
+        _count(len(lines))
+        return [self._line(line) for line in lines]
+
+    def _line(self, line: bytes) -> Checked:
+        try:
+            document: Any = orjson.loads(line)
+        except ValueError as wrong:
+            return Bad("", Dead(Reason.NOT_JSON, (Problem("", f"not JSON: {wrong}"),)))
+        return self._checker.json(document)
+
+
+def _count(events: int) -> None:
+    if not events:
+        raise Refusal("no_events", "there is no event in the body")
+    if events > MAX_EVENTS:
+        raise Refusal("too_many_events", f"{events} events; at most {MAX_EVENTS} a request")
+
+
+async def _body(request: Request) -> bytes:
+    """Read the body, never more than the bound of it, whether or not its length was announced."""
+    too_large = Refusal("too_large", f"the body is larger than {MAX_BYTES} bytes")
+    announced = request.headers.get("content-length", "0")
+    if not announced.isdecimal() or int(announced) > MAX_BYTES:
+        raise too_large
+    chunks: list[bytes] = []
+    size = 0
+    try:
+        async with asyncio.timeout(_READ_S):
+            async for chunk in request.stream():
+                size += len(chunk)
+                if size > MAX_BYTES:
+                    raise too_large
+                chunks.append(chunk)
+    except TimeoutError:
+        raise Refusal("slow_request", f"the body did not arrive within {_READ_S} s") from None
+    except ClientDisconnect:
+        raise Refusal("slow_request", "the sender went away") from None
+    return b"".join(chunks)
+
+
+def _graded(body: Item, good: int, all_good: int) -> Response:
+    if good == len(body["events"]):
+        return answer(all_good, body)
+    if good:
+        return answer(207, body)
+    return answer(400, body | {"error": error("none_accepted", "no event of the request is valid")})

@@ -1,0 +1,48 @@
+"""GET /v1/schemas and /v1/schemas/{type}: what may be sent, with an example of each that is accepted as it stands."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from api.errors import Refusal, answer
+from schemas.registry import RecordType, registry
+
+
+async def index(_: Request) -> Response:
+    """List the lead event types and the pipeline's own records."""
+    schemas = registry()
+    return answer(
+        200,
+        {
+            "events": [_summary(kind) for kind in schemas.events.values()],
+            "records": [_summary(kind) for kind in (schemas.lead, *schemas.records.values())],
+        },
+    )
+
+
+async def one(request: Request) -> Response:
+    """Return one type: its Avro schema as others need it, and for an event an example in the JSON form."""
+    schemas = registry()
+    name = request.path_params["type"]
+    kind = schemas.types.get(name)
+    if kind is None:
+        raise Refusal("not_found", f"no such type; known: {', '.join(schemas.types)}")
+    example = {"example": {"type": name} | kind.example} if name in schemas.events else {}
+    return answer(200, _summary(kind) | {"schema": kind.whole} | example)
+
+
+def _summary(kind: RecordType) -> dict[str, Any]:
+    return {
+        "type": kind.name,
+        "doc": kind.doc,
+        "fingerprint": kind.fingerprint.hex(),
+        "confluent_id": kind.confluent_id,
+        "url": f"/v1/schemas/{kind.name}",
+    }
+
+
+ROUTES = [Route("/v1/schemas", index), Route("/v1/schemas/{type}", one)]
