@@ -8,12 +8,14 @@ import time
 import asyncpg
 
 from infra import http, plugins
+from infra.clickhouse.client import ClickHouse
 from infra.kafka.batches import run_batches
 from infra.kafka.producer import Deliverer
 from infra.postgres.pool import connect
 from infra.runtime import Stop, log
 from infra.settings import Settings, SettingsError
 from schemas.codec import Codec
+from sinks.clickhouse import STAGE, TOPICS, ClickHouseSink
 from sinks.crm import Connector, SyncConfig
 from sinks.crm.reconciler import Reconciler
 from sinks.crm.store import Store
@@ -41,6 +43,25 @@ async def crm(settings: Settings, stop: Stop, name: str) -> None:
         await client.aclose()
         await deliverer.close()
         await pool.close()
+
+
+async def clickhouse(settings: Settings, stop: Stop) -> None:
+    """Bring what was decided, and what could not be, to ClickHouse."""
+    deliverer = Deliverer(settings.kafka_bootstrap)
+    try:
+        async with ClickHouse(settings.clickhouse_url) as server:
+            await run_batches(
+                settings,
+                group=STAGE,
+                topics=TOPICS,
+                processor=ClickHouseSink(server, Codec()),
+                stop=stop,
+                size=settings.sink_batch_size,
+                linger_ms=settings.sink_batch_linger_ms,
+                deliverer=deliverer,
+            )
+    finally:
+        await deliverer.close()
 
 
 async def _sync(

@@ -104,5 +104,5 @@ def _lead_change(change: Change, properties: str) -> dict[str, Any]:
         "properties": properties,
         "changes": orjson.dumps(change.changes).decode(),
         "merged": list(change.merged),
-        "lead": change.lead,
+        "lead": orjson.dumps(change.lead).decode(),
     }

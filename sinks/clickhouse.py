@@ -1,0 +1,141 @@
+"""The ClickHouse sink: what intake and the others told, for analysts. It never decodes.
+
+A payload's datum is what an Avro container file holds, so the payloads of one schema are joined under one header and
+inserted as they are: one insert a table a batch. Dead letters become rows from their headers alone; their bytes, which
+may be personal data, stay on the topic.
+
+Guarantee: at least once, and once for readers. The same batch again carries the same deduplication token and is not
+inserted again. After a crash the batches may be cut differently: then the stores' identities (see the migrations) make
+the views under the public names show each row once.
+
+A payload that is not a record of ours is a dead letter; where ClickHouse refuses a container, it is halved until the
+bad record is alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+from confluent_kafka import Message
+
+from infra.clickhouse.client import ClickHouse, ClickHouseError
+from infra.kafka.batches import Effects
+from infra.kafka.dead_letters import PREFIX, dead_letter
+from infra.kafka.dead_letters import TOPIC as DEAD
+from infra.kafka.producer import Output
+from infra.outcomes import Dead, Problem, Reason
+from schemas.codec import HEADER, MARK, Codec, container_block, container_header
+from schemas.registry import Registry, registry
+
+STAGE = "sink-clickhouse"
+TOPICS = ("leads.changed", "leads.outcomes", DEAD)
+_RECORDS = {"leads.changed": "lead_change", "leads.outcomes": "outcome"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Group:
+    """Messages of one schema, their payloads, and where they go."""
+
+    table: str
+    head: bytes
+    messages: list[Message]
+    payloads: list[bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A batch by schema, and what is none of ours."""
+
+    groups: list[_Group]
+    dead: list[Output]
+
+
+class ClickHouseSink:
+    """The processor of :data:`TOPICS`."""
+
+    def __init__(self, server: ClickHouse, codec: Codec, schemas: Registry | None = None) -> None:
+        self._server = server
+        known = schemas or registry()
+        self._dead_letter = codec.encoder("dead_letter")
+        names = (*_RECORDS.values(), "dead_letter")
+        forms = [form for form in known.forms() if form.name in names]
+        self._forms = {MARK + form.fingerprint: (form.name, container_header(form)) for form in forms}
+
+    def prepare(self, messages: Sequence[Message]) -> Prepared:
+        """Sort a batch by schema; nothing is decoded."""
+        groups: dict[bytes, _Group] = {}
+        dead: list[Output] = []
+        for message in messages:
+            topic, payload = message.topic(), message.value() or b""
+            if topic == DEAD:
+                payload = self._row(message)
+            name, head = self._forms.get(payload[:HEADER], ("", b""))
+            if name != _RECORDS.get(topic, "dead_letter"):
+                problem = Problem("", f"no {_RECORDS[topic]} in single-object encoding")
+                dead.append(dead_letter(message, STAGE, Dead(Reason.UNKNOWN_SCHEMA, (problem,))))
+                continue
+            group = groups.get(payload[:HEADER])
+            if group is None:
+                group = groups[payload[:HEADER]] = _Group(f"landing_{name}", head, [], [])
+            group.messages.append(message)
+            group.payloads.append(payload)
+        return Prepared(list(groups.values()), dead)
+
+    async def apply(self, prepared: Prepared) -> Effects:
+        """Insert every group; raises DependencyAway while ClickHouse cannot take it."""
+        refused = await asyncio.gather(*(self._insert(group) for group in prepared.groups))
+        dead = prepared.dead + [output for outputs in refused for output in outputs]
+        return Effects(dead, len(dead))
+
+    async def _insert(self, group: _Group) -> list[Output]:
+        try:
+            container = group.head + container_block(group.payloads)
+            await self._server.insert(group.table, "Avro", container, token(group.table, group.messages))
+        except ClickHouseError as error:
+            if len(group.messages) == 1:
+                problem = Problem("", f"ClickHouse refuses it with code {error.code}")
+                return [dead_letter(group.messages[0], STAGE, Dead(Reason.REJECTED, (problem,)), "ClickHouseError")]
+            half = len(group.messages) // 2
+            first = _Group(group.table, group.head, group.messages[:half], group.payloads[:half])
+            second = _Group(group.table, group.head, group.messages[half:], group.payloads[half:])
+            return await self._insert(first) + await self._insert(second)
+        return []
+
+    def _row(self, message: Message) -> bytes:
+        headers = {
+            name.removeprefix(PREFIX): value for name, value in message.headers() or [] if name.startswith(PREFIX)
+        }
+        said = {name: (value or b"").decode("utf-8", "replace") for name, value in headers.items()}
+        record = {
+            "at": _number(said, "at", message.timestamp()[1] * 1000),
+            "stage": said.get("stage", ""),
+            "reason": said.get("reason", ""),
+            "detail": said.get("detail", ""),
+            "topic": said.get("topic", ""),
+            "partition": _number(said, "partition", -1),
+            "offset": _number(said, "offset", -1),
+            "dead_partition": message.partition(),
+            "dead_offset": message.offset(),
+            "size": len(message.value() or b""),
+        }
+        return self._dead_letter(record)
+
+
+def token(table: str, messages: Sequence[Message]) -> str:
+    """Return what names this very batch: its table and the range and number of offsets of each partition."""
+    ranges: dict[tuple[str, int], tuple[int, int, int]] = {}
+    for message in messages:
+        key, offset = (message.topic(), message.partition()), message.offset()
+        first, _, count = ranges.get(key, (offset, offset, 0))
+        ranges[key] = (first, offset, count + 1)
+    return f"{table}-{blake2b(repr(sorted(ranges.items())).encode(), digest_size=16).hexdigest()}"
+
+
+def _number(said: Mapping[str, str], name: str, otherwise: int) -> int:
+    try:
+        return int(said[name])
+    except (KeyError, ValueError):
+        return otherwise
