@@ -46,7 +46,7 @@ class ClickHouse:
         )
 
     async def insert(self, table: str, form: str, data: bytes, token: str = "") -> None:
-        """Insert ``data`` in format ``form``; the same ``token`` again is not inserted again, nor in dependent views."""
+        """Insert ``data`` in format ``form``; the same ``token`` again changes nothing, in dependent views neither."""
         settings = {"query": f"INSERT INTO {table} FORMAT {form}"}
         if token:
             settings |= {
