@@ -34,7 +34,7 @@ _BACKLOG = 2048
 def build(settings: Settings, deliverer: Deliverer, admin: AdminClient) -> ASGIApp:
     """Return the application over its clients; whoever made them closes them."""
     checker = Checker(max_event_bytes=settings.max_event_bytes, max_ahead_us=settings.max_clock_ahead_s * 1_000_000)
-    native = Native(checker, Acceptor(deliverer))
+    native = Native(checker, Acceptor(deliverer, timeout_s=_DELIVER_S + 2))
     routes = [
         Route("/v1/events", native.events, methods=["POST"]),
         Route("/v1/validate", native.validate, methods=["POST"]),

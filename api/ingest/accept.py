@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import orjson
 from confluent_kafka import KafkaException
 
 from api.errors import Refusal
@@ -27,7 +28,6 @@ from schemas.rules import check
 
 TOPIC = "leads.received"
 _SOURCE = "api"
-_DELIVER_S = 7.0  # a little longer than the producer's own bound, which is what usually ends the wait
 _MOST_WAITING = 64 << 20  # bytes that may wait for the broker at any time
 _REFUSED = {"MSG_SIZE_TOO_LARGE", "INVALID_RECORD"}
 
@@ -110,6 +110,14 @@ class Checker:
             return Bad(event_id, record)
         return self._judged(kind, record, now)
 
+    def line(self, line: bytes) -> Checked:
+        """Check one line of NDJSON."""
+        try:
+            document = orjson.loads(line)
+        except ValueError as error:
+            return Bad("", Dead(Reason.NOT_JSON, (Problem("", f"not JSON: {error}"),)))
+        return self.json(document)
+
     def avro(self, payload: bytes) -> Checked:
         """Check one event in a wire form of ``leads.received``; its bytes go on as they are."""
         try:
@@ -162,10 +170,14 @@ def _key(record: Item) -> bytes:
 
 
 class Acceptor:
-    """Delivers checked events and words the answer. What waits for the broker is bounded in bytes and in time."""
+    """Delivers checked events and words the answer. What waits for the broker is bounded in bytes and in time.
 
-    def __init__(self, deliverer: Deliverer) -> None:
+    ``timeout_s`` is best a little longer than the producer's own bound, which then usually ends the wait.
+    """
+
+    def __init__(self, deliverer: Deliverer, *, timeout_s: float) -> None:
         self._deliverer = deliverer
+        self._timeout_s = timeout_s
         self._waiting = 0
 
     async def accept(self, checked: Sequence[Checked], traceparent: str = "") -> tuple[int, list[Item]]:
@@ -192,7 +204,7 @@ class Acceptor:
 
     async def _deliver(self, outputs: Sequence[Output]) -> list[Delivery]:
         try:
-            async with asyncio.timeout(_DELIVER_S):
+            async with asyncio.timeout(self._timeout_s):
                 return await self._deliverer.deliver_each(outputs)
         except TimeoutError:
             return [Delivery(-1, -1, "TIMED_OUT")] * len(outputs)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
-from typing import Any
 
 import orjson
 from starlette.requests import ClientDisconnect, Request
@@ -17,7 +16,6 @@ from starlette.responses import Response
 
 from api.errors import Refusal, answer, error
 from api.ingest.accept import Acceptor, Bad, Checked, Checker, Item
-from infra.outcomes import Dead, Problem, Reason
 
 MAX_EVENTS = 500
 MAX_BYTES = 4 << 20
@@ -92,14 +90,7 @@ class Native:
     def _lines(self, body: bytes) -> list[Checked]:
         lines = [line for line in body.split(b"\n") if line.strip()]
         _count(len(lines))
-        return [self._line(line) for line in lines]
-
-    def _line(self, line: bytes) -> Checked:
-        try:
-            document: Any = orjson.loads(line)
-        except ValueError as wrong:
-            return Bad("", Dead(Reason.NOT_JSON, (Problem("", f"not JSON: {wrong}"),)))
-        return self._checker.json(document)
+        return [self._checker.line(line) for line in lines]
 
 
 def _count(events: int) -> None:

@@ -1,0 +1,213 @@
+"""``produce FILE``: lead events from NDJSON into ``leads.received``, over Kafka or through the front door."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Protocol
+
+import typer
+
+from infra.settings import Settings
+
+if TYPE_CHECKING:
+    import httpx
+
+    from api.ingest.accept import Acceptor, Checker, Item
+
+_BATCH = 500  # the front door's bounds
+_BATCH_BYTES = 4_000_000
+_SIDE_BY_SIDE = 4
+_DELIVER_S = 30.0
+
+Line = tuple[int, bytes]
+
+
+@dataclass(slots=True)
+class Report:
+    """What became of the lines."""
+
+    sent: int = 0
+    unconfirmed: list[int] = field(default_factory=list)
+    invalid: list[tuple[int, str, str]] = field(default_factory=list)  # line number, path, message
+
+    def took(self, lines: Sequence[Line], items: Sequence[Item]) -> None:
+        """Note the items of a batch."""
+        for (number, _), item in zip(lines, items, strict=True):
+            if item["status"] in {"accepted", "valid"}:
+                self.sent += 1
+            elif item["status"] == "unknown":
+                self.unconfirmed.append(number)
+            else:
+                self.invalid += [(number, p["path"], p["message"]) for p in item["problems"]]
+
+
+class Way(Protocol):
+    """A way in: takes a batch of lines and says what became of each."""
+
+    async def send(self, lines: Sequence[Line]) -> Sequence[Item]:
+        """Send a batch."""
+        ...
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+    app.command()(produce)
+
+
+def produce(
+    file: Annotated[Path, typer.Argument(help="NDJSON: one event a line; - for standard input.")],
+    *,
+    http: Annotated[bool, typer.Option("--http", help="Through the front door instead of Kafka.")] = False,
+    url: Annotated[str, typer.Option(help="Another front door (with --http).")] = "",
+    strict: Annotated[bool, typer.Option("--strict", help="Send nothing when one line is invalid.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="For other tools.")] = False,
+) -> None:
+    """Send events; every invalid line is named and the valid ones are sent. Exit 1 when one was not taken.
+
+    A line without event_id or occurred_at is given one. Lines that are not confirmed can be sent again: an event_id
+    counts once.
+    """
+    try:
+        content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
+    except OSError as error:
+        typer.echo(f"{file}: {error.strerror}", err=True)
+        raise typer.Exit(2) from None
+    lines = [(n, line) for n, line in enumerate(content.split(b"\n"), 1) if line.strip()]
+    settings = Settings.load()
+    report = asyncio.run(_produce(settings, lines, url or _front_door(settings) if http or url else "", strict=strict))
+    _say(report, as_json=as_json)
+    if report.invalid or report.unconfirmed:
+        raise typer.Exit(1)
+
+
+def _front_door(settings: Settings) -> str:
+    return f"http://{settings.api_host}:{settings.api_port}"
+
+
+async def _produce(settings: Settings, lines: list[Line], url: str, *, strict: bool) -> Report:
+    report = Report()
+    if strict:
+        checker = _checker(settings)
+        report.took(lines, [_checked(checker, line) for _, line in lines])
+        if report.invalid:
+            report.sent = 0
+            return report
+        report = Report()
+    async with _http(url) if url else _kafka(settings) as way:
+        await _pump(way, lines, report)
+    report.invalid.sort()
+    report.unconfirmed.sort()
+    return report
+
+
+async def _pump(way: Way, lines: list[Line], report: Report) -> None:
+    from rich.console import Console  # noqa: PLC0415 - only here
+    from rich.progress import Progress  # noqa: PLC0415
+
+    console = Console(stderr=True)
+    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+        task = progress.add_task("sending", total=len(lines))
+        batches = _batches(lines)
+
+        async def one() -> None:
+            for batch in batches:
+                report.took(batch, await way.send(batch))
+                progress.advance(task, len(batch))
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(_SIDE_BY_SIDE):
+                group.create_task(one())
+
+
+def _batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
+    batch: list[Line] = []
+    size = 0
+    for line in lines:
+        if batch and (len(batch) == _BATCH or size + len(line[1]) > _BATCH_BYTES):
+            yield batch
+            batch, size = [], 0
+        batch.append(line)
+        size += len(line[1]) + 1
+    if batch:
+        yield batch
+
+
+def _checker(settings: Settings) -> Checker:
+    from api.ingest.accept import Checker  # noqa: PLC0415 - the Kafka client costs every other command its import
+
+    return Checker(max_event_bytes=settings.max_event_bytes, max_ahead_us=settings.max_clock_ahead_s * 1_000_000)
+
+
+def _checked(checker: Checker, line: bytes) -> Item:
+    from api.ingest.accept import Bad  # noqa: PLC0415 - see above
+
+    checked = checker.line(line)
+    return checked.item if isinstance(checked, Bad) else {"event_id": checked.event_id, "status": "valid"}
+
+
+class _OverKafka:
+    def __init__(self, checker: Checker, acceptor: Acceptor) -> None:
+        self._checker = checker
+        self._acceptor = acceptor
+
+    async def send(self, lines: Sequence[Line]) -> Sequence[Item]:
+        return (await self._acceptor.accept([self._checker.line(line) for _, line in lines]))[1]
+
+
+@asynccontextmanager
+async def _kafka(settings: Settings) -> AsyncIterator[Way]:
+    from api.ingest.accept import Acceptor  # noqa: PLC0415 - see above
+    from infra.kafka.producer import Deliverer  # noqa: PLC0415
+
+    deliverer = Deliverer(settings.kafka_bootstrap, timeout_s=_DELIVER_S)
+    try:
+        yield _OverKafka(_checker(settings), Acceptor(deliverer, timeout_s=_DELIVER_S + 2))
+    finally:
+        await deliverer.close()
+
+
+@asynccontextmanager
+async def _http(url: str) -> AsyncIterator[Way]:
+    import httpx  # noqa: PLC0415 - only for this way
+
+    async with httpx.AsyncClient(base_url=url, timeout=_DELIVER_S) as client:
+        yield _OverHttp(client)
+
+
+class _OverHttp:
+    def __init__(self, client: httpx.AsyncClient) -> None:
+        self._client = client
+
+    async def send(self, lines: Sequence[Line]) -> Sequence[Item]:
+        body = b"\n".join(line for _, line in lines)
+        headers = {"content-type": "application/x-ndjson"}
+        try:
+            answer = await self._client.post("/v1/events", content=body, headers=headers)
+            items: list[Item] = answer.json().get("events", [])
+        except (OSError, ValueError, _transport_error()):
+            items = []
+        return items or [{"status": "unknown"}] * len(lines)
+
+
+def _transport_error() -> type[Exception]:
+    import httpx  # noqa: PLC0415 - only for this way
+
+    return httpx.TransportError
+
+
+def _say(report: Report, *, as_json: bool) -> None:
+    if as_json:
+        invalid = [{"line": line, "path": path, "message": message} for line, path, message in report.invalid]
+        print(json.dumps({"sent": report.sent, "unconfirmed": report.unconfirmed, "invalid": invalid}, indent=1))
+        return
+    for line, path, message in report.invalid:
+        typer.echo(f"line {line}: {path or '/'}: {message}", err=True)
+    for line in report.unconfirmed:
+        typer.echo(f"line {line}: not confirmed, send it again", err=True)
+    print(f"{report.sent:,} events sent.")

@@ -1,0 +1,69 @@
+"""``topics apply`` and ``topics diff``: the broker against ``infra/kafka/topics.toml``."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from infra.settings import Settings
+
+if TYPE_CHECKING:
+    from infra.kafka.topics import Difference
+
+_JSON = Annotated[bool, typer.Option("--json", help="For other tools.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    group = typer.Typer(no_args_is_help=True, help="Topics as code.")
+    group.command("apply")(apply)
+    group.command("diff")(diff)
+    app.add_typer(group, name="topics")
+
+
+def apply(*, as_json: _JSON = False) -> None:
+    """Create and mend topics so that the broker agrees with the file; exit 1 where it cannot be mended."""
+    from infra.kafka import topics  # noqa: PLC0415 - the Kafka client costs every other command its import
+
+    try:
+        found = topics.apply(Settings.load().kafka_bootstrap)
+    except topics.TopicsError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
+    if as_json:
+        print(json.dumps([asdict(d) | {"mended": d.mendable} for d in found], indent=1))
+    for d in () if as_json else found:
+        print(f"{'mended  ' if d.mendable else 'left    '}{words(d)}")
+    if not found and not as_json:
+        print("Nothing to do.")
+    if any(d.what == "shrink" for d in found):
+        raise typer.Exit(1)
+
+
+def diff(*, as_json: _JSON = False) -> None:
+    """Say where broker and file differ, change nothing; exit 1 when they differ."""
+    from infra.kafka import topics  # noqa: PLC0415 - see above
+
+    found = topics.diff(Settings.load().kafka_bootstrap)
+    if as_json:
+        print(json.dumps([asdict(d) for d in found], indent=1))
+    for d in () if as_json else found:
+        print(words(d))
+    if found:
+        raise typer.Exit(1)
+    if not as_json:
+        print("No difference.")
+
+
+def words(d: Difference) -> str:
+    """Return one difference as a sentence."""
+    return {
+        "missing": f"{d.topic}: is missing ({d.wanted})",
+        "partitions": f"{d.topic}: {d.actual} partitions, {d.wanted} wanted (a key's new records may move)",
+        "config": f"{d.topic}: {d.setting} is {d.actual or 'not set'}, {d.wanted} wanted",
+        "shrink": f"{d.topic}: {d.actual} partitions, {d.wanted} wanted; shrinking would lose records, raise the file",
+        "unknown": f"{d.topic}: is not in the file; delete it by hand or add it",
+    }[d.what]
