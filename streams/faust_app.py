@@ -1,0 +1,346 @@
+"""How a Faust app is built and run by our rules: one topic, one agent, an :class:`streams.ordered.OrderedPipe`.
+
+Faust gives the group membership, the fetching and the back-pressure; what it commits is decided here. Guarantees:
+
+- A commit never passes a record that was read and is not acked: the committed offset of a partition is its lowest open
+  offset, or the one after the last record read (Faust's own rule can pass records in flight: issue #606, PR #707).
+- No record is skipped: where a record is not the one after the last one read, the partition is read again from there
+  once. Only when the gap is still there (compaction, retention) is it taken for real. This also mends Faust's start of
+  a fresh group, which drops fetched records at a rebalance without seeking back.
+- A rebalance waits for what is in flight, at most ``_REVOKE_S`` seconds, and commits it; the rest is done again.
+- The process ends at once (exit code 70, to be started again) when the loop stands still, the app has crashed, or there
+  are records and no commit for ``_STUCK_S`` seconds while no dependency is waited for. Faust itself only logs these.
+
+No Faust tables, no ``send``, no ``take``, no web server, no topics made by Faust: state belongs in Postgres, outputs
+go through :class:`infra.kafka.producer.Deliverer`, and the topic has to exist.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import suppress
+from typing import Any
+
+import faust
+from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+from faust.transport.drivers import aiokafka as driver
+from mode.utils.futures import notify
+from yarl import URL
+
+from infra.kafka.producer import Deliverer
+from infra.runtime import Stop, log
+from infra.settings import Settings
+from streams.ordered import EX_SOFTWARE, Handler, OrderedPipe, Record, die
+
+_REVOKE_S = 8.0
+_BEAT_S = 1.0
+_STUCK_S = 60.0
+_REBALANCE_S = 120.0
+
+
+class _Thread(driver.AIOKafkaConsumerThread):
+    """aiokafka's side, in its own thread."""
+
+    async def seek_to_committed(self) -> Mapping[Any, int]:
+        """Seek to the committed offsets, and to the beginning where there is none (aiokafka leaves those alone)."""
+        offsets: Mapping[Any, int] = await self.call_thread(self._seek_to_start)
+        return offsets
+
+    async def _seek_to_start(self) -> dict[Any, int]:
+        consumer = self._ensure_consumer()
+        offsets = dict(await consumer.seek_to_committed())
+        unset = [tp for tp, offset in offsets.items() if not offset or offset < 0]
+        for tp, beginning in (await consumer.beginning_offsets(unset)).items() if unset else ():
+            consumer.seek(tp, beginning)
+            offsets[tp] = beginning
+        return offsets
+
+    async def _commit(self, offsets: Mapping[Any, int]) -> bool:
+        consumer = self._ensure_consumer()
+        try:
+            await consumer.commit({driver.ensure_aiokafka_TP(tp): offset for tp, offset in offsets.items()})
+        except KafkaError as error:
+            # The next commit covers it; if the partitions went, their new owner does the records again.
+            log("faust").warning("commit failed", extra={"fields": {"error": type(error).__name__}})
+            return False
+        return True
+
+
+class Consumer(driver.Consumer):
+    """Faust's consumer with our bookkeeping: what is open (read, not acked) and which offset comes next."""
+
+    pipe: OrderedPipe
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._open: dict[Any, set[int]] = {}
+        self._next: dict[Any, int] = {}
+        self._gaps: set[tuple[Any, int]] = set()
+        super().__init__(*args, **kwargs)
+
+    def _new_consumer_thread(self) -> _Thread:
+        return _Thread(self, loop=self.loop, beacon=self.beacon)
+
+    async def perform_seek(self) -> None:
+        """Go to where the group stands; the first record of each partition is then known."""
+        await super().perform_seek()
+        for tp, offset in self._read_offset.items():
+            if offset is not None:
+                self._next.setdefault(tp, offset)
+
+    async def getmany(self, timeout: float) -> AsyncIterator[tuple[Any, Any]]:  # noqa: ASYNC109 - Faust's signature
+        """Yield what was fetched, and read a partition again from where records seem to be missing."""
+        again: set[Any] = set()
+        async for tp, message in super().getmany(timeout):
+            if tp in again:
+                continue
+            expected = self._next.get(tp)
+            if expected is not None and message.offset > expected and (tp, expected) not in self._gaps:
+                self._gaps.add((tp, expected))
+                again.add(tp)
+                await self.seek(tp, expected)
+                continue
+            yield tp, message
+
+    def track_message(self, message: Any) -> None:
+        """Note a record that was read, before anything sees it."""
+        super().track_message(message)
+        self._open.setdefault(message.tp, set()).add(message.offset)
+        self._next[message.tp] = max(self._next.get(message.tp, 0), message.offset + 1)
+
+    def ack(self, message: Any) -> bool:
+        """Note that a record's effects are durable."""
+        if message.acked:
+            return False
+        message.acked = True
+        self._unacked_messages.discard(message)
+        self._open.get(message.tp, set()).discard(message.offset)
+        self._n_acked += 1
+        notify(self._waiting_for_ack)
+        return True
+
+    def _filter_tps_with_pending_acks(self, topics: Any = None) -> Iterator[Any]:
+        return (tp for tp in list(self._next) if topics is None or tp in topics or tp.topic in topics)
+
+    def _new_offset(self, tp: Any) -> int | None:
+        return min(still_open) if (still_open := self._open.get(tp)) else self._next.get(tp)
+
+    async def _commit_offsets(self, offsets: Mapping[Any, int], start_new_transaction: bool = True) -> bool:
+        del start_new_transaction  # there are no transactions here
+        ours = {tp: offset for tp, offset in offsets.items() if tp in self.assignment()}
+        if not ours or not await self._commit(ours):
+            return False
+        self._committed_offset.update(ours)
+        return True
+
+    async def on_partitions_revoked(self, revoked: set[Any]) -> None:
+        """Give partitions up: Faust calls :meth:`wait_empty` in the middle, only then is the bookkeeping forgotten."""
+        await super().on_partitions_revoked(revoked)
+        self._open.clear()
+        self._next.clear()
+        self._gaps.clear()
+
+    async def on_partitions_assigned(self, assigned: set[Any], generation_id: int = 0) -> None:
+        """Take partitions on."""
+        self._open.clear()
+        self._next.clear()
+        await self.pipe.resume()
+        await super().on_partitions_assigned(assigned, generation_id)
+
+    async def wait_empty(self) -> None:
+        """Finish what is in flight and commit it, in bounded time (Faust's own waits without end)."""
+        await self.pipe.pause(_REVOKE_S)
+        self._unacked_messages.clear()
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.commit(), _REVOKE_S)
+
+    def verify_event_path(self, now: float, tp: Any) -> None:
+        """Leave stalls to :class:`_Watchdog`: Faust's own check races with the consumer's thread."""
+
+    def progress(self) -> dict[Any, tuple[int, int]]:
+        """Return for each partition of ours (committed, end), as far as they are known."""
+        found: dict[Any, tuple[int, int]] = {}
+        for tp in self.assignment():
+            with suppress(Exception):  # the assignment may change in the consumer's thread meanwhile
+                end = self.highwater(tp)
+                if end is not None:
+                    found[tp] = (self._committed_offset.get(tp) or 0, end)
+        return found
+
+
+def build(settings: Settings, pipe: OrderedPipe, topic: str) -> Any:
+    """Return the Faust app of ``pipe.group`` over ``topic``; call it in the running loop."""
+    home = settings.home / "faust"
+    home.mkdir(parents=True, exist_ok=True)
+    servers = [URL(f"kafka://{server.strip()}") for server in settings.kafka_bootstrap.split(",")]
+    app = faust.App(
+        pipe.group,
+        broker=servers,
+        datadir=home,
+        store="memory://",
+        key_serializer="raw",
+        value_serializer="raw",
+        autodiscover=False,
+        processing_guarantee="at_least_once",
+        consumer_auto_offset_reset="earliest",
+        broker_client_id=f"leadstream-{pipe.group}",
+        broker_commit_interval=1.0,
+        broker_commit_every=20_000,
+        broker_max_poll_records=2000,
+        broker_max_poll_interval=300.0,
+        broker_session_timeout=10.0,
+        broker_heartbeat_interval=2.0,
+        broker_rebalance_timeout=30.0,
+        broker_request_timeout=40.0,
+        consumer_max_fetch_size=4 << 20,
+        stream_buffer_maxsize=4096,
+        stream_wait_empty=True,
+        producer_acks=-1,
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        table_standby_replicas=0,
+        web_enabled=False,
+        worker_redirect_stdouts=False,
+    )
+    kind = type("Consumer", (Consumer,), {"pipe": pipe})
+    app.transport = type("Transport", (driver.Transport,), {"Consumer": kind})(servers, app)
+
+    async def consume(stream: Any) -> None:
+        async for event in stream.noack().events():
+            message = event.message
+            headers = message.headers
+            pairs = list(headers.items()) if isinstance(headers, Mapping) else list(headers or ())
+            record = Record((message.topic, message.partition), message.offset, message.key, message.value, pairs)
+            await pipe.submit(record, event.ack)
+
+    source = app.topic(topic, key_serializer="raw", value_serializer="raw", key_type=bytes, value_type=bytes)
+    app.agent(source, name=f"{pipe.group}.consume")(consume)
+    return app
+
+
+async def run_agent(
+    settings: Settings,
+    stop: Stop,
+    *,
+    group: str,
+    topic: str,
+    handler: Handler,
+    deliverer: Deliverer,
+    max_inflight: int = 256,
+) -> None:
+    """Run ``handler`` over ``topic`` as consumer group ``group`` until ``stop``; call it from ``infra.runtime.run``.
+
+    ``handler`` gets a :class:`streams.ordered.Record`, at most ``max_inflight`` at a time and one key's in order, and
+    returns the outputs that have to be on the broker before the record counts as done. It must end in bounded time,
+    raise DependencyAway to be called again, and be idempotent: after a crash it sees the last records again.
+    """
+    stop.status.ready = False
+    pipe = OrderedPipe(group, handler, deliverer.deliver, max_inflight=max_inflight, status=stop.status)
+    if not await _topic_exists(settings, stop, topic):
+        return
+    app = build(settings, pipe, topic)
+    watchdog = _Watchdog(app, pipe)
+    await app.start()
+    beat = asyncio.create_task(watchdog.beat(stop))
+    await stop.wait()
+    beat.cancel()
+    await _leave(app, pipe, settings.shutdown_s)
+    watchdog.ended.set()
+
+
+async def _leave(app: Any, pipe: OrderedPipe, shutdown_s: float) -> None:
+    """Finish, commit and leave the group; a Faust that does not end is ended, what is committed stays so."""
+    finished = await pipe.pause(shutdown_s / 2)
+    with suppress(TimeoutError):
+        await asyncio.wait_for(app.consumer.commit(), shutdown_s / 4)
+    try:
+        async with asyncio.timeout(shutdown_s / 4):
+            await app.stop()
+    except TimeoutError:
+        log(pipe.group).warning("the group was not left in time", extra={"fields": {"finished": finished}})
+        os._exit(0 if finished else 1)
+
+
+async def _topic_exists(settings: Settings, stop: Stop, topic: str) -> bool:
+    """Wait until Kafka answers and has ``topic``; False when asked to stop first."""
+    admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap, "log_level": 0})
+    said = ""
+    while not stop.requested:
+        try:
+            known = await asyncio.to_thread(functools.partial(admin.list_topics, topic, timeout=5))
+            waiting = f"waiting for topic {topic}" if known.topics[topic].error else ""
+        except KafkaException:
+            waiting = "waiting for Kafka"
+        stop.status.waiting = waiting
+        if not waiting:
+            return True
+        if waiting != said:
+            log("faust").warning(waiting)
+            said = waiting
+        await stop.wait(1.0)
+    return False
+
+
+class Stall:
+    """Tells when there is work and no commit for too long; ``clock`` gives seconds."""
+
+    def __init__(self, after_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._after_s = after_s
+        self._clock = clock
+        self._since: dict[Any, tuple[int, float]] = {}
+
+    def saw(self, progress: Mapping[Any, tuple[int, int]], *, excused: bool = False) -> str:
+        """Take (committed, end) of each partition; return why this is a stall, or nothing. ``excused`` starts anew."""
+        now = self._clock()
+        fresh: dict[Any, tuple[int, float]] = {}
+        for tp, (committed, end) in progress.items():
+            before = self._since.get(tp)
+            if end <= committed or excused:
+                continue
+            fresh[tp] = before if before is not None and before[0] == committed else (committed, now)
+        self._since = fresh
+        late = [tp for tp, (_, since) in fresh.items() if now - since > self._after_s]
+        return f"no commit for {self._after_s:.0f} s on {', '.join(map(str, late))}" if late else ""
+
+
+class _Watchdog:
+    """A thread that ends the process when the loop, the app or the commits stand still."""
+
+    def __init__(self, app: Any, pipe: OrderedPipe) -> None:
+        self._app = app
+        self._pipe = pipe
+        self._stall = Stall(_STUCK_S)
+        self._rebalancing = Stall(_REBALANCE_S)
+        self._beaten = time.monotonic()
+        self.ended = threading.Event()
+        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+
+    async def beat(self, stop: Stop) -> None:
+        """Show that the loop lives, and look at what only the loop may look at; runs until cancelled."""
+        while True:
+            self._beaten = time.monotonic()
+            app = self._app
+            if app.crashed or app.consumer.crashed:
+                die("Faust has crashed")
+            busy = app.rebalancing
+            stop.status.ready = not busy
+            excused = bool(self._pipe.away) or busy
+            reason = self._stall.saw(app.consumer.progress() if not busy else {}, excused=excused)
+            reason = reason or self._rebalancing.saw({"rebalance": (0, 1)} if busy else {})
+            if reason:
+                die(reason)
+            await asyncio.sleep(_BEAT_S)
+
+    def _watch(self) -> None:
+        while not self.ended.wait(5.0):
+            if time.monotonic() - self._beaten > _STUCK_S:
+                die("the event loop stands still")
+
+
+__all__ = ["EX_SOFTWARE", "Consumer", "Stall", "build", "run_agent"]
