@@ -235,7 +235,7 @@ def totals(rows: Sequence[PartitionLag], groups: Iterable[str]) -> dict[str, Lag
         own = [row for row in rows if row.group == group]
         known = [row.seconds for row in own if row.seconds is not None]
         worst = max((row.state for row in own), key=_WORST.index, default=OK)
-        summed[group] = Lag(sum(row.lag for row in own), max(known) if known or not own else None, worst)
+        summed[group] = Lag(sum(row.lag for row in own), max(known, default=None if own else 0.0), worst)
     return summed
 
 

@@ -1,0 +1,92 @@
+"""The front door over a real broker: in process, where httpx talks ASGI to it, and as the process it is."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from confluent_kafka import Consumer, Message, TopicPartition
+from confluent_kafka.admin import AdminClient
+
+from api.app import build
+from infra.kafka import topics
+from infra.kafka.producer import Deliverer
+from infra.settings import Settings, child_environment
+
+Door = Callable[..., Any]
+
+
+@pytest.fixture
+async def door(stack: Any) -> AsyncIterator[Door]:
+    """Return a function that opens a client of a front door (of another broker, or with other settings)."""
+    async with AsyncExitStack() as closing:
+
+        async def at(bootstrap: str = "", *, timeout_s: float = 5, **settings: Any) -> httpx.AsyncClient:
+            given: Settings = stack.settings.model_copy(update=settings)
+            deliverer = Deliverer(bootstrap or given.kafka_bootstrap, timeout_s=timeout_s)
+            closing.push_async_callback(deliverer.close)
+            admin = AdminClient({"bootstrap.servers": bootstrap or given.kafka_bootstrap, "log_level": 0})
+            transport = httpx.ASGITransport(build(given, deliverer, admin), raise_app_exceptions=False)
+            return await closing.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://door"))
+
+        yield at
+
+
+@pytest.fixture
+async def client(stack: Any, door: Door) -> httpx.AsyncClient:
+    topics.apply(stack.settings.kafka_bootstrap)
+    opened: httpx.AsyncClient = await door()
+    return opened
+
+
+@pytest.fixture
+def record_at(stack: Any) -> Callable[[dict[str, Any]], Message]:
+    """Return a function that reads back the record that an item of an answer speaks of."""
+
+    def read(item: dict[str, Any]) -> Message:
+        consumer = Consumer({"bootstrap.servers": stack.settings.kafka_bootstrap, "group.id": "test-reads-back"})
+        consumer.assign([TopicPartition(item["topic"], item["partition"], item["offset"])])
+        messages = consumer.consume(1, 20)
+        consumer.close()
+        assert messages, "the record is not on the broker"
+        assert messages[0].error() is None
+        assert messages[0].offset() == item["offset"]
+        return messages[0]
+
+    return read
+
+
+@pytest.fixture
+def running(stack: Any, tmp_path: Path) -> Callable[[], Any]:
+    """Return a context manager that runs ``python -m api`` on a free port and gives the process and its URL."""
+    return lambda: _running(stack, tmp_path)
+
+
+@asynccontextmanager
+async def _running(stack: Any, home: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+    environment = {
+        "LEADSTREAM_HOME": str(home),
+        "LEADSTREAM_API_PORT": "0",
+        "LEADSTREAM_KAFKA_BOOTSTRAP": stack.settings.kafka_bootstrap,
+    }
+    topics.apply(stack.settings.kafka_bootstrap)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "api", stdout=asyncio.subprocess.PIPE, env=child_environment(environment)
+    )
+    assert process.stdout is not None
+    try:
+        async with asyncio.timeout(60):
+            while (line := json.loads(await process.stdout.readline()))["event"] != "listening":
+                pass
+        yield process, f"http://127.0.0.1:{line['port']}"
+    finally:
+        if process.returncode is None:
+            process.kill()
+        await process.communicate()

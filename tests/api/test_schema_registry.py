@@ -1,0 +1,114 @@
+"""The registry's part of the front door, by its wire form and by Confluent's own client."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+from confluent_kafka import Message, Producer
+from confluent_kafka.serialization import MessageField, SerializationContext
+
+from schemas.codec import Codec
+from schemas.registry import registry
+
+pytestmark = pytest.mark.integration
+TYPE = registry().events["form_submitted"]
+
+
+async def test_a_known_schema_has_the_same_id_everywhere(client: httpx.AsyncClient) -> None:
+    body = {"schema": json.dumps(TYPE.whole)}
+    registered = await client.post("/subjects/leads.received-value/versions?normalize=false", json=body)
+    looked_up = await client.post("/subjects/leads.received-value", json=body)
+    assert registered.json()["id"] == looked_up.json()["id"] == TYPE.confluent_id
+    by_id = await client.get(f"/schemas/ids/{TYPE.confluent_id}")
+    assert json.loads(by_id.json()["schema"]) == TYPE.whole
+    latest = await client.get("/subjects/leadstream.form_submitted/versions/latest")
+    assert (latest.json()["id"], latest.json()["version"]) == (TYPE.confluent_id, 1)
+    assert (await client.get("/config")).json() == {"compatibilityLevel": "FULL"}
+    assert "leadstream.form_submitted" in (await client.get("/subjects")).json()
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 422),
+        (b"[]", 422),
+        (b'{"schema": 3}', 422),
+        (b'{"schema": "{"}', 422),
+        (b'{"schema": "{\\"type\\": \\"no_such\\"}"}', 422),
+        (b'{"schema": "{}", "schemaType": "PROTOBUF"}', 422),
+        (b'{"schema": "\\"string\\""}', 409),
+    ],
+)
+async def test_what_we_do_not_have_is_refused_in_words(client: httpx.AsyncClient, body: bytes, status: int) -> None:
+    answer = await client.post("/subjects/leads.received-value/versions", content=body)
+    assert answer.status_code == status
+    assert answer.json()["error_code"]
+    assert answer.json()["message"]
+
+
+async def test_unknown_ids_subjects_and_versions_have_confluents_codes(client: httpx.AsyncClient) -> None:
+    for path, code in {
+        "/schemas/ids/1": 40403,
+        "/subjects/leads.received-value/versions/latest": 40401,
+        "/subjects/leadstream.form_submitted/versions/9": 40402,
+    }.items():
+        answer = await client.get(path)
+        assert (answer.status_code, answer.json()["error_code"]) == (404, code)
+
+
+def _example(name: str) -> dict[str, Any]:
+    return registry().events[name].example | {"envelope": TYPE.example["envelope"] | {"event_id": uuid4().hex}}
+
+
+def _produce(url: str, bootstrap: str) -> list[Message]:
+    """Write every event type as an upstream app would: Confluent's serializer and nothing of ours."""
+    from confluent_kafka.schema_registry import (  # noqa: PLC0415 - an extra, see below
+        SchemaRegistryClient,
+        topic_record_subject_name_strategy,
+    )
+    from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerializer  # noqa: PLC0415
+
+    context = SerializationContext("leads.received", MessageField.VALUE)
+    producer = Producer({"bootstrap.servers": bootstrap, "acks": "all"})
+    delivered: list[Message] = []
+    with SchemaRegistryClient({"url": url}) as client:
+        for auto in (True, False):
+            for name in registry().events:
+                schema = client.get_latest_version(f"leadstream.{name}").schema.schema_str
+                conf = {"auto.register.schemas": auto} | (
+                    {} if auto else {"subject.name.strategy": topic_record_subject_name_strategy}
+                )
+                value = AvroSerializer(client, schema, conf=conf)(_example(name), context)
+                read = AvroDeserializer(client)(value, context)
+                assert read["envelope"]["tenant"] == TYPE.example["envelope"]["tenant"]
+                producer.produce("leads.received", value, on_delivery=lambda _, message: delivered.append(message))
+    assert producer.flush(20) == 0
+    return delivered
+
+
+async def test_a_stock_confluent_producer_needs_no_other_registry(running: Any, stack: Any) -> None:
+    pytest.importorskip("authlib", reason="confluent-kafka's extra schemaregistry is not installed")
+    async with running() as (_, url):
+        delivered = await asyncio.to_thread(_produce, url, stack.settings.kafka_bootstrap)
+    assert [message.error() for message in delivered] == [None] * len(delivered)
+    read = [Codec().decode(message.value() or b"") for message in delivered]
+    assert sorted(decoded.type for decoded in read) == sorted([*registry().events, *registry().events])
+
+
+async def test_a_stock_producer_with_another_schema_is_told_what_to_do(running: Any) -> None:
+    pytest.importorskip("authlib", reason="confluent-kafka's extra schemaregistry is not installed")
+    from confluent_kafka.schema_registry import Schema, SchemaRegistryClient, SchemaRegistryError  # noqa: PLC0415
+
+    schema = json.dumps({"type": "record", "name": "lead_found", "fields": [{"name": "x", "type": "string"}]})
+    async with running() as (_, url):
+        with (
+            SchemaRegistryClient({"url": url}) as client,
+            pytest.raises(SchemaRegistryError, match="schemas/events") as refused,
+        ):
+            await asyncio.to_thread(client.register_schema, "leads.received-value", Schema(schema, "AVRO"))
+    assert refused.value.http_status_code == 409

@@ -1,0 +1,243 @@
+"""Lag against known truth on a real broker."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from infra.errors import DependencyAway
+from infra.kafka.lag import LagReader, PartitionLag, totals
+
+pytestmark = pytest.mark.integration
+NOW = 1_700_000_000.0  # what the reader takes for now: seconds since 1970; brokers refuse records of the future
+LONG = {"retention.ms": "-1", "message.timestamp.before.max.ms": "9223372036854775807"}
+
+
+class Place:
+    """A topic of a test's own, with a group that has stopped."""
+
+    def __init__(self, bootstrap: str, partitions: int, config: dict[str, str]) -> None:
+        self.bootstrap = bootstrap
+        self.topic = f"test-lag-{uuid4().hex[:8]}"
+        self.group = f"group-{self.topic}"
+        self.admin = AdminClient({"bootstrap.servers": bootstrap})
+        new = NewTopic(self.topic, partitions, 1, config=LONG | config)
+        self.admin.create_topics([new])[self.topic].result()
+
+    def write(self, ages: list[float], *, partition: int = 0, keys: list[str] | None = None, **config: Any) -> None:
+        """Write records that are ``ages`` seconds old at NOW."""
+        producer = Producer({"bootstrap.servers": self.bootstrap} | config)
+        if "transactional.id" in config:
+            producer.init_transactions(10)
+            producer.begin_transaction()
+        failed: list[Any] = []
+        for i, age in enumerate(ages):
+            key = keys[i] if keys else None
+            producer.produce(
+                self.topic,
+                b"x" * 100,
+                key,
+                partition,
+                timestamp=int((NOW - age) * 1000),
+                on_delivery=lambda error, _: failed.append(error) if error else None,
+            )
+            producer.flush(10)
+        assert failed == []
+        self.producer = producer
+
+    def commit(self, offset: int, partition: int = 0, group: str = "") -> None:
+        consumer = Consumer({"bootstrap.servers": self.bootstrap, "group.id": group or self.group})
+        consumer.commit(offsets=[TopicPartition(self.topic, partition, offset)], asynchronous=False)
+        consumer.close()
+
+    def read(self, *groups: str) -> list[PartitionLag]:
+        reader = LagReader(self.bootstrap, {g: [self.topic] for g in groups or (self.group,)}, now=lambda: NOW)
+        try:
+            return reader.read()
+        finally:
+            reader.close()
+
+    def one(self) -> PartitionLag:
+        (row,) = self.read()
+        return row
+
+
+@pytest.fixture
+def place(stack: Any) -> Iterator[Callable[..., Place]]:
+    made: list[Place] = []
+
+    def make(partitions: int = 1, **config: str) -> Place:
+        made.append(
+            Place(stack.settings.kafka_bootstrap, partitions, {k.replace("_", "."): v for k, v in config.items()})
+        )
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.admin.delete_topics([each.topic])[each.topic].result()
+
+
+def said(row: PartitionLag) -> tuple[int, float | None, str]:
+    return row.lag, row.seconds, row.state
+
+
+def test_a_stopped_consumer_is_as_late_as_its_next_record_is_old(place: Any) -> None:
+    here = place()
+    here.write([300, 200, 100, 50])
+    here.commit(2)
+    assert said(here.one()) == (2, 100.0, "behind")
+
+
+def test_a_group_that_never_committed_is_late_from_the_first_record(place: Any) -> None:
+    here = place()
+    here.write([300, 200])
+    row = here.one()
+    assert row.committed is None
+    assert said(row) == (2, 300.0, "new")
+
+
+def test_who_has_read_everything_is_not_late(place: Any) -> None:
+    here = place()
+    here.write([300, 200])
+    here.commit(2)
+    assert said(here.one()) == (0, 0.0, "ok")
+
+
+def test_an_empty_partition_is_not_late(place: Any) -> None:
+    assert said(place().one()) == (0, 0.0, "ok")
+
+
+def test_records_deleted_before_they_were_read_are_a_gap(place: Any) -> None:
+    here = place()
+    here.write([500, 400, 300, 200])
+    here.commit(1)
+    spot = TopicPartition(here.topic, 0, 3)
+    here.admin.delete_records([spot])[spot].result()
+    row = here.one()
+    assert (row.committed, row.start, row.end) == (1, 3, 4)
+    assert said(row) == (1, 200.0, "gap")
+
+
+def test_a_topic_made_anew_is_read_from_its_start(place: Any) -> None:
+    here = place()
+    here.write([500, 400])
+    here.commit(50)
+    assert said(here.one()) == (2, 500.0, "beyond")
+
+
+def test_holes_that_compaction_left_are_no_work(place: Any) -> None:
+    here = place(
+        cleanup_policy="compact", segment_ms="100", min_cleanable_dirty_ratio="0.0", max_compaction_lag_ms="100"
+    )
+    here.write([900, 800, 700, 600], keys=["a", "a", "a", "b"])
+    here.commit(0)
+    # The newest segment is never compacted: go on writing another key until the first two records are gone.
+    deadline = time.monotonic() + 90
+    while (row := here.one()).seconds == 900:
+        assert time.monotonic() < deadline, "the broker did not compact"
+        here.write([1], keys=["c"])
+    assert row.seconds == 700
+    assert row.lag == row.end - 2
+
+
+def test_the_marker_that_ends_a_transaction_is_no_work(place: Any) -> None:
+    here = place()
+    here.write([300, 200], **{"transactional.id": here.topic})
+    here.producer.commit_transaction(10)
+    here.commit(2)
+    row = here.one()
+    assert (row.committed, row.end) == (2, 3)
+    assert said(row) == (0, 0.0, "ok")
+
+
+def test_an_aborted_transaction_is_no_work(place: Any) -> None:
+    here = place()
+    here.write([300, 200], **{"transactional.id": here.topic})
+    here.producer.abort_transaction(10)
+    assert said(here.one()) == (0, 0.0, "ok")
+
+
+def test_what_an_open_transaction_holds_back_is_said(place: Any) -> None:
+    here = place()
+    here.write([300, 200], **{"transactional.id": here.topic})
+    assert said(here.one()) == (2, None, "held")
+    here.producer.abort_transaction(10)
+
+
+def test_the_brokers_own_timestamps_are_used_where_the_topic_has_them(stack: Any, place: Any) -> None:
+    here = place(message_timestamp_type="LogAppendTime")
+    here.write([5_000_000])
+    reader = LagReader(stack.settings.kafka_bootstrap, {here.group: [here.topic]}, now=lambda: time.time() + 1000)
+    (row,) = reader.read()
+    reader.close()
+    assert row.seconds is not None
+    assert 1000 <= row.seconds < 2000  # not 5,000,000: that was the producer's clock
+
+
+def test_a_clock_that_is_ahead_does_not_make_lag_negative(place: Any) -> None:
+    here = place(message_timestamp_after_max_ms="9223372036854775807")
+    here.write([-500])
+    assert said(here.one()) == (1, 0.0, "new")
+
+
+def test_every_partition_and_every_group_has_its_own_lag(place: Any) -> None:
+    here = place(partitions=8)
+    for partition in range(8):
+        here.write([100 + partition, 50], partition=partition)
+    here.commit(1, partition=3, group="second-" + here.group)
+    rows = here.read(here.group, "second-" + here.group)
+    assert [row.seconds for row in rows[:8]] == [100.0 + p for p in range(8)]
+    assert [row.seconds for row in rows[8:]] == [50.0 if p == 3 else 100.0 + p for p in range(8)]
+    summed = totals(rows, [here.group])[here.group]
+    assert (summed.messages, summed.seconds, summed.state) == (16, 107.0, "new")
+
+
+def test_large_batches_in_many_partitions_are_each_read(place: Any) -> None:
+    here = place(partitions=4)
+    producer = Producer({"bootstrap.servers": here.bootstrap, "linger.ms": 200, "batch.size": 1_000_000})
+    for i in range(8000):
+        producer.produce(here.topic, b"x" * 400, None, i % 4, timestamp=int((NOW - 70) * 1000))
+        producer.poll(0)
+    producer.flush(20)
+    assert [said(row) for row in here.read()] == [(2000, 70.0, "new")] * 4
+
+
+def test_a_reader_follows_the_consumer_and_reads_again_and_again(place: Any) -> None:
+    here = place()
+    here.write([300, 200, 100])
+    reader = LagReader(here.bootstrap, {here.group: [here.topic]}, now=lambda: NOW)
+    seen = []
+    for offset in range(4):
+        here.commit(offset)
+        seen += [(row.lag, row.seconds) for row in reader.read() + reader.read()]
+    reader.close()
+    assert seen == [(3, 300), (3, 300), (2, 200), (2, 200), (1, 100), (1, 100), (0, 0), (0, 0)]
+
+
+def test_reading_leaves_no_trace(place: Any) -> None:
+    here = place()
+    here.write([300])
+    here.one()
+    known = {g.group_id for g in here.admin.list_consumer_groups().result().valid}
+    assert "leadstream-lag" not in known
+    assert here.one().committed is None
+
+
+def test_a_topic_that_does_not_exist_is_left_out(stack: Any) -> None:
+    reader = LagReader(stack.settings.kafka_bootstrap, {"nobody": ["test-lag-no-such-topic"]})
+    assert reader.read() == []
+    assert reader.totals()["nobody"].messages == 0
+    reader.close()
+
+
+def test_a_broker_that_is_away_is_said() -> None:
+    reader = LagReader("127.0.0.1:1", {"nobody": ["leads.received"]})
+    with pytest.raises(DependencyAway, match="Kafka"):
+        reader.read()
+    reader.close()
