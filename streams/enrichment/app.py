@@ -1,0 +1,47 @@
+"""Enrichment's composition root: settings to clients to the Faust agent."""
+
+from __future__ import annotations
+
+import contextlib
+
+from infra import http, plugins
+from infra.kafka.producer import Deliverer
+from infra.postgres.pool import connect
+from infra.runtime import Stop, log
+from infra.settings import Settings
+from schemas.codec import Codec
+from streams.enrichment.cache import PostgresAnswers
+from streams.enrichment.enrich import STAGE, TOPIC, Enrich
+from streams.enrichment.providers import Provider
+from streams.enrichment.waterfall import Waterfall
+from streams.faust_app import run_agent
+
+MAX_INFLIGHT = 256  # leads that are asked about at the same time
+_CONNECTIONS = 128  # to one provider
+
+
+async def main(settings: Settings, stop: Stop) -> None:
+    """Run enrichment until ``stop``. With no provider configured every request is skipped, and says so."""
+    async with contextlib.AsyncExitStack() as opened:
+        providers = await _providers(settings, opened)
+        log(STAGE).info("providers", extra={"fields": {"enabled": [provider.name for provider in providers]}})
+        pool = await connect(settings.database_url, size=settings.database_pool_size, application=STAGE)
+        opened.push_async_callback(pool.close)
+        deliverer = Deliverer(settings.kafka_bootstrap)
+        opened.push_async_callback(deliverer.close)
+        handler = Enrich(Waterfall(providers, PostgresAnswers(pool)), Codec())
+        await run_agent(
+            settings, stop, group=STAGE, topic=TOPIC, handler=handler, deliverer=deliverer, max_inflight=MAX_INFLIGHT
+        )
+
+
+async def _providers(settings: Settings, opened: contextlib.AsyncExitStack) -> list[Provider]:
+    """Return the providers whose key is set, connected."""
+    found: list[Provider] = []
+    for name, module in plugins.discover("streams.enrichment.providers").items():
+        config = settings.section(f"provider_{name}", module.Config)
+        if config.api_key.get_secret_value():
+            client = http.client(config.base_url, timeout_s=config.timeout_s, connections=_CONNECTIONS)
+            await opened.enter_async_context(client)
+            found.append(module.connect(config, client))
+    return found

@@ -1,0 +1,136 @@
+"""The stage: one enrichment request in, one outcome out, and where a provider knew the lead one lead event.
+
+The event's id is a hash of what it answers (tenant, lead, provider, request), so that answering again after a crash is
+a duplicate to intake. What the provider said comes from the kept answer, so it is the same event, too.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from infra import metrics
+from infra.kafka.dead_letters import dead_letter
+from infra.kafka.producer import Headers, Output
+from infra.outcomes import Dead, Problem, Reason, What
+from schemas.codec import Codec, DecodeError
+from streams.enrichment.providers import FIELDS, Failed, Found
+from streams.enrichment.waterfall import Result, Waterfall
+from streams.ordered import Record
+
+STAGE = "enrichment"
+TOPIC = "leads.enrichment-requested"
+SOURCE = "leadstream:enrichment:"
+_EVENT_ID = uuid.UUID("0f5c1a52-9a0e-5b63-9f0a-6f1f6c1f3c77")  # the name space of our event ids
+
+
+def _now() -> int:
+    return time.time_ns() // 1000
+
+
+class Enrich:
+    """Handles enrichment requests; see :class:`streams.ordered.OrderedPipe` for how it is called."""
+
+    def __init__(self, waterfall: Waterfall, codec: Codec, *, clock: Callable[[], int] = _now) -> None:
+        self._waterfall = waterfall
+        self._codec = codec
+        self._event = codec.encoder("enrichment_completed")
+        self._outcome = codec.encoder("outcome")
+        self._clock = clock
+
+    async def __call__(self, record: Record) -> Sequence[Output]:
+        """Return what a request comes to: an outcome, an event where the lead was found; or a dead letter.
+
+        Raises:
+            DependencyAway: Postgres is away; nothing was decided.
+
+        """
+        try:
+            decoded = self._codec.decode(record.value() or b"")
+        except DecodeError as error:
+            return [self._dead(record, error.dead)]
+        if decoded.type != "enrichment_request":
+            problem = Problem("", f"a record of the type {decoded.type} does not belong on {TOPIC}")
+            return [self._dead(record, Dead(Reason.INVALID_FIELD, (problem,)))]
+        request = decoded.record
+        identifiers = identify(request["lead"])
+        result = await self._waterfall.enrich(request["tenant"], request["lead"]) if identifiers else None
+        outputs = [self._say(record, request, result)]
+        if result is not None and isinstance(result.answer, Found):
+            event = self._event(completed(request, identifiers, result, result.answer))
+            key = f"{request['tenant']}:{next(iter(identifiers.values()))}".encode()
+            outputs.insert(0, Output("leads.received", key, event, _trace(record.headers())))
+        return outputs
+
+    def _say(self, record: Record, request: Mapping[str, Any], result: Result | None) -> Output:
+        what, reason, detail = _verdict(result)
+        metrics.OUTCOMES.labels(STAGE, what.value, reason).inc()
+        outcome = {
+            "at": self._clock(),
+            "stage": STAGE,
+            "what": what.value,
+            "reason": reason,
+            "tenant": request["tenant"],
+            "event_id": request["event_id"],
+            "lead_id": request["lead"]["lead_id"],
+            "version": request["lead"]["version"],
+            "topic": record.topic(),
+            "partition": record.partition(),
+            "offset": record.offset(),
+            "detail": detail,
+        }
+        return Output("leads.outcomes", request["lead"]["lead_id"].encode(), self._outcome(outcome))
+
+    def _dead(self, record: Record, dead: Dead) -> Output:
+        metrics.OUTCOMES.labels(STAGE, What.DEAD.value, dead.reason.value).inc()
+        return dead_letter(record, STAGE, dead, DecodeError.__name__)
+
+
+def identify(lead: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the identifiers that lead back to ``lead``, the surest first; empty when it has none of its own.
+
+    No more than it takes: an identifier that has come to somebody else meanwhile must not merge the two.
+    """
+    for names in (("email", "external_id"), ("phone",)):
+        given = {name: lead[name] for name in names if lead[name]}
+        if given:
+            return given
+    return {"crm_ids": lead["crm_ids"]} if lead["crm_ids"] else {}
+
+
+def completed(request: Mapping[str, Any], given: Mapping[str, Any], result: Result, found: Found) -> dict[str, Any]:
+    """Return the lead event that says what ``result.provider`` knows."""
+    tenant, lead_id = request["tenant"], request["lead"]["lead_id"]
+    event_id = uuid.uuid5(_EVENT_ID, "\0".join((tenant, lead_id, result.provider, request["event_id"])))
+    return {
+        "envelope": {
+            "event_id": str(event_id),
+            "tenant": tenant,
+            "occurred_at": result.fetched_at,
+            "source": SOURCE + result.provider,
+            "context": {},
+        },
+        "identifiers": {"external_id": "", "email": "", "phone": "", "anonymous_id": "", "crm_ids": {}, **given},
+        "provider": result.provider,
+        "likelihood": found.likelihood,
+        "request_event_id": request["event_id"],
+        **{name: value for name, value in found.fields.items() if name in FIELDS},
+    }
+
+
+def _verdict(result: Result | None) -> tuple[What, str, str]:
+    if result is None:
+        return What.SKIPPED, Reason.NO_IDENTIFIER.value, "there is nothing that a provider could be asked by"
+    answer = result.answer
+    if isinstance(answer, Found):
+        return What.ENRICHED, "", result.provider
+    if isinstance(answer, Failed):
+        detail = f"{result.provider}: {answer.detail}" if answer.detail else result.provider
+        return What.PARKED, answer.reason.value, detail
+    return What.SKIPPED, Reason.NOT_FOUND.value, result.provider
+
+
+def _trace(headers: Headers) -> Headers | None:
+    return [(name, value) for name, value in headers if name == "traceparent"] or None
