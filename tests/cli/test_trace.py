@@ -49,13 +49,30 @@ def at(milliseconds: int) -> str:
 
 
 def rows(lead: Lead) -> dict[str, list[dict[str, Any]]]:
-    common = {"tenant": lead.tenant, "lead_id": lead.lead_id, "source": "web", "own": False, "properties": "{}"}
+    common: dict[str, Any] = {
+        "tenant": lead.tenant,
+        "lead_id": lead.lead_id,
+        "source": "web",
+        "own": False,
+        "properties": "{}",
+    }
     common |= {"occurred_at": at(0), "topic": "leads.received", "partition": 1}
-    first = {"event_id": lead.first, "event_type": "lead_created", "version": 1, "offset": lead.offset, "merged": []}
+    first: dict[str, Any] = {
+        "event_id": lead.first,
+        "event_type": "lead_created",
+        "version": 1,
+        "offset": lead.offset,
+        "merged": [],
+    }
     first |= {"received_at": at(10), "decided_at": at(30), "changes": json.dumps({"first_name": "Ada", "email": "a@b"})}
-    second = {"event_id": lead.second, "event_type": "form_submitted", "version": 2, "offset": lead.offset + 1}
+    second: dict[str, Any] = {
+        "event_id": lead.second,
+        "event_type": "form_submitted",
+        "version": 2,
+        "offset": lead.offset + 1,
+    }
     second |= {"received_at": at(40), "decided_at": at(60), "changes": "{}", "merged": [lead.loser_id]}
-    said = {
+    said: dict[str, Any] = {
         "tenant": lead.tenant,
         "reason": "",
         "event_id": "",
@@ -64,9 +81,21 @@ def rows(lead: Lead) -> dict[str, list[dict[str, Any]]]:
         "offset": -1,
         "detail": "",
     }
-    synced = {"at": at(2060), "stage": "crm-hubspot", "what": "synced", "lead_id": lead.lead_id, "version": 2}
+    synced: dict[str, Any] = {
+        "at": at(2060),
+        "stage": "crm-hubspot",
+        "what": "synced",
+        "lead_id": lead.lead_id,
+        "version": 2,
+    }
     parked = synced | {"at": at(500), "what": "parked", "reason": "rate_limited"}
-    again = {"at": at(90), "stage": "intake", "what": "duplicate", "reason": "duplicate_event", "lead_id": ""}
+    again: dict[str, Any] = {
+        "at": at(90),
+        "stage": "intake",
+        "what": "duplicate",
+        "reason": "duplicate_event",
+        "lead_id": "",
+    }
     again |= {
         "event_id": lead.first,
         "version": 0,
@@ -74,7 +103,13 @@ def rows(lead: Lead) -> dict[str, list[dict[str, Any]]]:
         "partition": 1,
         "offset": lead.offset + 2,
     }
-    dead = {"at": at(5), "stage": "intake", "reason": "not_avro", "detail": "cut", "topic": "leads.received"}
+    dead: dict[str, Any] = {
+        "at": at(5),
+        "stage": "intake",
+        "reason": "not_avro",
+        "detail": "cut",
+        "topic": "leads.received",
+    }
     dead |= {"partition": 7, "offset": lead.offset, "dead_partition": 0, "dead_offset": 5, "size": 3}
     return {
         "lead_events_store": [common | first, common | second],
