@@ -24,6 +24,8 @@ class Reason(StrEnum):
     NO_IDENTIFIER = "no_identifier"  # nothing that says whose event it is
     # dead at a destination: it will never take this
     REJECTED = "rejected"
+    EXPIRED = "expired"  # it could not be delivered for too long
+    UNSURE = "unsure"  # it may or may not have been delivered, and again could mean twice
     # duplicate
     DUPLICATE_EVENT = "duplicate_event"  # (tenant, event_id) was accepted before from another record
     # parked: later, by key, alone
@@ -38,6 +40,10 @@ class Reason(StrEnum):
     NOT_FOUND = "not_found"  # a provider knows nothing of this lead
     NO_CONSENT = "no_consent"
     UP_TO_DATE = "up_to_date"  # the destination has this version or a newer one
+    NO_ADDRESS = "no_address"  # the lead has none for this channel
+    ERASED = "erased"  # the lead is gone
+    UNRENDERABLE = "unrenderable"  # the campaign's template does not take this lead's values
+    ALREADY_ASKED = "already_asked"  # once per lead, and an earlier event of the lead has asked
 
 
 class What(StrEnum):
