@@ -162,7 +162,7 @@ class Supervisor:
         file = self._home / f"{name}.secret"
         if not file.exists():
             file.touch(mode=0o600)
-            file.write_text(secrets.token_hex(16), "utf-8")
+            file.write_text(f"pat-{secrets.token_hex(16)}", "utf-8")
         return file.read_text("utf-8")
 
     def _simulators(self, ports: dict[str, int]) -> Iterable[Part]:

@@ -3,4 +3,5 @@
 from infra.runtime import run
 from streams.intake.app import main
 
-run(main, "intake")
+if __name__ == "__main__":
+    run(main, "intake")
