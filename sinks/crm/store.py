@@ -229,8 +229,13 @@ class Store:
             await postgres.execute(_START_OVER, self._destination, claim.until, [lead_id for lead_id, _ in gone])
 
     async def _execute(self, statement: str, *arguments: Any) -> None:
-        async with connection(self._pool) as postgres:
-            await postgres.execute(statement, self._destination, *arguments)
+        while True:
+            try:
+                async with connection(self._pool) as postgres:
+                    await postgres.execute(statement, self._destination, *arguments)
+            except asyncpg.DeadlockDetectedError:
+                continue  # it met the other loop in many rows at once; one of the two goes on, then it is our turn
+            return
 
     def _now(self) -> datetime:
         return _time(self._clock())
