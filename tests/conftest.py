@@ -1,0 +1,186 @@
+"""Fixtures: the real stack. ``--stack=embedded`` (default) runs it here, ``--stack=containers`` in Docker."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.clickhouse.migrate import migrate as migrate_clickhouse
+from infra.kafka.topics import apply
+from infra.postgres.migrate import migrate as migrate_postgres
+from infra.settings import Settings
+
+_START_S = 180.0
+_LOOK_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Stack:
+    """Where the parts of a stack are."""
+
+    kafka_bootstrap: str
+    dsn: str
+    clickhouse_url: str
+    redis_url: str
+    home: Path
+    places: dict[str, Any]
+
+    @property
+    def settings(self) -> Settings:
+        """Settings that reach this stack and nothing else."""
+        return Settings.load(self.environment())
+
+    def environment(self, **changes: str) -> dict[str, str]:
+        """Return the settings as environment variables."""
+        return {
+            "LEADSTREAM_HOME": str(self.home),
+            "LEADSTREAM_KAFKA_BOOTSTRAP": self.kafka_bootstrap,
+            "LEADSTREAM_DATABASE_URL": self.dsn,
+            "LEADSTREAM_CLICKHOUSE_URL": self.clickhouse_url,
+            "LEADSTREAM_REDIS_URL": self.redis_url,
+        } | changes
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--stack", choices=("embedded", "containers"), default="embedded", help="where the stack runs")
+
+
+@pytest.fixture(scope="session")
+def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Kafka, Postgres, ClickHouse and Redis with topics and migrations applied, no pipeline processes."""
+    home = tmp_path_factory.mktemp("stack")
+    if request.config.getoption("--stack") == "containers":
+        yield from _containers(home)
+        return
+    with Running(home, "--no-pipeline") as running:
+        yield _stack(home, running.state)
+
+
+@pytest.fixture(scope="session")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Return a whole installation: the stack, the simulators and every process of the pipeline."""
+    home = tmp_path_factory.mktemp("pipeline")
+    with Running(home) as running:
+        yield _stack(home, running.state)
+
+
+@pytest.fixture
+def unique() -> str:
+    """Return a word that no other test has: for groups, tenants and ids."""
+    return uuid.uuid4().hex[:12]
+
+
+class Running:
+    """A supervisor as a child process that dies with the test run, even when that is killed."""
+
+    def __init__(self, home: Path, *words: str) -> None:
+        self.home = home
+        self._words = words
+        self.process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """What the supervisor last wrote."""
+        try:
+            found: dict[str, Any] = json.loads((self.home / "stack.json").read_text("utf-8"))
+        except (FileNotFoundError, ValueError):
+            return {}
+        return found
+
+    def start(self) -> Running:
+        """Start it and wait until all of it is healthy."""
+        environment = {k: v for k, v in os.environ.items() if not k.startswith("LEADSTREAM_")}
+        # The tests' stack serves what the tests ask for, not what an installation has by chance.
+        environment |= {"LEADSTREAM_HOME": str(self.home), "PYTHONUNBUFFERED": "1"}
+        (self.home / "stack.json").unlink(missing_ok=True)
+        # A small shell holds our pipe: when the test run dies, however, it reads the end and stops the supervisor.
+        script = '"$@" & child=$!; trap "kill -TERM $child; wait $child; exit" TERM; (read _; kill -TERM $child) & wait $child'
+        command = [sys.executable, "-m", "infra.local.supervisor", *self._words]
+        with (self.home / "supervisor.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                ["bash", "-c", script, "-", *command], stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment
+            )
+        deadline = time.monotonic() + _START_S
+        while (state := self.state).get("state") != "up":
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                self.stop()
+                said = (self.home / "supervisor.log").read_text("utf-8")[-2000:]
+                pytest.fail(f"the stack did not start: {state.get('error') or said}")
+            time.sleep(_LOOK_S)
+        return self
+
+    def stop(self) -> None:
+        """Stop it and wait until it is gone."""
+        pid = self.state.get("supervisor", {}).get("pid")
+        if self.process is None:
+            return
+        if pid and self.process.poll() is None:
+            os.kill(pid, signal.SIGTERM)
+        if self.process.stdin is not None:
+            self.process.stdin.close()
+        self.process.wait(timeout=90)
+
+    def __enter__(self) -> Running:
+        return self.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+
+async def eventually(condition: Callable[[], Awaitable[Any]], timeout_s: float = 60) -> Any:
+    """Wait until ``condition`` gives something true and return it; fail after ``timeout_s``."""
+    deadline = time.monotonic() + timeout_s
+    while not (found := await condition()):
+        if time.monotonic() > deadline:
+            pytest.fail(f"not within {timeout_s} s: {condition}")
+        await asyncio.sleep(_LOOK_S)
+    return found
+
+
+def _stack(home: Path, state: dict[str, Any]) -> Stack:
+    return Stack(
+        state["kafka"]["bootstrap"],
+        state["postgres"]["dsn"],
+        state["clickhouse"]["url"],
+        state["redis"]["url"],
+        home,
+        state,
+    )
+
+
+def _containers(home: Path) -> Iterator[Stack]:
+    from testcontainers.clickhouse import ClickHouseContainer  # noqa: PLC0415 - only where Docker is
+    from testcontainers.kafka import KafkaContainer  # noqa: PLC0415
+    from testcontainers.postgres import PostgresContainer  # noqa: PLC0415
+    from testcontainers.redis import RedisContainer  # noqa: PLC0415
+
+    with (
+        KafkaContainer("confluentinc/cp-kafka:8.1.0").with_kraft() as kafka,
+        PostgresContainer("postgres:18", username="leadstream", dbname="leadstream", driver=None) as postgres,
+        ClickHouseContainer("clickhouse/clickhouse-server:26.3", port=8123) as clickhouse,
+        RedisContainer("redis:8") as redis,
+    ):
+        at = f"{clickhouse.get_container_host_ip()}:{clickhouse.get_exposed_port(8123)}"
+        url = f"http://{clickhouse.username}:{clickhouse.password}@{at}/leadstream"
+        dsn = postgres.get_connection_url()
+        apply(kafka.get_bootstrap_server())
+        asyncio.run(_migrate(dsn, url))
+        redis_url = f"redis://{redis.get_container_host_ip()}:{redis.get_exposed_port(6379)}/0"
+        yield Stack(kafka.get_bootstrap_server(), dsn, url, redis_url, home, {})
+
+
+async def _migrate(dsn: str, url: str) -> None:
+    await migrate_postgres(dsn)
+    await migrate_clickhouse(url)
