@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pytest
 
@@ -99,19 +98,15 @@ class Running:
             return {}
         return found
 
-    def start(self) -> Running:
+    def start(self) -> Self:
         """Start it and wait until all of it is healthy."""
         environment = {k: v for k, v in os.environ.items() if not k.startswith("LEADSTREAM_")}
         # The tests' stack serves what the tests ask for, not what an installation has by chance.
         environment |= {"LEADSTREAM_HOME": str(self.home), "PYTHONUNBUFFERED": "1"}
         (self.home / "stack.json").unlink(missing_ok=True)
-        # A small shell holds our pipe: when the test run dies, however, it reads the end and stops the supervisor.
-        script = '"$@" & child=$!; trap "kill -TERM $child; wait $child; exit" TERM; (read _; kill -TERM $child) & wait $child'
-        command = [sys.executable, "-m", "infra.local.supervisor", *self._words]
+        command = [sys.executable, "-m", "infra.local.supervisor", "--until-eof", *self._words]
         with (self.home / "supervisor.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                ["bash", "-c", script, "-", *command], stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment
-            )
+            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment)
         deadline = time.monotonic() + _START_S
         while (state := self.state).get("state") != "up":
             if self.process.poll() is not None or time.monotonic() > deadline:
@@ -123,16 +118,13 @@ class Running:
 
     def stop(self) -> None:
         """Stop it and wait until it is gone."""
-        pid = self.state.get("supervisor", {}).get("pid")
         if self.process is None:
             return
-        if pid and self.process.poll() is None:
-            os.kill(pid, signal.SIGTERM)
         if self.process.stdin is not None:
             self.process.stdin.close()
         self.process.wait(timeout=90)
 
-    def __enter__(self) -> Running:
+    def __enter__(self) -> Self:
         return self.start()
 
     def __exit__(self, *_: object) -> None:

@@ -74,11 +74,13 @@ class Supervisor:
         self._error = ""
         self._asked = asyncio.Event()
 
-    async def run(self) -> int:
-        """Start everything, watch it until a signal, stop everything; return the exit code."""
+    async def run(self, *, until_eof: bool = False) -> int:
+        """Start everything, watch it until a signal (or the end of standard input), stop everything; return the code."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._asked.set)
+        if until_eof:
+            loop.add_reader(sys.stdin, self._asked.set)  # nobody writes to it: what can be read is its end
         self._logs.mkdir(parents=True, exist_ok=True)
         starting = asyncio.ensure_future(self._start())
         asked = asyncio.ensure_future(self._asked.wait())
@@ -330,6 +332,7 @@ def main() -> None:
     """Run the supervisor of the state folder that the settings name; a second one for the same folder refuses."""
     parser = argparse.ArgumentParser(prog="python -m infra.local.supervisor")
     parser.add_argument("--no-pipeline", action="store_true", help="only Kafka, Postgres, ClickHouse and Redis")
+    parser.add_argument("--until-eof", action="store_true", help="stop when standard input ends: with who started it")
     parser.add_argument("--without", action="append", default=[], metavar="NAME", help="leave this process out")
     words = parser.parse_args()
     home = Settings.load().home
@@ -341,7 +344,7 @@ def main() -> None:
             sys.stderr.write(f"a stack already runs in {home}; see leadstream status\n")
             raise SystemExit(1) from None
         supervisor = Supervisor(home, pipeline=not words.no_pipeline, without=words.without)
-        raise SystemExit(asyncio.run(supervisor.run()))
+        raise SystemExit(asyncio.run(supervisor.run(until_eof=words.until_eof)))
 
 
 if __name__ == "__main__":
