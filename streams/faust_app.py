@@ -98,21 +98,18 @@ class Consumer(driver.Consumer):
         """Yield what was fetched, and read a partition again from where records seem to be missing."""
         again: set[Any] = set()
         async for tp, message in super().getmany(timeout):
-            if tp in again:
-                continue
-            expected = self._next.get(tp)
-            if expected is not None and message.offset > expected and (tp, expected) not in self._gaps:
+            offset, expected = message.offset, self._next.get(tp, 0)
+            if tp in again or offset < (self._read_offset[tp] or 0):
+                continue  # read again later, or committed before
+            if tp in self._next and offset > expected and (tp, expected) not in self._gaps:
                 self._gaps.add((tp, expected))
                 again.add(tp)
                 await self.seek(tp, expected)
                 continue
+            # Open from here on, before anything sees it: Faust counts a record only when it leaves the agent's queue.
+            self._open.setdefault(tp, set()).add(offset)
+            self._next[tp] = max(expected, offset + 1)
             yield tp, message
-
-    def track_message(self, message: Any) -> None:
-        """Note a record that was read, before anything sees it."""
-        super().track_message(message)
-        self._open.setdefault(message.tp, set()).add(message.offset)
-        self._next[message.tp] = max(self._next.get(message.tp, 0), message.offset + 1)
 
     def ack(self, message: Any) -> bool:
         """Note that a record's effects are durable."""

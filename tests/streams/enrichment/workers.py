@@ -1,0 +1,110 @@
+"""Real worker processes and what is on real topics."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from types import TracebackType
+
+from confluent_kafka import Consumer, ConsumerGroupTopicPartitions, Message, Producer, TopicPartition
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from infra.settings import child_environment
+
+
+class Workers(AbstractContextManager["Workers"]):
+    """Starts ``command`` as processes, kills and restarts them, ends them all at the end."""
+
+    def __init__(self, command: list[str], environment: Mapping[str, str], logs: Path) -> None:
+        self._command = [sys.executable, *command]
+        self._environment = child_environment(environment)
+        self._logs = logs
+        self.processes: list[subprocess.Popen[bytes]] = []
+        self._started = 0
+
+    def start(self) -> subprocess.Popen[bytes]:
+        self._started += 1
+        with (self._logs / f"worker-{self._started}.log").open("wb") as log:
+            process = subprocess.Popen(self._command, env=self._environment, stdout=log, stderr=log)
+        self.processes.append(process)
+        return process
+
+    def kill_and_restart(self, index: int) -> None:
+        process = self.processes.pop(index)
+        process.kill()
+        process.wait(30)
+        self.start()
+
+    def terminate(self) -> list[int]:
+        for process in self.processes:
+            process.terminate()
+        codes = [process.wait(60) for process in self.processes]
+        self.processes.clear()
+        return codes
+
+    def said(self) -> str:
+        return "\n".join(path.read_text(errors="replace")[-3000:] for path in sorted(self._logs.glob("worker-*.log")))
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for process in self.processes:
+            process.kill()
+            process.wait(30)
+
+
+class Broker:
+    """A broker seen from outside."""
+
+    def __init__(self, bootstrap: str) -> None:
+        self._bootstrap = bootstrap
+        self._admin = AdminClient({"bootstrap.servers": bootstrap})
+
+    def make(self, *topics: str, partitions: int) -> None:
+        for future in self._admin.create_topics([NewTopic(name, partitions, 1) for name in topics]).values():
+            future.result(30)
+
+    def produce(self, topic: str, records: Iterable[tuple[bytes, bytes]]) -> None:
+        producer = Producer({"bootstrap.servers": self._bootstrap, "acks": "all", "partitioner": "murmur2_random"})
+        for key, value in records:
+            producer.produce(topic, value, key)
+        assert producer.flush(60) == 0
+
+    def ends(self, topic: str) -> dict[int, int]:
+        consumer = self._consumer()
+        partitions = consumer.list_topics(topic, 10).topics[topic].partitions
+        ends = {p: consumer.get_watermark_offsets(TopicPartition(topic, p), 10)[1] for p in partitions}
+        consumer.close()
+        return ends
+
+    def committed(self, group: str, topic: str) -> dict[int, int]:
+        asked = [TopicPartition(topic, p) for p in self.ends(topic)]
+        found = self._admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group, asked)])[group].result(30)
+        return {p.partition: max(p.offset, 0) for p in found.topic_partitions}
+
+    def follow(self, topic: str, enough: Callable[[list[Message]], bool], within_s: float = 120) -> list[Message]:
+        """Read ``topic`` from its beginning until what was read is ``enough``, at most so long; return all of it."""
+        consumer = self._consumer()
+        consumer.assign([TopicPartition(topic, p, 0) for p in self.ends(topic)])
+        read: list[Message] = []
+        deadline = time.monotonic() + within_s
+        while not enough(read) and time.monotonic() < deadline:
+            read += [m for m in consumer.consume(5000, 0.2) if m.error() is None]
+        consumer.close()
+        return read
+
+    def _consumer(self) -> Consumer:
+        settings = {"bootstrap.servers": self._bootstrap, "group.id": "tests-outside", "enable.auto.commit": False}
+        return Consumer(settings | {"auto.offset.reset": "earliest"})
+
+
+def wait_until(condition: Callable[[], bool], within_s: float = 60) -> bool:
+    """Look again and again until ``condition`` holds, at most so long; return whether it does."""
+    pause = time.monotonic() + within_s
+    while time.monotonic() < pause:
+        if condition():
+            return True
+        time.sleep(0.1)  # between two looks, not instead of one
+    return False
