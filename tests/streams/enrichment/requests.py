@@ -1,0 +1,24 @@
+"""Enrichment requests about made-up leads."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+from schemas.codec import Codec
+from schemas.registry import registry
+
+_ENCODE = Codec().encoder("enrichment_request")
+NOW = 1_770_000_000_000_000
+
+
+def request(number: int, tenant: str = "acme", **given: Any) -> bytes:
+    """Return the request of lead ``number``."""
+    lead = {field["name"]: field.get("default") for field in registry().lead.source["fields"]}
+    lead |= {"lead_id": lead_id(tenant, number), "tenant": tenant, "version": 1, "created_at": NOW, "updated_at": NOW}
+    lead |= {"email": f"lead{number}@example.com"} | given
+    return _ENCODE({"tenant": tenant, "event_id": f"request-{number}", "decided_at": NOW, "lead": lead})
+
+
+def lead_id(tenant: str, number: int) -> str:
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, f"{tenant}/{number}"))

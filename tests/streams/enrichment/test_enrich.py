@@ -1,0 +1,66 @@
+"""One request in; an outcome, and an event whose id is the same every time, out."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import pytest
+
+from infra.outcomes import Reason
+from schemas.codec import Codec
+from streams.enrichment.enrich import TOPIC, Enrich
+from streams.enrichment.providers import Answer, Failed, Found, NotFound
+from streams.ordered import Record
+from tests.streams.enrichment.requests import request
+from tests.streams.enrichment.test_waterfall import Memory, Scripted, waterfall
+
+CODEC = Codec()
+
+
+async def outputs(answer: Answer, value: bytes | None = None, **lead: Any) -> list[tuple[str, bytes | None, Any]]:
+    enrich = Enrich(waterfall(Scripted("test", answer), answers=Memory()), CODEC, clock=time.time_ns)
+    record = Record((TOPIC, 2), 7, b"key", request(1, **lead) if value is None else value, [("traceparent", b"00-1")])
+    return [
+        (output.topic, output.key, output.value if output.topic == "leads.dead" else CODEC.decode(output.value or b""))
+        for output in await enrich(record)
+    ]
+
+
+async def test_a_found_lead_is_an_event_and_an_outcome() -> None:
+    found = Found({"title": "CTO", "employees": 12, "custom": {"linkedin": "x"}, "surprise": 1}, 0.8, 1)
+    event, outcome = await outputs(found, external_id="u-1")
+    assert (event[0], event[1]) == ("leads.received", b"acme:lead1@example.com")
+    said = event[2].record
+    assert event[2].type == "enrichment_completed"
+    assert said["envelope"]["source"] == "leadstream:enrichment:test"
+    assert (said["title"], said["employees"], said["custom"], said["likelihood"]) == ("CTO", 12, {"linkedin": "x"}, 0.8)
+    assert said["identifiers"]["email"] == "lead1@example.com"
+    assert said["identifiers"]["external_id"] == "u-1"
+    assert said["request_event_id"] == "request-1"
+    assert (outcome[0], outcome[2].record["what"], outcome[2].record["reason"]) == ("leads.outcomes", "enriched", "")
+    assert (outcome[2].record["partition"], outcome[2].record["offset"]) == (2, 7)
+    again = (await outputs(found, external_id="u-1"))[0]
+    assert again == event, "the same request gives the same event"
+
+
+@pytest.mark.parametrize(
+    ("answer", "lead", "what", "reason"),
+    [
+        (NotFound(), {}, "skipped", Reason.NOT_FOUND),
+        (Failed(Reason.QUOTA, detail="status 402"), {}, "parked", Reason.QUOTA),
+        (Failed(Reason.RATE_LIMITED, again=True), {}, "parked", Reason.RATE_LIMITED),
+        (Found({}), {"email": ""}, "skipped", Reason.NO_IDENTIFIER),
+    ],
+)
+async def test_whatever_else_happens_is_one_outcome(answer: Answer, lead: Any, what: str, reason: Reason) -> None:
+    [outcome] = await outputs(answer, **lead)
+    assert outcome[0] == "leads.outcomes"
+    assert (outcome[2].record["what"], outcome[2].record["reason"]) == (what, reason.value)
+    assert "example.com" not in outcome[2].record["detail"]
+
+
+@pytest.mark.parametrize("value", [b"", b"junk", b"\xc3\x01cut", b'{"type": "form_submitted"}'])
+async def test_what_is_no_request_is_a_dead_letter(value: bytes) -> None:
+    [dead] = await outputs(NotFound(), value)
+    assert dead == ("leads.dead", b"key", value)

@@ -1,0 +1,211 @@
+"""The waterfall over the real connector and its simulator, and over providers that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from infra import http
+from infra.errors import DependencyAway
+from infra.outcomes import Reason
+from infra.simulators import pdl as simulator
+from streams.enrichment.cache import Asked, Kept
+from streams.enrichment.providers import Answer, Failed, Found, NotFound, ProviderConfig, Question, pdl
+from streams.enrichment.waterfall import Waterfall
+
+LEAD_ID = str(uuid.uuid4())
+DOWN = Failed(Reason.UNAVAILABLE, again=True)
+KNOWN = next(f"lead{n}@example.com" for n in range(99) if (simulator.person(f"email:lead{n}@example.com")))
+UNKNOWN = next(f"lead{n}@example.com" for n in range(99) if simulator.person(f"email:lead{n}@example.com") is None)
+
+
+class Memory:
+    """Kept answers, in memory; the table itself is tried in test_requests.py."""
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[str, bytes], Kept] = {}
+        self.away = 0
+
+    async def get(self, asked: Asked) -> Kept | None:
+        return self.kept.get((asked.provider, asked.key))
+
+    async def put(self, asked: Asked, answer: Found | NotFound, days: float) -> Kept:
+        assert days > 0
+        if self.away:
+            self.away -= 1
+            raise DependencyAway("Postgres", "gone")
+        return self.kept.setdefault((asked.provider, asked.key), Kept(answer, 1_770_000_000_000_000))
+
+
+class Scripted:
+    """A provider that answers what it was told to, the last answer for ever."""
+
+    def __init__(self, name: str, *answers: Answer, rank: int = 100, slow_s: float = 0, clock: Any = None) -> None:
+        self.name = name
+        self.config = ProviderConfig.model_validate({"base_url": "http://provider", "rank": rank})
+        self.calls = 0
+        self._answers = answers
+        self._slow_s = slow_s
+        self._clock = clock
+
+    def question(self, lead: Mapping[str, Any]) -> Question:
+        return {"email": lead["email"]} if lead.get("email") else {}
+
+    async def turn(self) -> None:
+        return
+
+    async def ask(self, question: Question) -> Answer:
+        assert question
+        self.calls += 1
+        if self._clock is not None:
+            self._clock.now += self._slow_s
+        await asyncio.sleep(0)
+        return self._answers[min(self.calls, len(self._answers)) - 1]
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        await asyncio.sleep(0)
+
+
+def lead(email: str = "a@example.com") -> dict[str, Any]:
+    return {"lead_id": LEAD_ID, "email": email}
+
+
+def waterfall(*providers: Any, answers: Memory | None = None, clock: Clock | None = None) -> Waterfall:
+    clock = clock or Clock()
+    return Waterfall(providers, answers or Memory(), deadline_s=3, clock=clock, sleep=clock.sleep)
+
+
+@pytest.fixture
+async def real(tmp_path: Path) -> AsyncIterator[tuple[pdl.PeopleDataLabs, Callable[..., Any]]]:
+    app = simulator.app(tmp_path)
+    async with http.client("http://pdl", transport=httpx.ASGITransport(app=app)) as client:
+
+        async def control(what: str, body: Any = None) -> dict[str, int]:
+            answer = await client.request("GET" if body is None else "POST", f"/_simulator/{what}", json=body)
+            return answer.json() if answer.content else {}
+
+        yield (
+            pdl.connect(
+                pdl.Config.model_validate({"api_key": "test", "base_url": "http://pdl", "min_likelihood": 1}), client
+            ),
+            control,
+        )
+
+
+async def test_the_first_good_answer_wins_and_the_rest_is_not_asked() -> None:
+    first, second = Scripted("first", Found({"title": "CTO"}), rank=1), Scripted("second", Found({}), rank=2)
+    result = await waterfall(second, first).enrich("acme", lead())
+    assert result is not None
+    assert (result.provider, result.answer) == ("first", Found({"title": "CTO"}))
+    assert second.calls == 0
+
+
+async def test_who_knows_nothing_or_fails_is_passed_over() -> None:
+    down, empty, good = Scripted("a", DOWN), Scripted("b", NotFound()), Scripted("c", Found({"title": "CTO"}))
+    result = await waterfall(down, empty, good).enrich("acme", lead())
+    assert result is not None
+    assert result.provider == "c"
+
+
+async def test_a_failure_is_said_although_another_provider_knew_nothing() -> None:
+    for order in ((1, 2), (2, 1)):
+        down, empty = Scripted("a", DOWN, rank=order[0]), Scripted("b", NotFound(), rank=order[1])
+        result = await waterfall(down, empty).enrich("acme", lead())
+        assert result is not None
+        assert result.answer == DOWN
+
+
+async def test_nothing_to_ask_by_is_none() -> None:
+    provider = Scripted("a", Found({}))
+    assert await waterfall(provider).enrich("acme", lead("")) is None
+    assert await waterfall().enrich("acme", lead()) is None
+    assert provider.calls == 0
+
+
+async def test_a_passing_failure_is_tried_again() -> None:
+    provider = Scripted("a", DOWN, DOWN, Found({"title": "CTO"}))
+    result = await waterfall(provider).enrich("acme", lead())
+    assert result is not None
+    assert isinstance(result.answer, Found)
+
+
+async def test_all_calls_about_a_lead_end_by_the_deadline() -> None:
+    clock = Clock()
+    slow = [Scripted(name, DOWN, slow_s=0.5, clock=clock) for name in "abc"]
+    result = await waterfall(*slow, clock=clock).enrich("acme", lead())
+    assert result is not None
+    assert isinstance(result.answer, Failed)
+    assert clock.now <= 3 + 3 * 0.5, "each provider gets at most one last call"
+
+
+async def test_what_will_not_get_better_is_not_tried_again() -> None:
+    provider = Scripted("a", Failed(Reason.QUOTA))
+    result = await waterfall(provider).enrich("acme", lead())
+    assert result is not None
+    assert result.answer == Failed(Reason.QUOTA)
+    assert provider.calls == 1
+
+
+async def test_an_answer_is_paid_for_once(real: Any) -> None:
+    provider, control = real
+    asking = waterfall(provider)
+    for email in (KNOWN, UNKNOWN):
+        results = await asyncio.gather(*(asking.enrich("acme", lead(email)) for _ in range(5)))
+        results += [await asking.enrich("acme", lead(email))]
+        assert len({result.answer.__class__ for result in results if result is not None}) == 1
+    assert (await control("stats"))["calls"] == 2
+    await asking.enrich("other-tenant", lead(KNOWN))
+    assert (await control("stats"))["calls"] == 3
+
+
+async def test_an_answer_that_could_not_be_kept_is_not_paid_for_again(real: Any) -> None:
+    provider, control = real
+    answers = Memory()
+    answers.away = 2
+    asking = waterfall(provider, answers=answers)
+    for _ in range(2):
+        with pytest.raises(DependencyAway):
+            await asking.enrich("acme", lead(KNOWN))
+    result = await asking.enrich("acme", lead(KNOWN))
+    assert result is not None
+    assert isinstance(result.answer, Found)
+    assert (await control("stats"))["credits_spent"] == 1
+
+
+@pytest.mark.parametrize(
+    ("what", "body", "reason"),
+    [
+        ("faults", {"status": 503}, Reason.UNAVAILABLE),
+        ("faults", {"junk": True}, Reason.UNAVAILABLE),
+        ("limits", {"per_minute": 0}, Reason.RATE_LIMITED),
+        ("limits", {"credits": 0}, Reason.QUOTA),
+    ],
+)
+async def test_trouble_at_the_provider_is_a_reason_not_an_error(
+    real: Any, what: str, body: Any, reason: Reason
+) -> None:
+    provider, control = real
+    await control(what, body)
+    result = await waterfall(provider).enrich("acme", lead(KNOWN))
+    assert result is not None
+    assert isinstance(result.answer, Failed)
+    assert result.answer.reason == reason
+    await control("faults", {})
+    await control("limits", {"per_minute": 1000, "credits": 10})
+    again = await waterfall(provider).enrich("acme", lead(KNOWN))
+    assert again is not None
+    assert isinstance(again.answer, Found), "a failure is never kept"
