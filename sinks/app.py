@@ -20,6 +20,9 @@ from sinks.crm import Connector, SyncConfig
 from sinks.crm.reconciler import Reconciler
 from sinks.crm.store import Store
 from sinks.crm.wanted import Wanted
+from sinks.messages import Channel, DeliveryConfig, requests
+from sinks.messages.delivery import Delivery
+from sinks.messages.store import Store as MessageStore
 
 
 async def crm(settings: Settings, stop: Stop, name: str) -> None:
@@ -62,6 +65,51 @@ async def clickhouse(settings: Settings, stop: Stop) -> None:
             )
     finally:
         await deliverer.close()
+
+
+async def messages(settings: Settings, stop: Stop, name: str) -> None:
+    """Send the messages that the channel ``name`` is asked for.
+
+    Raises:
+        SettingsError: there is no such channel, or its settings (``LEADSTREAM_CHANNEL_<NAME>_*``) are wrong.
+
+    """
+    try:
+        module = plugins.find("sinks.messages", name)
+    except plugins.PluginError as error:
+        raise SettingsError(str(error)) from None
+    config: DeliveryConfig = settings.section(f"channel_{name}", module.Config)
+    stage, codec, wake = f"messages-{name}", Codec(), asyncio.Event()
+    pool = await connect(settings.database_url, size=config.max_connections + 2, application=stage)
+    deliverer = Deliverer(settings.kafka_bootstrap)
+    channel: Channel = module.connect(config)
+    asked = MessageStore(pool, name, lease_s=config.lease_s, clock=_microseconds)
+    delivery = Delivery(
+        asked, channel, config, stage=stage, emit=deliverer.deliver, wake=wake, codec=codec, clock=_microseconds
+    )
+    try:
+        async with asyncio.TaskGroup() as loops:
+            loops.create_task(delivery.run(stop))
+            loops.create_task(
+                run_batches(
+                    settings,
+                    group=stage,
+                    topics=[requests.TOPIC],
+                    processor=requests.Requests(
+                        asked, codec, channel=name, stage=stage, wake=wake, clock=_microseconds
+                    ),
+                    stop=stop,
+                    size=settings.batch_size,
+                    linger_ms=settings.batch_linger_ms,
+                    deliverer=deliverer,
+                )
+            )
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None  # the first loop to fail ended the other
+    finally:
+        await channel.close()
+        await deliverer.close()
+        await pool.close()
 
 
 async def _sync(

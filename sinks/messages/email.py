@@ -1,0 +1,222 @@
+"""E-mail by SMTP: one message to one person, HTML with a plain text made of it.
+
+Sources: RFC 5321 (4.2.1 and 4.2.2 reply codes; 4.5.3.2.6 and 6.1 what a lost answer to the final dot means), RFC 3463
+(enhanced codes), RFC 5322 (3.6.4 Message-ID), RFC 6531 (SMTPUTF8), RFC 4954 (AUTH codes).
+
+SMTP has no idempotency key: when the answer to the final dot is lost, or we crash before noting it, nobody can tell
+whether the mail was taken. Every relay sends it again then (RFC 5321 6.1); we by default do not, because a person
+should not hear twice from us: the message is held as ``unsure`` and told as dead, see :mod:`sinks.messages.delivery`.
+With ``LEADSTREAM_CHANNEL_EMAIL_WHEN_UNSURE=again`` it goes out again, with the same Message-ID, which is deterministic
+(``<message_id@domain>``) and which many mailboxes fold into one.
+
+A header never holds what a lead's value would add: EmailMessage refuses line ends, and addresses are parsed as one.
+"""
+
+from __future__ import annotations
+
+import re
+from contextlib import suppress
+from dataclasses import replace
+from email.errors import MessageError
+from email.headerregistry import Address
+from email.message import EmailMessage
+from email.policy import SMTP
+from email.utils import formatdate
+from urllib.parse import urlsplit
+
+import aiosmtplib
+from pydantic import Field, SecretStr, field_validator
+
+from infra.errors import Verdict
+from infra.outcomes import Reason
+from sinks.messages import DeliveryConfig, Failed, HandingOver, Message, Result, Sent, Unsure
+from sinks.messages.plain_text import plain_text
+
+NAME = "email"
+
+
+class Config(DeliveryConfig):
+    """LEADSTREAM_CHANNEL_EMAIL_*. smtp: STARTTLS where it is offered, with a password always; smtps: TLS at once."""
+
+    url: str = Field(pattern=r"^smtps?://[^/@\s]+$", description="smtp://host:port or smtps://host:port.")
+    from_address: str = Field("Leadstream <leads@example.com>", min_length=3, description="Where a campaign has none.")
+    username: str = ""
+    password: SecretStr = SecretStr("")
+
+    @field_validator("from_address")
+    @classmethod
+    def _is_address(cls, text: str) -> str:
+        parse_sender(text)
+        return text
+
+
+# What its errors mean: by reply code, else 4xx may pass and 5xx will not. A wait of 0: the engine's backoff.
+_CODES = {
+    421: Failed(Verdict.PAUSE, Reason.UNAVAILABLE),  # it closes: not about this mail
+    452: Failed(Verdict.RETRY, Reason.QUOTA),  # the mailbox or its server is full
+    454: Failed(Verdict.PAUSE, Reason.UNAUTHORIZED),
+    530: Failed(Verdict.PAUSE, Reason.UNAUTHORIZED, 60),
+    534: Failed(Verdict.PAUSE, Reason.UNAUTHORIZED, 60),
+    535: Failed(Verdict.PAUSE, Reason.UNAUTHORIZED, 60),
+    538: Failed(Verdict.PAUSE, Reason.UNAUTHORIZED, 60),
+}
+_TEMPORARY = Failed(Verdict.RETRY, Reason.UNAVAILABLE)
+_REFUSED = Failed(Verdict.DEAD, Reason.REJECTED)
+_SENDER_REFUSED = Failed(Verdict.RETRY, Reason.MISCONFIGURED, 60)  # about the campaign's from, not about the person
+_NO_CONNECTION = Failed(Verdict.PAUSE, Reason.UNAVAILABLE)
+_NO_ANSWER = Failed(Verdict.PAUSE, Reason.TIMEOUT)
+_NOT_SUPPORTED = Failed(Verdict.PAUSE, Reason.MISCONFIGURED, 60)  # such as no STARTTLS where it has to be
+_PERMANENT = 500
+_SERVER_CLOSES = 421
+_ENHANCED = re.compile(r"\b[245]\.\d{1,3}\.\d{1,3}\b")
+_HEADERS = SMTP.clone(cte_type="7bit")  # needs no 8BITMIME
+
+
+def connect(config: Config) -> Email:
+    """Return the channel; connections are made when first needed and kept."""
+    return Email(config)
+
+
+class Email:
+    """See :class:`sinks.messages.Channel`."""
+
+    name = NAME
+    dedupes = False
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+        self._idle: list[aiosmtplib.SMTP] = []
+
+    async def send(self, message: Message, handing_over: HandingOver) -> Result:
+        """Send one mail, over a kept connection where there is one."""
+        try:
+            sender, to = parse_sender(message.sender or self._config.from_address), _ascii_domain(message.to)
+            mail = compose(message, sender, to)
+        except (ValueError, MessageError, LookupError) as error:
+            return Failed(Verdict.DEAD, Reason.REJECTED, detail=type(error).__name__)
+        while self._idle:
+            result = await self._converse(self._idle.pop(), sender, to, mail, handing_over)
+            if result is not _NO_CONNECTION:  # else the server has closed it meanwhile, which says nothing: another
+                return result
+        try:
+            client = await self._connect()
+        except (aiosmtplib.SMTPException, OSError) as error:
+            return _unconnected(error)
+        return await self._converse(client, sender, to, mail, handing_over)
+
+    async def close(self) -> None:
+        """Say goodbye on every kept connection."""
+        while self._idle:
+            client = self._idle.pop()
+            with suppress(aiosmtplib.SMTPException, OSError):
+                await client.quit(timeout=2)
+            client.close()
+
+    async def _converse(
+        self, client: aiosmtplib.SMTP, sender: Address, to: Address, mail: EmailMessage, handing_over: HandingOver
+    ) -> Result:
+        handed = keep = False
+        wide = not (sender.addr_spec + to.addr_spec).isascii()
+        encoding, options = ("utf-8", ["SMTPUTF8"]) if wide else ("ascii", [])
+        try:
+            if wide and not client.supports_extension("smtputf8"):
+                keep = True
+                return Failed(Verdict.DEAD, Reason.REJECTED, detail="SMTPUTF8")
+            await client.mail(sender.addr_spec, options=options, encoding=encoding)
+            await client.rcpt(to.addr_spec, encoding=encoding)
+            await handing_over()
+            handed = True
+            answer = await client.data(mail.as_bytes(policy=_HEADERS.clone(utf8=wide)))
+            keep = True
+            return Sent("".join(c for c in answer.message if c.isprintable())[:200])
+        except aiosmtplib.SMTPResponseException as error:
+            keep = error.code != _SERVER_CLOSES and await _reset(client)
+            return _meaning(error)
+        except aiosmtplib.SMTPTimeoutError:
+            return Unsure(Reason.TIMEOUT) if handed else _NO_ANSWER
+        except (aiosmtplib.SMTPServerDisconnected, OSError):
+            return Unsure(Reason.UNAVAILABLE) if handed else _NO_CONNECTION
+        finally:
+            if keep and client.is_connected:
+                self._idle.append(client)
+            else:
+                client.close()
+
+    async def _connect(self) -> aiosmtplib.SMTP:
+        config, place = self._config, urlsplit(self._config.url)
+        password = config.password.get_secret_value()
+        secure = place.scheme == "smtps"
+        client = aiosmtplib.SMTP(
+            hostname=place.hostname,
+            port=place.port,
+            username=config.username or None,
+            password=password or None,
+            timeout=config.timeout_s,
+            use_tls=secure,
+            start_tls=None if secure or not password else True,
+        )
+        await client.connect()
+        if client.is_ehlo_or_helo_needed:
+            await client.ehlo()
+        return client
+
+
+def compose(message: Message, sender: Address, to: Address) -> EmailMessage:
+    """Return the mail; ValueError when a header would hold a line end."""
+    mail = EmailMessage(policy=_HEADERS)
+    mail["From"] = sender
+    mail["To"] = to
+    mail["Subject"] = message.subject
+    mail["Date"] = formatdate(usegmt=True)
+    mail["Message-ID"] = f"<{message.message_id}@{sender.domain}>"
+    mail["Auto-Submitted"] = "auto-generated"  # RFC 3834: asks for no out-of-office answers
+    mail.set_content(plain_text(message.body))
+    mail.add_alternative(message.body, subtype="html")
+    return mail
+
+
+def parse_sender(text: str) -> Address:
+    """Return the one address, with or without a name, that ``text`` is; ValueError when it is not."""
+    header = SMTP.header_factory("from", text) if text.isprintable() else None
+    if header is None or header.defects or len(header.addresses) != 1 or not header.addresses[0].domain:
+        raise ValueError("has to be one address, such as Example Ltd <hello@example.com>")
+    address: Address = header.addresses[0]
+    return _ascii_domain(address.addr_spec, address.display_name)
+
+
+def _ascii_domain(address: str, display_name: str = "") -> Address:
+    parsed = Address(addr_spec=address)
+    if not parsed.username or not parsed.domain:
+        raise ValueError("has to be an address")
+    domain = parsed.domain if parsed.domain.isascii() else parsed.domain.encode("idna").decode()
+    return Address(display_name, parsed.username, domain)
+
+
+async def _reset(client: aiosmtplib.SMTP) -> bool:
+    """Make the connection fit for another mail; return whether it is."""
+    try:
+        await client.rset()
+    except (aiosmtplib.SMTPException, OSError):
+        return False
+    return True
+
+
+def _meaning(error: aiosmtplib.SMTPResponseException) -> Failed | Unsure:
+    if error.code < 400:  # noqa: PLR2004 - no refusal: an answer that nobody understands
+        return Unsure(Reason.UNAVAILABLE)
+    meaning = _CODES.get(error.code)
+    if meaning is None and isinstance(error, aiosmtplib.SMTPSenderRefused) and error.code >= _PERMANENT:
+        meaning = _SENDER_REFUSED
+    if meaning is None:
+        meaning = _REFUSED if error.code >= _PERMANENT else _TEMPORARY
+    enhanced = _ENHANCED.search(error.message)
+    return replace(meaning, detail=f"{error.code} {enhanced[0]}" if enhanced else str(error.code))
+
+
+def _unconnected(error: Exception) -> Failed:
+    """Return what it means that no connection came about: never about the mail, whatever the code."""
+    if isinstance(error, aiosmtplib.SMTPResponseException):
+        return replace(_CODES.get(error.code, _NO_CONNECTION), detail=str(error.code))
+    if isinstance(error, aiosmtplib.SMTPTimeoutError | TimeoutError):
+        return _NO_ANSWER
+    return _NO_CONNECTION if isinstance(error, OSError) else replace(_NOT_SUPPORTED, detail=type(error).__name__)

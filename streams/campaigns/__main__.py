@@ -1,0 +1,8 @@
+"""Run campaigns as a process: ``python -m streams.campaigns``."""
+
+from infra.runtime import run
+from streams.campaigns.app import main
+from streams.campaigns.decide import STAGE
+
+if __name__ == "__main__":
+    run(main, STAGE)

@@ -1,0 +1,136 @@
+"""From a signal to message requests: which campaigns it triggers, who may be written to, and what is asked for.
+
+Guarantee: the same signal always asks for the same messages. ``message_id`` is a hash of tenant, campaign, step and
+lead, and with ``once_per: event`` of the event; delivery takes each ``message_id`` once. So a replay asks again for
+what is there already, and with ``once_per: lead`` so does a lead's second event.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from hashlib import blake2b
+
+import orjson
+
+from infra import metrics
+from infra.kafka.dead_letters import dead_letter
+from infra.kafka.producer import Output
+from infra.outcomes import Dead, Problem, Reason, What
+from infra.runtime import log
+from schemas.codec import Codec, DecodeError
+from streams.campaigns.templates import RenderError, Templates
+from streams.campaigns.triggers import Campaign, Signal, matches, signal_of
+from streams.ordered import Record
+
+STAGE = "campaigns"
+TOPIC = "leads.campaign-signals"
+RECORD = "campaign_signal"
+REQUESTS = "leads.messages-requested"
+OUTCOMES = "leads.outcomes"
+_STEP = "1"  # a campaign has one step
+# Field of the lead that a channel writes to; other channels write to a place of their own.
+ADDRESS = {"email": "email"}
+
+_Decision = tuple[What, Reason | None]
+
+
+class Decider:
+    """The handler of the campaigns stage; ``clock``: microseconds since 1970."""
+
+    def __init__(
+        self, campaigns: Collection[Campaign], templates: Templates, codec: Codec, clock: Callable[[], int]
+    ) -> None:
+        self._campaigns = campaigns
+        self._templates = templates
+        self._codec = codec
+        self._request = codec.encoder("message_request")
+        self._outcome = codec.encoder("outcome")
+        self._clock = clock
+
+    async def __call__(self, record: Record) -> Sequence[Output]:
+        """Return the message requests and outcomes of one record: no effects, no waits."""
+        try:
+            signal = self._read(record.value() or b"")
+        except DecodeError as error:
+            return [self._dead(record, error.dead)]
+        except ValueError:
+            return [self._dead(record, Dead(Reason.NOT_JSON, (Problem("/properties", "is no JSON object"),)))]
+        outputs: list[Output] = []
+        decided: dict[_Decision, list[str]] = {}
+        for campaign in self._campaigns:
+            if matches(campaign, signal):
+                decision = self._decide(campaign, signal, outputs)
+                decided.setdefault(decision, []).append(campaign.name)
+        # One outcome a decision, not a campaign: the outcomes table keeps one row a record and verb.
+        outputs += [self._told(record, signal, *decision, names) for decision, names in decided.items()]
+        return outputs
+
+    def _read(self, payload: bytes) -> Signal:
+        decoded = self._codec.decode(payload)
+        if decoded.type != RECORD:
+            raise DecodeError(Reason.UNKNOWN_EVENT_TYPE, f"only {RECORD} belongs on this topic")
+        return signal_of(decoded.record)
+
+    def _decide(self, campaign: Campaign, signal: Signal, outputs: list[Output]) -> _Decision:
+        lead = signal.lead
+        if not campaign.consent.allows(lead["consent"]):
+            return What.SKIPPED, Reason.NO_CONSENT
+        channel = campaign.step.channel
+        address = lead[ADDRESS[channel]] if channel in ADDRESS else ""
+        if channel in ADDRESS and not address:
+            return What.SKIPPED, Reason.NO_ADDRESS
+        try:
+            rendered = self._templates.render(campaign, signal)
+        except RenderError as error:
+            fields = {"campaign": campaign.name, "event_id": signal.event_id, "why": str(error)}
+            log(STAGE).error("a template does not take a lead's values", extra={"fields": fields})
+            return What.SKIPPED, Reason.UNRENDERABLE
+        request = {
+            "message_id": message_id(campaign, signal),
+            "tenant": signal.tenant,
+            "lead_id": lead["lead_id"],
+            "event_id": signal.event_id,
+            "campaign": campaign.name,
+            "channel": channel,
+            "requested_at": self._clock(),
+            "to": address,
+            "sender": campaign.step.sender,
+            "purpose": campaign.consent.purpose,
+            "subject": rendered.subject,
+            "body": rendered.body,
+        }
+        outputs.append(Output(REQUESTS, lead["lead_id"].encode(), self._request(request)))
+        return What.TRIGGERED, None
+
+    def _told(
+        self, record: Record, signal: Signal, what: What, reason: Reason | None, campaigns: Sequence[str]
+    ) -> Output:
+        metrics.OUTCOMES.labels(STAGE, what.value, reason or "").inc(len(campaigns))
+        lead_id = signal.lead["lead_id"]
+        outcome = {
+            "at": self._clock(),
+            "stage": STAGE,
+            "what": what.value,
+            "reason": reason.value if reason else "",
+            "tenant": signal.tenant,
+            "event_id": signal.event_id,
+            "lead_id": lead_id,
+            "version": signal.lead["version"],
+            "topic": record.topic(),
+            "partition": record.partition(),
+            "offset": record.offset(),
+            "detail": ", ".join(campaigns),
+        }
+        return Output(OUTCOMES, lead_id.encode(), self._outcome(outcome))
+
+    def _dead(self, record: Record, dead: Dead) -> Output:
+        metrics.OUTCOMES.labels(STAGE, What.DEAD.value, dead.reason.value).inc()
+        return dead_letter(record, STAGE, dead)
+
+
+def message_id(campaign: Campaign, signal: Signal) -> str:
+    """Return the message's idempotency key: 32 hexadecimal digits."""
+    parts = [signal.tenant, campaign.name, _STEP, signal.lead["lead_id"]]
+    if campaign.once_per == "event":
+        parts.append(signal.event_id)
+    return blake2b(orjson.dumps(parts), digest_size=16).hexdigest()
