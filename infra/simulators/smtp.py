@@ -5,9 +5,9 @@ line, in the order they were taken, and are there again after a restart.
 
 A second port speaks HTTP; it is ``http_port``, or any free one, and stands in ``<state>/http_port`` once both listen:
 ``GET /_simulator/stats`` counts messages, unique (by Message-ID), duplicates, and refused; ``GET /_simulator/messages``
-gives the newest first (``?limit=``, 50; ``?to=`` an address); ``POST /_simulator/faults`` sets faults, ``{}`` ends them:
-``{"code": 451, "share": 0.2, "at": "data"}`` answers so at mail, rcpt or data (the default); ``{"lose": true, "share":
-0.2}`` takes the mail and closes the connection without an answer; ``{"latency_ms": 50}`` answers each mail later.
+gives the newest first (``?limit=``, 50; ``?to=`` an address); ``POST /_simulator/faults`` sets faults, ``{}`` ends
+them: ``{"code": 451, "share": 0.2, "at": "data"}`` answers so at mail, rcpt or data (the default); ``{"lose": true,
+"share": 0.2}`` takes the mail and closes the connection without an answer; ``{"latency_ms": 50}`` answers later.
 """
 
 from __future__ import annotations

@@ -1,0 +1,112 @@
+"""From one record of leads.campaign-signals to what is asked for and told."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from infra.kafka.producer import Output
+from schemas.codec import Codec
+from streams.campaigns.decide import Decider
+from streams.campaigns.templates import Templates
+from streams.campaigns.triggers import load_campaigns
+from streams.ordered import Record
+
+SHIPPED = Path(__file__).parents[3] / "campaigns"
+CODEC = Codec()
+LEAD = str(uuid.UUID(int=7))
+NOW = 1_770_000_000_000_000
+
+
+def record(event_id: str = "e-1", form_id: str = "demo", kind: str = "form_submitted", **lead: Any) -> Record:
+    names = {"lead_id": LEAD, "tenant": "acme", "version": 3, "created_at": NOW, "updated_at": NOW}
+    signal = {
+        "tenant": "acme",
+        "event_id": event_id,
+        "event_type": kind,
+        "occurred_at": NOW,
+        "decided_at": NOW,
+        "properties": orjson.dumps({"form_id": form_id, "answers": {}, "identifiers": {}}).decode(),
+        "lead": names | {"email": "ada@example.com", "first_name": "Ada"} | lead,
+    }
+    return raw(CODEC.encoder("campaign_signal")(signal))
+
+
+def raw(value: bytes | None) -> Record:
+    return Record(("leads.campaign-signals", 1), 42, LEAD.encode(), value, [("traceparent", b"00-1-2-01")])
+
+
+def decider(once_per: str = "lead", **consent: Any) -> Decider:
+    (demo,) = load_campaigns(SHIPPED).values()
+    changed = {"once_per": once_per, "consent": demo.consent.model_copy(update=consent)}
+    return Decider([demo.model_copy(update=changed)], Templates(SHIPPED), CODEC, lambda: NOW)
+
+
+def told(outputs: list[Output]) -> list[tuple[str, dict[str, Any]]]:
+    return [(output.topic, CODEC.decode(output.value or b"").record) for output in outputs]
+
+
+async def run(record: Record, **how: Any) -> list[tuple[str, dict[str, Any]]]:
+    return told(list(await decider(**how)(record)))
+
+
+async def test_a_demo_request_asks_for_one_mail_and_says_so() -> None:
+    (asked, request), (_, outcome) = await run(record())
+    assert asked == "leads.messages-requested"
+    assert (request["to"], request["campaign"], request["channel"]) == ("ada@example.com", "demo_request", "email")
+    assert (request["lead_id"], request["event_id"], request["purpose"]) == (LEAD, "e-1", "marketing")
+    assert request["subject"] == "Ada, your demonstration"
+    assert "Hello Ada" in request["body"]
+    assert (outcome["what"], outcome["detail"], outcome["event_id"]) == ("triggered", "demo_request", "e-1")
+    assert (outcome["topic"], outcome["partition"], outcome["offset"]) == ("leads.campaign-signals", 1, 42)
+    assert "ada" not in str(outcome).lower()
+
+
+async def test_the_same_signal_again_is_the_same_output_bit_for_bit() -> None:
+    assert list(await decider()(record())) == list(await decider()(record()))
+
+
+@pytest.mark.parametrize(("once_per", "same"), [("lead", True), ("event", False)])
+async def test_a_second_event_of_the_lead(once_per: str, same: bool) -> None:
+    first = (await run(record("e-1"), once_per=once_per))[0][1]
+    second = (await run(record("e-2"), once_per=once_per))[0][1]
+    other = (await run(record("e-1", lead_id=str(uuid.UUID(int=8))), once_per=once_per))[0][1]
+    assert (first["message_id"] == second["message_id"]) is same
+    assert other["message_id"] not in (first["message_id"], second["message_id"])
+
+
+async def test_what_nobody_listens_to_leads_to_nothing() -> None:
+    assert await run(record(form_id="newsletter")) == []
+    assert await run(record(kind="page_viewed")) == []
+
+
+async def test_withdrawn_consent_and_no_address_are_skipped() -> None:
+    for made, how, reason in (
+        (record(consent={"marketing": "withdrawn"}), {}, "no_consent"),
+        (record(), {"required": True}, "no_consent"),
+        (record(email=""), {}, "no_address"),
+    ):
+        ((topic, outcome),) = await run(made, **how)
+        assert (topic, outcome["what"], outcome["reason"]) == ("leads.outcomes", "skipped", reason)
+    assert len(await run(record(consent={"marketing": "granted"}), required=True)) == 2
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        b"",
+        b"\xc3\x01garbage",
+        b"{}",
+        CODEC.encoder("crm_wanted")({"tenant": "a", "lead_id": LEAD, "version": 1, "decided_at": NOW}),
+    ],
+)
+async def test_what_is_no_signal_is_a_dead_letter_as_it_came(value: bytes | None) -> None:
+    (output,) = await decider()(raw(value))
+    assert output.topic == "leads.dead"
+    assert output.value == value
+    assert ("traceparent", b"00-1-2-01") in (output.headers or ())
