@@ -1,0 +1,37 @@
+# syntax=docker/dockerfile:1
+# One image for the front door, every worker and the command line; the command says which. `--target simulators` adds
+# the stand-ins for other people's services.
+
+FROM python:3.11-slim AS build
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_INPUT=1
+RUN python -m venv /opt/leadstream
+WORKDIR /source
+# The requirements change less often than the code: their layer is kept.
+COPY requirements/ requirements/
+RUN /opt/leadstream/bin/pip install --requirement requirements/runtime.txt
+COPY pyproject.toml README.md LICENSE ./
+COPY api/ api/
+COPY cli/ cli/
+COPY infra/ infra/
+COPY schemas/ schemas/
+COPY sinks/ sinks/
+COPY streams/ streams/
+RUN /opt/leadstream/bin/pip install --no-deps .
+
+FROM build AS build-simulators
+RUN /opt/leadstream/bin/pip install --constraint requirements/local.txt aiosmtpd
+
+FROM python:3.11-slim AS base
+ENV PATH=/opt/leadstream/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 LEADSTREAM_HOME=/var/lib/leadstream
+RUN useradd --system --uid 10001 --home-dir /var/lib/leadstream --create-home leadstream
+WORKDIR /app
+USER leadstream
+
+FROM base AS simulators
+COPY --from=build-simulators /opt/leadstream /opt/leadstream
+ENTRYPOINT ["python", "-m", "infra.simulators"]
+
+FROM base AS leadstream
+COPY --from=build /opt/leadstream /opt/leadstream
+COPY campaigns/ campaigns/
+CMD ["leadstream", "--help"]
