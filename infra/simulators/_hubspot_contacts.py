@@ -23,17 +23,19 @@ class Contacts:
         self.merged: dict[str, str] = {}
         self._by: dict[str, dict[str, str]] = {name: {} for name in UNIQUE}
         self._next = 1
-        if file.exists():
-            for line in file.read_bytes().splitlines():
-                self._replay(line)
+        text = file.read_bytes() if file.exists() else b""
+        for line in text.splitlines():
+            self._replay(line)
         self._file = file.open("ab", buffering=0)
+        if not text.endswith(b"\n"):
+            self._file.write(b"\n")  # the next line is not to be part of one that was cut
         self._line: dict[str, Any] = {}
 
     def _replay(self, line: bytes) -> None:
         try:
             change = orjson.loads(line)
         except orjson.JSONDecodeError:
-            return  # the last line of a process that was killed
+            return  # empty, or the last line of a process that was killed
         for contact_id, properties in change.get("set", {}).items():
             self._set(contact_id, properties)
             self._next = max(self._next, int(contact_id) + 1)

@@ -1,6 +1,7 @@
 """``crm_sync`` in Postgres: what a CRM should have, what it has, and who has which lead in hand.
 
-Every method is one statement or one transaction, none is open while a CRM is called. A claim is a lease: rows are ours
+Every method is one statement or one transaction, none is open while a CRM is called. Rows are locked in the order of
+their lead_id by all methods, except the claim, which waits for no lock: so they cannot deadlock. A claim is a lease: rows are ours
 until ``Claim.until``, unless given back before. ``Claim.until`` is also the token: a worker whose lease ran out changes
 nothing about parking or leases of rows that another has claimed since. Clocks of workers on different machines may
 differ by less than a quarter of the lease, see :mod:`sinks.crm.reconciler`.
@@ -10,7 +11,8 @@ All methods raise DependencyAway when Postgres is away. Times are microseconds s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -56,6 +58,7 @@ WITH losers AS MATERIALIZED (
     SELECT s.destination, s.lead_id, a.lead_id AS survivor_id FROM lead_aliases a
     JOIN crm_sync s ON s.destination = $1 AND s.lead_id = a.alias_id
     WHERE a.lead_id = ANY($4::uuid[]) AND s.next_attempt_at <= $2
+    ORDER BY s.lead_id FOR UPDATE OF s
 ), ours AS (
     UPDATE crm_sync s SET claimed_until = $3 FROM losers l
     WHERE s.destination = l.destination AND s.lead_id = l.lead_id AND s.claimed_until <= $2
@@ -108,6 +111,8 @@ _START_OVER = """
 UPDATE crm_sync SET claimed_until = '-infinity', synced_version = 0, remote_id = '', attempts = 0, last_error = ''
 WHERE destination = $1 AND claimed_until = $2 AND lead_id = ANY($3::uuid[])
 """
+
+_LOCK = "SELECT FROM crm_sync WHERE destination = $1 AND lead_id = ANY($2::uuid[]) ORDER BY lead_id FOR UPDATE"
 
 _ADOPTED = """
 UPDATE crm_sync s SET remote_id = d.remote_id FROM unnest($2::uuid[], $3::text[]) AS d(lead_id, remote_id)
@@ -174,8 +179,9 @@ class Store:
 
     async def want(self, wants: Sequence[Want]) -> None:
         """Want at least these versions; at most one want a lead. Wishes older than what is wanted change nothing."""
-        columns = zip(*((w.lead_id, w.tenant, w.version, _time(w.decided_at)) for w in wants), strict=True)
-        await self._execute(_WANT, self._now(), *columns)
+        columns = _columns([(w.lead_id, w.tenant, w.version, _time(w.decided_at)) for w in wants], 4)
+        async with connection(self._pool) as postgres:
+            await postgres.execute(_WANT, self._destination, self._now(), *columns)
 
     async def claim(self, limit: int) -> Claim:
         """Claim up to ``limit`` leads with work that is due, longest waiting first; never one that is claimed."""
@@ -208,34 +214,35 @@ class Store:
 
     async def synced(self, claim: Claim, done: Sequence[tuple[str, int, str]]) -> None:
         """Write back ``(lead_id, version sent, remote_id)`` and give the rows back. Versions never go down."""
-        await self._execute(_SYNCED, self._now(), claim.until, *_columns(done, 3))
+        async with self._locked([lead_id for lead_id, _, _ in done]) as postgres:
+            await postgres.execute(_SYNCED, self._destination, self._now(), claim.until, *_columns(done, 3))
 
     async def parked(self, claim: Claim, parked: Sequence[tuple[str, int, Reason, int]]) -> None:
         """Park ``(lead_id, version sent, reason, next_at)``, each alone; ``next_at`` may be NEVER."""
         rows = [(lead_id, version, reason.value, _time(next_at)) for lead_id, version, reason, next_at in parked]
-        await self._execute(_PARKED, self._now(), claim.until, *_columns(rows, 4))
+        async with self._locked([row[0] for row in rows]) as postgres:
+            await postgres.execute(_PARKED, self._destination, self._now(), claim.until, *_columns(rows, 4))
 
     async def release(self, claim: Claim, lead_ids: Sequence[str], next_at: int = 0) -> None:
         """Give rows back as they were, not due before ``next_at``."""
         if lead_ids:
-            await self._execute(_RELEASE, _time(next_at), claim.until, lead_ids)
+            async with self._locked(lead_ids) as postgres:
+                await postgres.execute(_RELEASE, self._destination, _time(next_at), claim.until, lead_ids)
 
     async def retired(self, claim: Claim, gone: Sequence[tuple[str, int]], adopted: Mapping[str, str]) -> None:
         """Drop the rows ``(lead_id, wanted version known)``; ``adopted``: survivor -> its record's id from now on."""
-        async with transaction(self._pool) as postgres:
+        async with self._locked([*adopted, *(lead_id for lead_id, _ in gone)]) as postgres:
             if adopted:
                 await postgres.execute(_ADOPTED, self._destination, list(adopted), list(adopted.values()))
             await postgres.execute(_FORGET, self._destination, claim.until, *_columns(gone, 2))
             await postgres.execute(_START_OVER, self._destination, claim.until, [lead_id for lead_id, _ in gone])
 
-    async def _execute(self, statement: str, *arguments: Any) -> None:
-        while True:
-            try:
-                async with connection(self._pool) as postgres:
-                    await postgres.execute(statement, self._destination, *arguments)
-            except asyncpg.DeadlockDetectedError:
-                continue  # it met the other loop in many rows at once; one of the two goes on, then it is our turn
-            return
+    @asynccontextmanager
+    async def _locked(self, lead_ids: Sequence[str]) -> AsyncIterator[asyncpg.Connection]:
+        """Run the body in a transaction that has locked the rows in the order in which all of us lock: no deadlocks."""
+        async with transaction(self._pool) as postgres:
+            await postgres.execute(_LOCK, self._destination, lead_ids)
+            yield postgres
 
     def _now(self) -> datetime:
         return _time(self._clock())

@@ -1,0 +1,207 @@
+"""What every CRM must do, whichever file it is: found by folder, tried on its simulator and on bare answers."""
+
+from __future__ import annotations
+
+import importlib
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import httpx
+import pytest
+
+from infra import http, plugins
+from infra.errors import Verdict
+from infra.outcomes import Reason
+from sinks.crm import Connector, Done, Failed, Gone, Snapshot, SyncConfig
+
+CRMS = plugins.discover("sinks.crm")
+every_crm = pytest.mark.parametrize("module", CRMS.values(), ids=CRMS)
+Handler = Callable[[httpx.Request], httpx.Response]
+
+
+def config(module: ModuleType, **given: Any) -> SyncConfig:
+    required = [name for name, field in module.Config.model_fields.items() if field.is_required()]
+    made: SyncConfig = module.Config(**dict.fromkeys(required, "pat-test"), **given)
+    return made
+
+
+@asynccontextmanager
+async def simulated(module: ModuleType, state: Path) -> AsyncIterator[tuple[Connector, httpx.AsyncClient]]:
+    app = importlib.import_module(f"infra.simulators.{module.NAME}").app(state)
+    settings = config(module)
+    transport = httpx.ASGITransport(app=app)
+    async with app.router.lifespan_context(app), http.client(settings.base_url, transport=transport) as client:
+        yield module.connect(settings, client), client
+
+
+@asynccontextmanager
+async def answering(module: ModuleType, handler: Handler) -> AsyncIterator[Connector]:
+    settings = config(module)
+    async with http.client(settings.base_url, transport=httpx.MockTransport(handler)) as client:
+        yield module.connect(settings, client)
+
+
+def lead(email: str = "", lead_id: str = "", version: int = 1, **attributes: Any) -> Snapshot:
+    return Snapshot(
+        lead_id or str(uuid.uuid4()), "acme", version, {"email": email or f"{uuid.uuid4()}@example.com"} | attributes
+    )
+
+
+async def records(client: httpx.AsyncClient) -> int:
+    count: int = (await client.get("/_simulator/stats")).json()["records"]
+    return count
+
+
+def test_there_are_crms() -> None:
+    assert "hubspot" in CRMS
+
+
+@every_crm
+async def test_it_says_who_it_is_and_is_ready_when_set_up(module: ModuleType, tmp_path: Path) -> None:
+    async with simulated(module, tmp_path) as (crm, _):
+        assert crm.name == module.NAME
+        assert crm.batch_max >= 1
+        await crm.ready()
+        assert list(await crm.test()) == []
+    async with answering(module, lambda _: httpx.Response(401, json={})) as crm:
+        assert list(await crm.test()) != []
+
+
+@every_crm
+async def test_the_same_lead_twice_is_one_record(module: ModuleType, tmp_path: Path) -> None:
+    async with simulated(module, tmp_path) as (crm, client):
+        one = lead()
+        first = await crm.upsert([one])
+        second = await crm.upsert([lead("moved@example.com", one.lead_id, 2)])
+        assert isinstance(first[0], Done)
+        assert first[0].remote_id
+        assert first == second
+        assert await records(client) == 1
+
+
+@every_crm
+async def test_a_full_batch_goes_through_in_order(module: ModuleType, tmp_path: Path) -> None:
+    async with simulated(module, tmp_path) as (crm, client):
+        leads = [lead() for _ in range(crm.batch_max)]
+        results = await crm.upsert(leads)
+        assert [isinstance(r, Done) for r in results] == [True] * crm.batch_max
+        again = await crm.upsert(leads[::-1])
+        assert list(again) == list(results)[::-1]
+        assert await records(client) == crm.batch_max
+
+
+@every_crm
+async def test_a_bad_lead_fails_alone(module: ModuleType, tmp_path: Path) -> None:
+    async with simulated(module, tmp_path) as (crm, client):
+        good, bad, other = lead(), lead("this is no address"), lead()
+        results = await crm.upsert([good, bad, other])
+        assert [type(r) for r in results] == [Done, Failed, Done]
+        assert isinstance(results[1], Failed)
+        assert (results[1].verdict, results[1].reason) == (Verdict.DEAD, Reason.REJECTED)
+        assert "address" not in results[1].detail
+        assert await records(client) == 2
+
+
+@every_crm
+async def test_anothers_address_is_a_conflict_that_may_pass(module: ModuleType, tmp_path: Path) -> None:
+    async with simulated(module, tmp_path) as (crm, client):
+        await crm.upsert([lead("same@example.com")])
+        (result,) = await crm.upsert([lead("same@example.com")])
+        assert isinstance(result, Failed)
+        assert (result.verdict, result.reason) == (Verdict.RETRY, Reason.CONFLICT)
+        assert await records(client) == 1
+
+
+@every_crm
+async def test_retiring_leaves_one_record_a_living_lead_and_may_be_repeated(module: ModuleType, tmp_path: Path) -> None:
+    async with simulated(module, tmp_path) as (crm, client):
+        leads = [lead() for _ in range(6)]
+        ids = [r.remote_id for r in await crm.upsert(leads) if isinstance(r, Done)]
+        survivor, heir = leads[0].lead_id, str(uuid.uuid4())
+        gone = [
+            Gone(leads[1].lead_id, ids[1], survivor, ids[0]),
+            Gone(leads[2].lead_id, "", survivor, ids[0]),  # its record was never noted
+            Gone(leads[3].lead_id, ids[3], heir),  # whose survivor has no record yet
+            Gone(leads[4].lead_id, ids[4]),  # erased
+            Gone(str(uuid.uuid4()), "", survivor, ids[0]),  # never was there
+        ]
+        for _ in range(2):
+            results = await crm.retire(gone)
+            assert all(isinstance(r, Done) for r in results), results
+            assert await records(client) == 3
+        (result,) = await crm.upsert([lead(lead_id=heir)])
+        assert result == Done(ids[3])
+        assert await records(client) == 3
+
+
+@every_crm
+@pytest.mark.parametrize(
+    ("status", "verdicts", "reasons"),
+    [
+        (401, {Verdict.PAUSE, Verdict.REFRESH}, {Reason.UNAUTHORIZED}),
+        (403, {Verdict.PAUSE, Verdict.REFRESH}, {Reason.UNAUTHORIZED}),
+        (409, {Verdict.RETRY}, {Reason.CONFLICT}),
+        (422, {Verdict.DEAD}, {Reason.REJECTED}),
+        (429, {Verdict.PAUSE}, {Reason.RATE_LIMITED, Reason.QUOTA}),
+        (500, {Verdict.RETRY}, {Reason.UNAVAILABLE}),
+        (503, {Verdict.RETRY}, {Reason.UNAVAILABLE}),
+    ],
+)
+@pytest.mark.parametrize("body", [b"", b"<html>", b"{}", b"[]"])
+async def test_answers_of_the_whole_call_are_classified(
+    module: ModuleType, status: int, verdicts: set[Verdict], reasons: set[Reason], body: bytes
+) -> None:
+    async with answering(module, lambda _: httpx.Response(status, content=body)) as crm:
+        results = [*await crm.upsert([lead(), lead()]), *await crm.retire([Gone(str(uuid.uuid4()), "1")] * 1)]
+    for result in results:
+        assert isinstance(result, Failed)
+        assert result.verdict in verdicts
+        assert result.reason in reasons
+        assert result.wait_s > 0 or result.verdict is not Verdict.PAUSE
+
+
+@every_crm
+async def test_a_success_that_does_not_speak_of_the_lead_is_no_success(module: ModuleType) -> None:
+    async with answering(module, lambda _: httpx.Response(200, json={})) as crm:
+        (result,) = await crm.upsert([lead()])
+        assert isinstance(result, Failed)
+        assert result.verdict is Verdict.RETRY
+
+
+@every_crm
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [(httpx.ReadTimeout("late"), Reason.TIMEOUT), (httpx.ConnectError("refused"), Reason.UNAVAILABLE)],
+)
+async def test_no_answer_is_tried_again_later_for_all(module: ModuleType, error: Exception, reason: Reason) -> None:
+    def handler(_: httpx.Request) -> httpx.Response:
+        raise error
+
+    async with answering(module, handler) as crm:
+        results = await crm.upsert([lead(), lead()])
+        assert results == [Failed(Verdict.RETRY, reason)] * 2
+
+
+@every_crm
+async def test_a_lost_answer_makes_no_second_record(module: ModuleType, tmp_path: Path) -> None:
+    app = importlib.import_module(f"infra.simulators.{module.NAME}").app(tmp_path)
+    inner, lost = httpx.ASGITransport(app=app), []
+
+    class Losing(httpx.AsyncBaseTransport):
+        async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+            response = await inner.handle_async_request(request)
+            if not lost and request.method != "GET":
+                lost.append(response)
+                raise httpx.ReadTimeout("the answer was lost")
+            return response
+
+    settings = config(module)
+    async with app.router.lifespan_context(app), http.client(settings.base_url, transport=Losing()) as client:
+        results = await module.connect(settings, client).upsert([lead(), lead()])
+        assert lost
+        assert all(isinstance(r, Done) for r in results)
+        assert await records(client) == 2

@@ -1,0 +1,146 @@
+"""A canonical record in a real Postgres, and HubSpot's simulator in process, clock and chance in the test's hand."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import httpx
+import orjson
+import pytest
+
+from infra import http
+from infra.kafka.producer import Output
+from infra.postgres.pool import connect
+from infra.simulators import hubspot as simulator
+from schemas.codec import Codec
+from sinks.crm import hubspot
+from sinks.crm.reconciler import Reconciler
+from sinks.crm.store import Store, Want
+
+CODEC = Codec()
+START = 1_770_000_000_000_000
+
+
+@pytest.fixture
+async def pool(stack: Any) -> AsyncIterator[asyncpg.Pool]:
+    pool = await connect(stack.dsn, size=8, application="tests")
+    yield pool
+    await pool.close()
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = START
+
+    def __call__(self) -> int:
+        return self.now
+
+    def forward(self, seconds: float) -> None:
+        self.now += int(seconds * 1e6)
+
+
+@dataclass
+class World:
+    """One destination of its own, so that tests do not see one another."""
+
+    pool: asyncpg.Pool
+    http: httpx.AsyncClient
+    simulator: httpx.AsyncClient
+    destination: str = field(default_factory=lambda: f"hubspot-{uuid.uuid4()}")
+    clock: Clock = field(default_factory=Clock)
+    outcomes: list[dict[str, Any]] = field(default_factory=list)
+    outputs: list[Output] = field(default_factory=list)
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def store(self) -> Store:
+        return Store(self.pool, self.destination, lease_s=60, clock=self.clock)
+
+    def reconciler(self, connector: Any = None, **config: Any) -> Reconciler:
+        settings = hubspot.Config(
+            base_url="http://hubspot", token="pat-test", requests_per_10s=10_000, **({"poll_s": 0.05} | config)
+        )
+        return Reconciler(
+            self.store,
+            connector or hubspot.connect(settings, self.http),
+            settings,
+            stage="crm-hubspot",
+            emit=self.emit,
+            wake=self.wake,
+            codec=CODEC,
+            clock=self.clock,
+            chance=lambda: 0.5,
+        )
+
+    async def emit(self, outputs: Sequence[Output]) -> None:
+        self.outputs += outputs
+        self.outcomes += [CODEC.decode(output.value or b"").record for output in outputs]
+
+    async def lead(self, lead_id: str = "", version: int = 1, **attributes: Any) -> str:
+        """Write a lead as intake does, and want it."""
+        lead_id = await self.write(lead_id, version, **attributes)
+        await self.want(lead_id, version)
+        return lead_id
+
+    async def write(self, lead_id: str = "", version: int = 1, **attributes: Any) -> str:
+        lead_id = lead_id or str(uuid.uuid4())
+        await self.pool.execute(
+            "INSERT INTO leads (lead_id, tenant, version, created_at, updated_at, attributes, provenance) "
+            "VALUES ($1, 'acme', $2, now(), now(), $3::text::jsonb, '{}') ON CONFLICT (lead_id) DO UPDATE "
+            "SET version = EXCLUDED.version, attributes = EXCLUDED.attributes",
+            lead_id,
+            version,
+            orjson.dumps(attributes).decode(),
+        )
+        return lead_id
+
+    async def want(self, lead_id: str, version: int) -> None:
+        await self.store.want([Want(lead_id, "acme", version, self.clock())])
+
+    async def merge(self, loser: str, survivor: str) -> None:
+        await self.pool.execute(
+            "UPDATE leads SET merged_into = $2, version = version + 1 WHERE lead_id = $1", loser, survivor
+        )
+        await self.pool.execute("INSERT INTO lead_aliases (alias_id, lead_id) VALUES ($1, $2)", loser, survivor)
+
+    async def row(self, lead_id: str) -> Any:
+        return await self.pool.fetchrow(
+            "SELECT * FROM crm_sync WHERE destination = $1 AND lead_id = $2", self.destination, lead_id
+        )
+
+    async def rows(self) -> int:
+        count: int = await self.pool.fetchval("SELECT count(*) FROM crm_sync WHERE destination = $1", self.destination)
+        return count
+
+    async def stats(self) -> dict[str, int]:
+        stats: dict[str, int] = (await self.simulator.get("/_simulator/stats")).json()
+        return stats
+
+    async def set(self, what: str, **values: Any) -> None:
+        await self.simulator.post(f"/_simulator/{what}", json=values)
+
+    async def contact(self, lead_id: str) -> dict[str, Any] | None:
+        """The contact's properties as the CRM's users see them."""
+        app = await self.simulator.get(f"/crm/v3/objects/contacts/{lead_id}?idProperty=leadstream_lead_id")
+        return app.json().get("properties") if app.status_code == 200 else None
+
+
+@pytest.fixture
+async def world(pool: asyncpg.Pool, tmp_path: Path) -> AsyncIterator[World]:
+    app = simulator.app(tmp_path)
+    transport = httpx.ASGITransport(app=app)
+    headers = {"authorization": "Bearer pat-test"}
+    async with (
+        app.router.lifespan_context(app),
+        http.client("http://hubspot", transport=transport) as client,
+        httpx.AsyncClient(base_url="http://hubspot", transport=transport, headers=headers) as user,
+    ):
+        world = World(pool, client, user)
+        await world.set("limits", per_10s=100_000)
+        yield world

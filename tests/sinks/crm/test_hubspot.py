@@ -1,0 +1,203 @@
+"""What is HubSpot's own: mapping, trace ids, halving, contacts that were there before, limits by policy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from infra import http
+from infra.errors import Verdict
+from infra.outcomes import Reason
+from infra.settings import Settings, SettingsError
+from infra.simulators import hubspot as simulator
+from sinks.crm import Done, Failed, Gone, Snapshot, hubspot
+
+CONFIG = hubspot.Config(token="pat-test")
+AUTH = {"authorization": "Bearer pat-test"}
+UPSERT = "/crm/v3/objects/contacts/batch/upsert"
+
+
+class Wire(httpx.AsyncBaseTransport):
+    """The simulator behind a wire on which requests can be read and changed."""
+
+    def __init__(self, app: Any, change: Callable[[dict[str, Any]], None] | None = None) -> None:
+        self._inner = httpx.ASGITransport(app=app)
+        self._change = change
+        self.seen: list[tuple[str, dict[str, Any]]] = []
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        body = json.loads(await request.aread() or b"{}")
+        self.seen.append((request.url.path, body))
+        if self._change is not None:
+            self._change(body)
+        headers = {"authorization": request.headers.get("authorization", "")}
+        return await self._inner.handle_async_request(
+            httpx.Request(request.method, request.url, headers=headers, json=body or None)
+        )
+
+    def calls(self, path: str = UPSERT) -> list[dict[str, Any]]:
+        return [body for seen, body in self.seen if seen == path]
+
+
+@asynccontextmanager
+async def account(
+    state: Path, change: Callable[[dict[str, Any]], None] | None = None
+) -> AsyncIterator[tuple[hubspot.HubSpot, Wire, httpx.AsyncClient]]:
+    app = simulator.app(state)
+    wire = Wire(app, change)
+    async with app.router.lifespan_context(app), http.client(CONFIG.base_url, transport=wire) as client:
+        client.headers.update(AUTH)
+        yield hubspot.connect(CONFIG, client), wire, client
+
+
+def lead(lead_id: str, **attributes: Any) -> Snapshot:
+    return Snapshot(lead_id, "acme", 1, attributes)
+
+
+def no_traces(body: dict[str, Any]) -> None:
+    for each in body.get("inputs", ()):
+        each.pop("objectWriteTraceId", None)
+
+
+async def test_fields_are_mapped_and_only_those_that_are_set(tmp_path: Path) -> None:
+    async with account(tmp_path) as (crm, wire, _):
+        await crm.upsert([lead("a", email="a@example.com", first_name="", score=0.1 + 0.2, employees=12, consent={})])
+    (each,) = wire.calls()[0]["inputs"]
+    assert each == {
+        "idProperty": "leadstream_lead_id",
+        "id": "a",
+        "objectWriteTraceId": "a",
+        "properties": {
+            "leadstream_lead_id": "a",
+            "email": "a@example.com",
+            "firstname": "",
+            "leadstream_score": "0.3",
+            "leadstream_employees": "12",
+        },
+    }
+
+
+def test_every_field_of_the_mapping_is_a_field_of_the_lead() -> None:
+    fields = {f["name"] for f in json.loads(Path("schemas/lead.avsc").read_text("utf-8"))["fields"]}
+    assert set(hubspot.PROPERTIES) <= fields
+
+
+async def test_without_trace_ids_the_bad_one_is_found_by_halving(tmp_path: Path) -> None:
+    leads = [lead(f"l{i}", email="no address" if i == 37 else f"p{i}@example.com") for i in range(100)]
+    async with account(tmp_path, no_traces) as (crm, wire, _):
+        results = await crm.upsert(leads)
+    assert [i for i, r in enumerate(results) if isinstance(r, Failed)] == [37]
+    assert isinstance(results[37], Failed)
+    assert results[37].verdict is Verdict.DEAD
+    assert len(wire.calls()) <= 15
+
+
+async def test_halving_ends_when_the_limit_is_met(tmp_path: Path) -> None:
+    leads = [lead(f"l{i}", email="no address" if i == 0 else f"p{i}@example.com") for i in range(8)]
+    async with account(tmp_path, no_traces) as (crm, wire, client):
+        await client.post("/_simulator/limits", json={"per_10s": 1})
+        results = await crm.upsert(leads)
+        assert len(wire.calls()) == 2
+    assert {(r.verdict, r.reason) for r in results if isinstance(r, Failed)} == {(Verdict.PAUSE, Reason.RATE_LIMITED)}
+    assert len(results) == 8
+
+
+async def test_a_contact_made_by_hand_becomes_the_leads(tmp_path: Path) -> None:
+    async with account(tmp_path) as (crm, wire, client):
+        by_hand = {"idProperty": "email", "id": "ada@example.com", "properties": {"phone": "1"}}
+        made = (await client.post(UPSERT, json={"inputs": [by_hand]})).json()["results"][0]["id"]
+        await crm.upsert([lead("taken", email="bob@example.com")])
+        results = await crm.upsert(
+            [
+                lead("a", email="ada@example.com", title="Countess"),
+                lead("b", email="bob@example.com"),
+                lead("c", email="c@example.com"),
+            ]
+        )
+        assert results[0] == Done(made)
+        assert isinstance(results[1], Failed)
+        assert results[1].reason is Reason.CONFLICT
+        assert isinstance(results[2], Done)
+        contact = (await client.get(f"/crm/v3/objects/contacts/{made}")).json()["properties"]
+        assert (contact["leadstream_lead_id"], contact["jobtitle"], contact["phone"]) == ("a", "Countess", "1")
+        assert await crm.upsert([lead("a", email="ada@example.com")]) == [Done(made)]
+    assert len(wire.calls("/crm/v3/objects/contacts/batch/read")) == 1
+
+
+async def test_a_survivor_whose_contact_was_deleted_takes_over_the_losers(tmp_path: Path) -> None:
+    async with account(tmp_path) as (crm, _, client):
+        results = await crm.upsert([lead("survivor"), lead("loser", email="a@example.com")])
+        ids = [r.remote_id for r in results if isinstance(r, Done)]
+        await client.post("/crm/v3/objects/contacts/batch/archive", json={"inputs": [{"id": ids[0]}]})
+        assert await crm.retire([Gone("loser", ids[1], "survivor", ids[0])]) == [Done(ids[1])]
+        assert await crm.upsert([lead("survivor", email="a@example.com")]) == [Done(ids[1])]
+
+
+@pytest.mark.parametrize(
+    ("body", "reason", "wait_s"),
+    [
+        ({"policyName": "DAILY"}, Reason.QUOTA, 900),
+        ({"policyName": "TEN_SECONDLY_ROLLING"}, Reason.RATE_LIMITED, 10),
+        ({"policyName": "SECONDLY"}, Reason.RATE_LIMITED, 1),
+        ({}, Reason.RATE_LIMITED, 10),
+    ],
+)
+async def test_limits_by_policy(body: dict[str, str], reason: Reason, wait_s: float) -> None:
+    results = await _answered(429, body)
+    assert [(r.verdict, r.reason, r.wait_s) for r in results] == [(Verdict.PAUSE, reason, wait_s)] * 2
+
+
+@pytest.mark.parametrize(
+    ("message", "detail"),
+    [
+        (
+            'Property values were not valid: [{"isValid":false,"error":"PROPERTY_DOESNT_EXIST","name":"x"}]',
+            "PROPERTY_DOESNT_EXIST",
+        ),
+        ("Unable to perform update/upsert by non-unique 0-1 property", "leadstream_lead_id"),
+    ],
+)
+async def test_an_account_that_is_not_set_up_stops_the_sink_and_rejects_no_lead(message: str, detail: str) -> None:
+    results = await _answered(400, {"category": "VALIDATION_ERROR", "message": message})
+    assert {(r.verdict, r.reason, r.detail) for r in results} == {(Verdict.PAUSE, Reason.MISCONFIGURED, detail)}
+
+
+async def test_values_never_come_back_in_details() -> None:
+    message = 'Property values were not valid: [{"message":"Email address ada@x is invalid","error":"INVALID_EMAIL"}]'
+    results = await _answered(400, {"category": "VALIDATION_ERROR", "message": message})
+    assert {r.detail for r in results} == {"INVALID_EMAIL"}
+
+
+async def _answered(status: int, body: dict[str, str]) -> Sequence[Failed]:
+    transport = httpx.MockTransport(lambda _: httpx.Response(status, json=body))
+    async with http.client(CONFIG.base_url, transport=transport) as client:
+        results = await hubspot.connect(CONFIG, client).upsert([lead("a"), lead("b")])
+    return [r for r in results if isinstance(r, Failed)]
+
+
+async def test_a_wrong_token_and_missing_properties_are_said_in_words(tmp_path: Path) -> None:
+    app = simulator.app(tmp_path)
+    wrong = hubspot.Config(token="secret-but-wrong")
+    async with (
+        app.router.lifespan_context(app),
+        http.client(wrong.base_url, transport=httpx.ASGITransport(app=app)) as c,
+    ):
+        assert await hubspot.connect(wrong, c).test() == ["HubSpot answers unauthorized INVALID_AUTHENTICATION"]
+    bare = httpx.MockTransport(lambda _: httpx.Response(200, json={"results": [{"name": "leadstream_lead_id"}]}))
+    async with http.client(CONFIG.base_url, transport=bare) as client:
+        said = await hubspot.connect(CONFIG, client).test()
+    assert "property leadstream_score is missing" in said
+    assert "property leadstream_lead_id must hold unique values" in said
+
+
+def test_the_token_is_required_and_never_shown() -> None:
+    with pytest.raises(SettingsError, match="LEADSTREAM_CRM_HUBSPOT_TOKEN"):
+        Settings.load({}).section("crm_hubspot", hubspot.Config)
+    config = Settings.load({"LEADSTREAM_CRM_HUBSPOT_TOKEN": "pat-secret"}).section("crm_hubspot", hubspot.Config)
+    assert "secret" not in repr(config)

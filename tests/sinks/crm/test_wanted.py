@@ -1,0 +1,53 @@
+"""The consumer's side: one want a lead a batch, the rest is dead with a reason."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from typing import Any
+
+import pytest
+from confluent_kafka import Message
+
+from schemas.codec import Codec
+from sinks.crm.wanted import Wanted
+
+pytestmark = pytest.mark.integration
+
+CODEC = Codec()
+ENCODE = CODEC.encoder("crm_wanted")
+
+
+def message(value: bytes | None, offset: int = 0) -> Message:
+    return Message("leads.crm-hubspot", 0, offset, b"key", value, None, None, (1, 0))
+
+
+def wanted(lead_id: str, version: int) -> Message:
+    return message(ENCODE({"tenant": "acme", "lead_id": lead_id, "version": version, "decided_at": version}))
+
+
+async def test_a_batch_keeps_the_highest_version_of_each_lead_and_wakes_the_reconciler(world: Any) -> None:
+    processor = Wanted(world.store, CODEC, "crm-hubspot", world.wake)
+    one, two = str(uuid.uuid4()), str(uuid.uuid4())
+    batch = [wanted(one, 1), wanted(one, 3), wanted(two, 1), wanted(one, 2)]
+    for _ in range(2):
+        effects = await processor.apply(processor.prepare(batch))
+        assert (list(effects.outputs), effects.dead) == ([], 0)
+    assert world.wake.is_set()
+    assert await world.rows() == 2
+    row = await world.row(one)
+    assert (row["wanted_version"], row["synced_version"], row["tenant"]) == (3, 0, "acme")
+    assert int(row["last_wanted_at"].timestamp() * 1e6) == 3
+
+
+async def test_what_is_no_wish_is_dead_and_nothing_else(world: Any) -> None:
+    processor = Wanted(world.store, CODEC, "crm-hubspot", asyncio.Event())
+    outcome = CODEC.encoder("outcome")({"at": 1, "stage": "x", "what": "y"})
+    good = str(uuid.uuid4())
+    batch = [message(None), message(b"nonsense"), message(outcome), wanted("no uuid", 1), wanted(good, 1)]
+    effects = await processor.apply(processor.prepare(batch))
+    reasons = [dict(output.headers or ())["leadstream.reason"].decode() for output in effects.outputs]
+    assert reasons == ["empty", "not_avro", "unknown_event_type", "invalid_field"]
+    assert [output.value for output in effects.outputs] == [m.value() for m in batch[:4]]
+    assert effects.dead == 4
+    assert await world.rows() == 1
