@@ -1,7 +1,7 @@
 """Start one simulator: ``python -m infra.simulators NAME --port N --state DIR``, until SIGTERM or SIGINT, then exit 0.
 
 A simulator is a file of this folder. It defines ``app(state: Path)``, which returns an ASGI application, or, when it
-does not speak HTTP, ``async def serve(host: str, port: int, state: Path)``, which runs until it is cancelled.
+does not speak HTTP, ``async def serve(host: str, port: int, state: Path, http_port: int)``, which runs until it is cancelled.
 """
 
 from __future__ import annotations
@@ -45,10 +45,12 @@ async def _serve_app(app: Any, host: str, port: int) -> None:
         raise
 
 
-async def _main(name: str, host: str, port: int, state: Path) -> None:
+async def _main(name: str, host: str, port: int, state: Path, http_port: int) -> None:
     module = importlib.import_module(f"infra.simulators.{name}")
     serving: Awaitable[None] = (
-        module.serve(host, port, state) if hasattr(module, "serve") else _serve_app(module.app(state), host, port)
+        module.serve(host, port, state, http_port)
+        if hasattr(module, "serve")
+        else _serve_app(module.app(state), host, port)
     )
     task = asyncio.ensure_future(serving)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -63,10 +65,11 @@ def main() -> None:
     parser.add_argument("name", choices=names())
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--http-port", type=int, default=0, help="of one that speaks something else on --port")
     parser.add_argument("--state", type=Path, required=True, help="folder that holds its state over restarts")
     given = parser.parse_args()
     given.state.mkdir(parents=True, exist_ok=True)
-    uvloop.run(_main(given.name, given.host, given.port, given.state))
+    uvloop.run(_main(given.name, given.host, given.port, given.state, given.http_port))
 
 
 if __name__ == "__main__":
