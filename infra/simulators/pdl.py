@@ -27,7 +27,7 @@ from typing import Any
 
 import orjson
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -67,13 +67,17 @@ class PeopleDataLabs:
     async def enrich(self, request: Request) -> Response:
         """Answer one enrichment."""
         self.stats["calls"] += 1
+        try:
+            body = await request.body()
+        except ClientDisconnect:
+            return Response(status_code=499)  # nobody hears it
         broken = await self._fault()
         if broken is not None:
             return broken
         given = dict(request.query_params)
         if request.method == "POST":
             try:
-                given |= orjson.loads(await request.body() or b"{}")
+                given |= orjson.loads(body or b"{}")
             except (ValueError, TypeError):
                 return self._answer(_error(400, "The request body is not a JSON object."))
         key = request.headers.get("x-api-key") or given.pop("api_key", "")

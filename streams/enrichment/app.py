@@ -17,7 +17,6 @@ from streams.enrichment.waterfall import Waterfall
 from streams.faust_app import run_agent
 
 MAX_INFLIGHT = 256  # leads that are asked about at the same time
-_CONNECTIONS = 128  # to one provider
 
 
 async def main(settings: Settings, stop: Stop) -> None:
@@ -41,7 +40,7 @@ async def _providers(settings: Settings, opened: contextlib.AsyncExitStack) -> l
     for name, module in plugins.discover("streams.enrichment.providers").items():
         config = settings.section(f"provider_{name}", module.Config)
         if config.api_key.get_secret_value():
-            client = http.client(config.base_url, timeout_s=config.timeout_s, connections=_CONNECTIONS)
+            client = http.client(config.base_url, timeout_s=config.timeout_s, connections=config.connections)
             await opened.enter_async_context(client)
             found.append(module.connect(config, client))
     return found

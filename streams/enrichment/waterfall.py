@@ -2,7 +2,7 @@
 
 Guarantees: a question is asked once at a time in this process, and not again while its answer is kept; an answer that
 could not be kept yet (Postgres away) is held in memory, not paid for again. All calls about one lead together take at
-most ``deadline_s`` seconds; waiting for room in a provider's rate limit does not count, it is back-pressure.
+most ``deadline_s`` seconds; waiting for a connection or for room in a rate limit does not count, it is back-pressure.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ class Waterfall:
         self._deadline_s = deadline_s
         self._clock = clock
         self._sleep = sleep
+        self._room = {provider.name: asyncio.Semaphore(provider.config.connections) for provider in providers}
         self._asking: dict[tuple[str, bytes], asyncio.Task[Kept | Failed]] = {}
         self._unkept: dict[tuple[str, bytes], Found | NotFound] = {}
 
@@ -104,14 +105,16 @@ class Waterfall:
     async def _ask(self, provider: Provider, question: Question, budget: _Budget) -> Answer:
         wait = _BACKOFF_S
         while True:
-            await provider.turn()
-            began = self._clock()
-            try:
-                async with asyncio.timeout(max(budget.left, 0)):
-                    answer = await provider.ask(question)
-            except TimeoutError:
-                answer = Failed(Reason.TIMEOUT, again=True)
-            budget.left -= self._clock() - began
+            # Room first: a crowd waiting inside the HTTP client for a connection costs it more than the calls do.
+            async with self._room[provider.name]:
+                await provider.turn()
+                began = self._clock()
+                try:
+                    async with asyncio.timeout(max(budget.left, 0)):
+                        answer = await provider.ask(question)
+                except TimeoutError:
+                    answer = Failed(Reason.TIMEOUT, again=True)
+                budget.left -= self._clock() - began
             pause = wait * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
             if not isinstance(answer, Failed) or not answer.again or budget.left <= pause:
                 return answer

@@ -29,6 +29,7 @@ class ProviderConfig(BaseModel):
     api_key: SecretStr = Field(SecretStr(""), description="Empty: the provider is not used.")
     rank: int = Field(100, description="Providers are asked by rising rank, then by name; the first good answer wins.")
     requests_per_minute: int = Field(1000, ge=1, le=10_000_000, description="Calls of this process.")
+    connections: int = Field(16, ge=1, le=1000, description="Calls of this process at the same time.")
     timeout_s: float = Field(2.0, gt=0, le=30, description="Longest wait for one answer.")
     found_days: float = Field(90, gt=0, description="How long an answer is kept and not paid for again.")
     not_found_days: float = Field(7, gt=0, description="How long a provider that knew nothing is not asked again.")
