@@ -75,7 +75,7 @@ class Supervisor:
         self._asked = asyncio.Event()
 
     async def run(self, *, until_eof: bool = False) -> int:
-        """Start everything, watch it until a signal (or the end of standard input), stop everything; return the code."""
+        """Start everything, watch it until a signal (or end of input), stop everything; return the code."""
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._asked.set)

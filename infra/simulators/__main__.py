@@ -1,7 +1,7 @@
 """Start one simulator: ``python -m infra.simulators NAME --port N --state DIR``, until SIGTERM or SIGINT, then exit 0.
 
 A simulator is a file of this folder. It defines ``app(state: Path)``, which returns an ASGI application, or, when it
-does not speak HTTP, ``async def serve(host: str, port: int, state: Path, http_port: int)``, which runs until it is cancelled.
+does not speak HTTP, ``async def serve(host, port, state, http_port)``, which runs until it is cancelled.
 """
 
 from __future__ import annotations
