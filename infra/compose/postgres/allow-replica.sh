@@ -2,7 +2,7 @@
 # Runs once, when the primary's data folder is made: the role, the slot and the permission of the replica.
 set -euo pipefail
 : "${REPLICATION_PASSWORD:?}"
-psql --quiet -v ON_ERROR_STOP=1 -v password="$REPLICATION_PASSWORD" -U "$POSTGRES_USER" -d "$POSTGRES_DB" <<'SQL'
+psql --quiet --output /dev/null -v ON_ERROR_STOP=1 -v password="$REPLICATION_PASSWORD" -U "$POSTGRES_USER" -d "$POSTGRES_DB" <<'SQL'
 CREATE ROLE replicator LOGIN REPLICATION PASSWORD :'password';
 SELECT pg_create_physical_replication_slot('replica', true);
 SQL

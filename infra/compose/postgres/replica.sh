@@ -6,10 +6,10 @@ set -euo pipefail
 if [ ! -e "$PGDATA/.copied" ]; then
     echo "copying the primary at $PRIMARY_HOST"
     mkdir -p "$PGDATA"
+    chmod 0700 "$PGDATA"
     find "$PGDATA" -mindepth 1 -delete
     PGPASSWORD=$REPLICATION_PASSWORD pg_basebackup --host "$PRIMARY_HOST" --port "${PRIMARY_PORT:-5432}" \
         --username replicator --pgdata "$PGDATA" --wal-method stream --slot replica --checkpoint fast --write-recovery-conf
     touch "$PGDATA/.copied"
-    chmod 0700 "$PGDATA"
 fi
 exec "$@"
