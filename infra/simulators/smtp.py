@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
+import os
 import random
 import socket
 import time
@@ -47,8 +47,10 @@ class Mailbox:
         self.refused = 0
         self.faults: dict[str, Any] = {}
         if file.exists():
-            lines = file.read_text("utf-8").splitlines()
-            self.mails = [json.loads(line) for line in lines if line.endswith("}")]  # the last one may be cut
+            lines = file.read_bytes().split(b"\n")
+            self.mails = [orjson.loads(line) for line in lines[:-1]]
+            if lines[-1]:  # cut by a crash: its sender has no answer
+                os.truncate(file, file.stat().st_size - len(lines[-1]))
 
     def stats(self) -> dict[str, int]:
         """Return what was counted; ``duplicates``: mails beyond the first of a Message-ID."""
@@ -69,8 +71,8 @@ class Mailbox:
             "message_id": str(parsed["message-id"] or ""),
             "subject": str(parsed["subject"] or ""),
             "headers": [[name, str(value)] for name, value in parsed.items()],
-            "text": "" if body is None else body.get_content(),
-            "html": "" if html is None else html.get_content(),
+            "text": "" if body is None else body.get_content().replace("\r\n", "\n"),
+            "html": "" if html is None else html.get_content().replace("\r\n", "\n"),
         }
         with self._file.open("ab") as out:
             out.write(orjson.dumps(mail) + b"\n")

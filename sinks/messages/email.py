@@ -9,7 +9,9 @@ should not hear twice from us: the message is held as ``unsure`` and told as dea
 With ``LEADSTREAM_CHANNEL_EMAIL_WHEN_UNSURE=again`` it goes out again, with the same Message-ID, which is deterministic
 (``<message_id@domain>``) and which many mailboxes fold into one.
 
-A header never holds what a lead's value would add: EmailMessage refuses line ends, and addresses are parsed as one.
+No value adds a header: addresses are single ones, EmailMessage refuses line ends, and because it decodes encoded words
+that a value brings (``=?utf-8?q?=0D=0ABcc:...?=``) and writes the line ends in them, those are broken up and the
+finished headers are looked at.
 """
 
 from __future__ import annotations
@@ -68,6 +70,7 @@ _NO_ANSWER = Failed(Verdict.PAUSE, Reason.TIMEOUT)
 _NOT_SUPPORTED = Failed(Verdict.PAUSE, Reason.MISCONFIGURED, 60)  # such as no STARTTLS where it has to be
 _PERMANENT = 500
 _SERVER_CLOSES = 421
+_ADDRESS = re.compile(r"""([^\s@,;:<>()\[\]\\"]{1,64})@([^\s@,;:<>()\[\]\\"]{1,253})""")
 _ENHANCED = re.compile(r"\b[245]\.\d{1,3}\.\d{1,3}\b")
 _HEADERS = SMTP.clone(cte_type="7bit")  # needs no 8BITMIME
 
@@ -90,7 +93,7 @@ class Email:
     async def send(self, message: Message, handing_over: HandingOver) -> Result:
         """Send one mail, over a kept connection where there is one."""
         try:
-            sender, to = parse_sender(message.sender or self._config.from_address), _ascii_domain(message.to)
+            sender, to = parse_sender(message.sender or self._config.from_address), parse_address(message.to)
             mail = compose(message, sender, to)
         except (ValueError, MessageError, LookupError) as error:
             return Failed(Verdict.DEAD, Reason.REJECTED, detail=type(error).__name__)
@@ -113,10 +116,10 @@ class Email:
             client.close()
 
     async def _converse(
-        self, client: aiosmtplib.SMTP, sender: Address, to: Address, mail: EmailMessage, handing_over: HandingOver
+        self, client: aiosmtplib.SMTP, sender: Address, to: Address, mail: bytes, handing_over: HandingOver
     ) -> Result:
         handed = keep = False
-        wide = not (sender.addr_spec + to.addr_spec).isascii()
+        wide = _wide(sender, to)
         encoding, options = ("utf-8", ["SMTPUTF8"]) if wide else ("ascii", [])
         try:
             if wide and not client.supports_extension("smtputf8"):
@@ -126,7 +129,7 @@ class Email:
             await client.rcpt(to.addr_spec, encoding=encoding)
             await handing_over()
             handed = True
-            answer = await client.data(mail.as_bytes(policy=_HEADERS.clone(utf8=wide)))
+            answer = await client.data(mail)
             keep = True
             return Sent("".join(c for c in answer.message if c.isprintable())[:200])
         except aiosmtplib.SMTPResponseException as error:
@@ -161,18 +164,22 @@ class Email:
         return client
 
 
-def compose(message: Message, sender: Address, to: Address) -> EmailMessage:
-    """Return the mail; ValueError when a header would hold a line end."""
-    mail = EmailMessage(policy=_HEADERS)
+def compose(message: Message, sender: Address, to: Address) -> bytes:
+    """Return the mail as it goes out; ValueError when a value would add to its headers."""
+    mail = EmailMessage(policy=_HEADERS.clone(utf8=_wide(sender, to)))
     mail["From"] = sender
     mail["To"] = to
-    mail["Subject"] = message.subject
+    mail["Subject"] = message.subject.replace("=?", "= ?")
     mail["Date"] = formatdate(usegmt=True)
     mail["Message-ID"] = f"<{message.message_id}@{sender.domain}>"
     mail["Auto-Submitted"] = "auto-generated"  # RFC 3834: asks for no out-of-office answers
     mail.set_content(plain_text(message.body))
     mail.add_alternative(message.body, subtype="html")
-    return mail
+    written = mail.as_bytes()
+    names = [line.partition(b":")[0].decode() for line in written.partition(b"\r\n\r\n")[0].split(b"\r\n")]
+    if sorted(name for name in names if name[:1] not in " \t") != sorted(mail.keys()):
+        raise ValueError("a value adds to the headers")
+    return written
 
 
 def parse_sender(text: str) -> Address:
@@ -181,15 +188,20 @@ def parse_sender(text: str) -> Address:
     if header is None or header.defects or len(header.addresses) != 1 or not header.addresses[0].domain:
         raise ValueError("has to be one address, such as Example Ltd <hello@example.com>")
     address: Address = header.addresses[0]
-    return _ascii_domain(address.addr_spec, address.display_name)
+    return parse_address(address.addr_spec, address.display_name.replace("=?", "= ?"))
 
 
-def _ascii_domain(address: str, display_name: str = "") -> Address:
-    parsed = Address(addr_spec=address)
-    if not parsed.username or not parsed.domain:
-        raise ValueError("has to be an address")
-    domain = parsed.domain if parsed.domain.isascii() else parsed.domain.encode("idna").decode()
-    return Address(display_name, parsed.username, domain)
+def parse_address(text: str, display_name: str = "") -> Address:
+    """Return the bare address ``text``, its domain in ASCII; ValueError when it is not exactly one."""
+    found = _ADDRESS.fullmatch(text.strip())
+    if found is None or not text.isprintable() or "=?" in text:
+        raise ValueError("has to be one address")
+    local, domain = found.groups()
+    return Address(display_name, local, domain if domain.isascii() else domain.encode("idna").decode())
+
+
+def _wide(sender: Address, to: Address) -> bool:
+    return not (sender.addr_spec + to.addr_spec).isascii()
 
 
 async def _reset(client: aiosmtplib.SMTP) -> bool:

@@ -1,0 +1,188 @@
+"""A real Postgres, the SMTP simulator on localhost, and delivery with clock and chance in the test's hand."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import uuid
+from collections.abc import AsyncIterator
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import httpx
+import orjson
+import pytest
+
+from infra.kafka.producer import Output
+from infra.postgres.pool import connect
+from infra.simulators import smtp as simulator
+from schemas.codec import Codec
+from sinks.messages import Channel, email
+from sinks.messages.delivery import Delivery
+from sinks.messages.requests import Requests
+from sinks.messages.store import Store
+
+CODEC = Codec()
+START = 1_770_000_000_000_000
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = START
+
+    def __call__(self) -> int:
+        return self.now
+
+    def forward(self, seconds: float) -> None:
+        self.now += int(seconds * 1e6)
+
+
+class Record:
+    """A record of leads.messages-requested, as a consumer gives it."""
+
+    def __init__(self, value: bytes | None, offset: int) -> None:
+        self._value = value
+        self._offset = offset
+
+    def topic(self) -> str:
+        return "leads.messages-requested"
+
+    def partition(self) -> int:
+        return 0
+
+    def offset(self) -> int:
+        return self._offset
+
+    def key(self) -> bytes | None:
+        return None
+
+    def value(self) -> bytes | None:
+        return self._value
+
+    def headers(self) -> list[tuple[str, bytes]]:
+        return []
+
+
+@dataclass
+class World:
+    """One channel of its own name, so that tests do not see one another."""
+
+    pool: asyncpg.Pool
+    smtp_port: int
+    http: httpx.AsyncClient
+    name: str = field(default_factory=lambda: f"email-{uuid.uuid4()}")
+    clock: Clock = field(default_factory=Clock)
+    outcomes: list[dict[str, Any]] = field(default_factory=list)
+    channels: list[Channel] = field(default_factory=list)
+    offsets: Any = field(default_factory=lambda: itertools.count(1))
+
+    def config(self, **changes: Any) -> email.Config:
+        given = {"url": f"smtp://127.0.0.1:{self.smtp_port}", "from_address": "Us <us@example.com>", "timeout_s": 5}
+        return email.Config(**given | changes)
+
+    def channel(self, **changes: Any) -> email.Email:
+        channel = email.connect(self.config(**changes))
+        self.channels.append(channel)
+        return channel
+
+    def store(self, **changes: Any) -> Store:
+        return Store(self.pool, self.name, lease_s=self.config(**changes).lease_s, clock=self.clock)
+
+    async def emit(self, outputs: Any) -> None:
+        self.outcomes += [CODEC.decode(output.value).record for output in outputs]
+
+    def delivery(self, channel: Channel | None = None, *, store: Store | None = None, **changes: Any) -> Delivery:
+        return Delivery(
+            store or self.store(**changes),
+            channel or self.channel(**changes),
+            self.config(**changes),
+            stage="messages-email",
+            emit=self.emit,
+            wake=asyncio.Event(),
+            codec=CODEC,
+            clock=self.clock,
+            chance=lambda: 0.5,
+        )
+
+    def requests(self) -> Requests:
+        return Requests(
+            self.store(), CODEC, channel=self.name, stage="messages-email", wake=asyncio.Event(), clock=self.clock
+        )
+
+    async def lead(self, lead_id: str = "", **attributes: Any) -> str:
+        lead_id = lead_id or str(uuid.uuid4())
+        await self.pool.execute(
+            "INSERT INTO leads (lead_id, tenant, version, created_at, updated_at, attributes, provenance) "
+            "VALUES ($1, 'acme', 1, now(), now(), $2, '{}') "
+            "ON CONFLICT (lead_id) DO UPDATE SET attributes = EXCLUDED.attributes",
+            lead_id,
+            orjson.dumps(attributes).decode(),
+        )
+        return lead_id
+
+    def request(self, lead_id: str, **changes: Any) -> Record:
+        record = {
+            "message_id": uuid.uuid4().hex,
+            "tenant": "acme",
+            "lead_id": lead_id,
+            "event_id": "e-1",
+            "campaign": "demo_request",
+            "channel": self.name,
+            "requested_at": self.clock(),
+            "to": "ada@example.com",
+            "sender": "",
+            "purpose": "marketing",
+            "subject": "Hello",
+            "body": "<p>Hello <b>Ada</b></p>",
+        }
+        return Record(CODEC.encoder("message_request")(record | changes), next(self.offsets))
+
+    async def take(self, *records: Record) -> list[Output]:
+        """Do with ``records`` what the batch loop does."""
+        requests = self.requests()
+        return list((await requests.apply(requests.prepare(records))).outputs)
+
+    async def ask(self, lead_id: str = "", **changes: Any) -> str:
+        """Ask for one message and return its id."""
+        message_id: str = changes.setdefault("message_id", uuid.uuid4().hex)
+        await self.take(self.request(lead_id or await self.lead(), **changes))
+        return message_id
+
+    async def row(self, message_id: str) -> Any:
+        return await self.pool.fetchrow("SELECT * FROM messages_sent WHERE message_id = $1", message_id)
+
+    async def stats(self) -> dict[str, int]:
+        stats: dict[str, int] = (await self.http.get("/_simulator/stats")).json()
+        return stats
+
+    async def mails(self) -> list[dict[str, Any]]:
+        mails: list[dict[str, Any]] = (await self.http.get("/_simulator/messages?limit=1000")).json()["messages"]
+        return mails
+
+    async def faults(self, **faults: Any) -> None:
+        await self.http.post("/_simulator/faults", json=faults)
+
+    def told(self) -> list[tuple[str, str]]:
+        return [(outcome["what"], outcome["reason"]) for outcome in self.outcomes]
+
+
+@pytest.fixture
+async def world(stack: Any, tmp_path: Path) -> AsyncIterator[World]:
+    serving = asyncio.create_task(simulator.serve("127.0.0.1", 0, tmp_path))
+    async with asyncio.timeout(20):
+        while not (tmp_path / "smtp_port").exists():  # noqa: ASYNC110 - a file has no event
+            await asyncio.sleep(0.01)
+    pool = await connect(stack.dsn, size=16, application="tests")
+    http = httpx.AsyncClient(base_url=f"http://127.0.0.1:{(tmp_path / 'http_port').read_text()}")
+    world = World(pool, int((tmp_path / "smtp_port").read_text()), http)
+    yield world
+    for channel in world.channels:
+        await channel.close()
+    await http.aclose()
+    await pool.close()
+    serving.cancel()
+    with suppress(asyncio.CancelledError):
+        await serving
