@@ -44,6 +44,12 @@ class Settings(BaseModel):
     api_port: int = Field(8080, ge=0, le=65535, description="Port of the front door; 0: any free one.")
     health_port: int = Field(0, ge=0, le=65535, description="Port of a worker's /live, /ready, /metrics; 0: none.")
 
+    instance: str = Field(
+        "",
+        pattern=r"^[A-Za-z0-9._-]{0,100}$",
+        description="A name that only this replica has and keeps over restarts: Kafka then gives a restarted "
+        "worker its partitions back at once instead of after the session timeout. Empty: none.",
+    )
     batch_size: int = Field(2000, ge=1, le=100_000, description="Most records intake decides in one transaction.")
     batch_linger_ms: int = Field(20, ge=0, le=10_000, description="Longest wait for a batch to fill.")
     sink_batch_size: int = Field(50_000, ge=1, le=1_000_000, description="Most rows in one ClickHouse insert.")

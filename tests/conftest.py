@@ -54,6 +54,7 @@ class Stack:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--stack", choices=("embedded", "containers"), default="embedded", help="where the stack runs")
+    parser.addoption("--chaos", choices=("short", "full"), default="short", help="how long processes are killed for")
 
 
 @pytest.fixture(scope="session")

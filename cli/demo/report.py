@@ -54,12 +54,12 @@ def show(console: Console, found: Mapping[str, Any], examples: Sequence[Mapping[
         console.print(
             f"lead {lead['lead_id']}, version {lead['version']}: {' → '.join(lead['steps'])} …", highlight=False
         )
-    tenant, lead = found["tenant"], examples[0]["lead_id"] if examples else "LEAD"
+    tenant, first = found["tenant"], examples[0]["lead_id"] if examples else "LEAD"
     statement = f"SELECT event_type, count() FROM lead_events WHERE tenant = '{tenant}' GROUP BY ALL"  # noqa: S608
     console.print(f'\nClickHouse   leadstream query "{statement}"', highlight=False, soft_wrap=True)
     console.print(f"Postgres     psql {settings.database_url}", highlight=False, soft_wrap=True)
     console.print(
-        f"next         leadstream trace {lead} · lag · dead list · status · down", highlight=False, soft_wrap=True
+        f"next         leadstream trace {first} · lag · dead list · status · down", highlight=False, soft_wrap=True
     )
     for problem in found["problems"]:
         console.print(f"[red]does not add up:[/red] {problem}")

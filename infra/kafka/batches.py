@@ -139,6 +139,7 @@ class _Loop(Generic[Prepared]):
                 "socket.nagle.disable": True,
                 "error_cb": self._on_error,
             }
+            | ({"group.instance.id": f"{group}-{settings.instance}"} if settings.instance else {})
             | dict(config)
         )
         self._to_apply: asyncio.Queue[_Batch[Prepared] | None] = asyncio.Queue(1)

@@ -179,7 +179,7 @@ class Supervisor:
     def _workers(self, ports: dict[str, int]) -> Iterable[Part]:
         for process in load().values():
             port = ports["api" if process.name == "api" else f"health-{process.name}"]
-            own = {} if process.name == "api" else {"LEADSTREAM_HEALTH_PORT": str(port)}
+            own = {} if process.name == "api" else {"LEADSTREAM_HEALTH_PORT": str(port), "LEADSTREAM_INSTANCE": "local"}
             command = [sys.executable, "-m", process.module, *process.args]
             yield Part(process.name, command, partial(answers, f"http://127.0.0.1:{port}"), own, stop_s=20)
 
