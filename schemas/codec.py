@@ -21,7 +21,7 @@ from fastavro.schema import fingerprint, to_parsing_canonical_form
 
 from infra.outcomes import Dead, Problem, Reason
 from schemas.json_form import from_json
-from schemas.registry import RecordType, Registry, registry
+from schemas.registry import RecordType, Registry, registry, without_logical_types
 
 MARK = b"\xc3\x01"
 HEADER = 10  # bytes of a single-object header
@@ -140,7 +140,9 @@ class Codec:
             name = str(schema["name"]).rpartition(".")[2]
             now = self._schemas.types[name]
             mark = bytes.fromhex(fingerprint(to_parsing_canonical_form(schema), "CRC-64-AVRO"))
-            return self._by_mark.get(MARK + mark) or _Reader(name, parse_schema(schema), now.bare)
+            return self._by_mark.get(MARK + mark) or _Reader(
+                name, parse_schema(without_logical_types(schema)), now.bare
+            )
         except (ValueError, TypeError) as error:
             raise DecodeError(Reason.UNKNOWN_SCHEMA, f"the registry's schema is unusable ({error})") from None
 

@@ -23,6 +23,7 @@ from typing import Any
 from fastavro.schema import fingerprint, parse_schema, to_parsing_canonical_form
 
 FOLDER = Path(__file__).parent
+_PLAIN = {"string": "example", "long": 1, "int": 1, "double": 1.0, "boolean": True}  # where a field has no example
 AUTHORITIES = ("person", "crm_user", "app", "enrichment")
 _SHARED = ("types/envelope.avsc", "types/identifiers.avsc", "lead.avsc")
 
@@ -130,7 +131,7 @@ def _record(path: Path, shared: Mapping[str, Json], name: str = "") -> RecordTyp
         raise SchemaError(f"{path.name}: its record is named {source.get('name')!r}; name it {name!r}")
     whole = _inline(source, shared, set())
     try:
-        bare = parse_schema(_bare(whole))
+        bare = parse_schema(without_logical_types(whole))
         mark = bytes.fromhex(fingerprint(to_parsing_canonical_form(whole), "CRC-64-AVRO"))
     except Exception as error:
         raise SchemaError(f"{path.name}: {error}") from error
@@ -184,12 +185,13 @@ def _inline(node: Any, shared: Mapping[str, Json], seen: set[str]) -> Any:
     return node
 
 
-def _bare(node: Any) -> Any:
+def without_logical_types(node: Any) -> Any:
+    """Return a schema whose times are plain integers, so that no time is made into an object and back."""
     if isinstance(node, list):
-        return [_bare(item) for item in node]
+        return [without_logical_types(item) for item in node]
     if isinstance(node, dict):
         return {
-            key: _bare(value) if key in ("type", "items", "values", "fields") else value
+            key: without_logical_types(value) if key in ("type", "items", "values", "fields") else value
             for key, value in node.items()
             if key != "logicalType"
         }
@@ -202,6 +204,8 @@ def _example(whole: Json) -> Json:
             return own["example"]
         if isinstance(own["type"], dict) and own["type"].get("type") == "record":
             return _example(own["type"])
-        return own.get("default")
+        if "default" in own:
+            return own["default"]
+        return _PLAIN[own["type"] if isinstance(own["type"], str) else own["type"]["type"]]
 
     return {own["name"]: of(own) for own in whole["fields"]}

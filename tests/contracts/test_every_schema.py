@@ -1,0 +1,72 @@
+"""Every schema of the registry goes through the same test: the folder is the list."""
+
+from __future__ import annotations
+
+import io
+import time
+
+import fastavro
+import orjson
+import pytest
+
+from schemas import rules
+from schemas.codec import HEADER, Codec, container_block, container_header
+from schemas.registry import EventType, RecordType, registry
+
+CODEC = Codec()
+EVENTS = list(registry().events.values())
+TYPES = list(registry().types.values())
+NOW = time.time_ns() // 1000
+
+
+@pytest.mark.parametrize("form", TYPES, ids=lambda form: form.name)
+def test_the_example_round_trips(form: RecordType) -> None:
+    decoded = CODEC.decode(CODEC.encoder(form.name)(form.example))
+
+    assert decoded.type == form.name
+    assert decoded.record == {**{f["name"]: f.get("default") for f in form.whole["fields"]}, **form.example}
+
+
+@pytest.mark.parametrize("form", TYPES, ids=lambda form: form.name)
+def test_payloads_joined_are_a_container_that_avro_reads(form: RecordType) -> None:
+    payload = CODEC.encoder(form.name)(form.example)
+
+    rows = list(fastavro.reader(io.BytesIO(container_header(form) + container_block([payload] * 3))))
+
+    assert len(rows) == 3
+
+
+@pytest.mark.parametrize("form", TYPES, ids=lambda form: form.name)
+def test_it_says_what_it_is(form: RecordType) -> None:
+    assert form.doc
+
+
+@pytest.mark.parametrize("kind", EVENTS, ids=lambda kind: kind.name)
+def test_an_event_reads_the_same_in_all_three_wire_forms(kind: EventType) -> None:
+    single = CODEC.encoder(kind.name)(kind.example)
+    confluent = b"\0" + kind.confluent_id.to_bytes(4, "big") + single[HEADER:]
+    text = orjson.dumps({"type": kind.name, **kind.example})
+
+    assert CODEC.decode(single) == CODEC.decode(confluent) == CODEC.decode(text)
+
+
+@pytest.mark.parametrize("kind", EVENTS, ids=lambda kind: kind.name)
+def test_an_events_example_is_a_good_event(kind: EventType) -> None:
+    assert rules.check(kind, CODEC.decode(CODEC.encoder(kind.name)(kind.example)).record, NOW, 0) is None
+
+
+@pytest.mark.parametrize("kind", EVENTS, ids=lambda kind: kind.name)
+def test_what_is_personal_in_the_lead_is_marked_where_it_comes_in(kind: EventType) -> None:
+    personal = {f["name"] for f in registry().lead.source["fields"] if f.get("pii")}
+    unmarked = [
+        f["name"] for f in kind.source["fields"] if kind.lead_fields.get(f["name"]) in personal and not f.get("pii")
+    ]
+
+    assert unmarked == []
+
+
+def test_no_two_forms_share_a_fingerprint_or_an_id() -> None:
+    forms = list(registry().forms())
+
+    assert len({form.fingerprint for form in forms}) == len(forms)
+    assert len({form.confluent_id for form in forms}) == len(forms)

@@ -1,0 +1,52 @@
+"""What a type cannot say."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from infra.outcomes import Reason
+from schemas import rules
+from schemas.registry import registry
+from tests.events import HOUR, NOW, record
+
+
+def check(kind: str, **own: Any) -> Any:
+    changes = {name: own.pop(name) for name in ("event_id", "tenant_", "source_") if name in own}
+    made = record(kind, **own)
+    made["envelope"] |= {name.rstrip("_"): value for name, value in changes.items()}
+    return rules.check(registry().events[kind], made, NOW, HOUR)
+
+
+@pytest.mark.parametrize(
+    ("own", "reason", "path"),
+    [
+        ({}, Reason.NO_IDENTIFIER, "/identifiers"),
+        ({"email": "a@example.com", "at": 1}, Reason.ABSURD_TIME, "/envelope/occurred_at"),
+        ({"email": "a@example.com", "at": NOW + 2 * HOUR}, Reason.ABSURD_TIME, "/envelope/occurred_at"),
+        ({"email": "nobody"}, Reason.INVALID_FIELD, "/identifiers/email"),
+        ({"email": "a@example.com", "tenant_": "Acme!"}, Reason.INVALID_FIELD, "/envelope/tenant"),
+        ({"email": "a@example.com", "event_id": ""}, Reason.INVALID_FIELD, "/envelope/event_id"),
+        ({"email": "a@example.com", "source_": ""}, Reason.INVALID_FIELD, "/envelope/source"),
+        ({"external_id": "   "}, Reason.INVALID_FIELD, "/identifiers/external_id"),
+        ({"email": "a@example.com", "url": "x" * 9000}, Reason.INVALID_FIELD, "/url"),
+        ({"email": "a@example.com", "url": "a\0b"}, Reason.INVALID_FIELD, "/url"),
+    ],
+)
+def test_a_broken_rule_is_dead_with_its_reason_and_path(own: dict[str, Any], reason: Reason, path: str) -> None:
+    dead = check("page_viewed", **own)
+
+    assert dead is not None
+    assert dead.reason is reason
+    assert path in {problem.path for problem in dead.problems}
+
+
+def test_a_word_that_is_not_allowed_is_named_with_those_that_are() -> None:
+    dead = check("consent_changed", email="a@example.com", purpose="marketing", status="maybe")
+
+    assert "granted" in dead.detail
+
+
+def test_a_late_event_is_a_good_event() -> None:
+    assert check("page_viewed", email="a@example.com", at=NOW - 24 * 365 * HOUR) is None
