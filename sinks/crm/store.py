@@ -1,10 +1,11 @@
 """``crm_sync`` in Postgres: what a CRM should have, what it has, and who has which lead in hand.
 
 Every method is one statement or one transaction, none is open while a CRM is called. Rows are locked in the order of
-their lead_id by all methods, except the claim, which waits for no lock: so they cannot deadlock. A claim is a lease: rows are ours
-until ``Claim.until``, unless given back before. ``Claim.until`` is also the token: a worker whose lease ran out changes
-nothing about parking or leases of rows that another has claimed since. Clocks of workers on different machines may
-differ by less than a quarter of the lease, see :mod:`sinks.crm.reconciler`.
+their lead_id by all methods, except the claim, which waits for no lock: so they cannot deadlock.
+
+A claim is a lease: rows are ours until ``Claim.until``, unless given back before. ``Claim.until`` is also the token: a
+worker whose lease ran out changes nothing about parking or leases of rows that another has claimed since. Clocks of
+workers on different machines may differ by up to half the lease, see :mod:`sinks.crm.reconciler`.
 
 All methods raise DependencyAway when Postgres is away. Times are microseconds since 1970 UTC.
 """
@@ -26,6 +27,9 @@ from infra.postgres.pool import connection, transaction
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 NEVER = -1  # next_at of a lead that is parked until a newer version is wanted
 
+# ``lead_id = ANY(...)`` stands beside each join on lead_id so that the rows are found by index: joined to an unnest
+# alone, the planner may read the whole table (measured at 50,000 leads: 34 ms against 3 ms a batch).
+
 _WANT = """
 INSERT INTO crm_sync AS s (destination, lead_id, tenant, wanted_version, last_wanted_at, next_attempt_at)
 SELECT $1, d.lead_id, d.tenant, d.version, d.decided_at, $2
@@ -43,11 +47,11 @@ WHERE s.wanted_version < EXCLUDED.wanted_version
 
 _CLAIM = """
 WITH due AS MATERIALIZED (
-    SELECT destination, lead_id FROM crm_sync
+    SELECT lead_id FROM crm_sync
     WHERE destination = $1 AND wanted_version > synced_version AND next_attempt_at <= $2 AND claimed_until <= $2
     ORDER BY next_attempt_at LIMIT $4 FOR UPDATE SKIP LOCKED
 )
-UPDATE crm_sync s SET claimed_until = $3 FROM due WHERE s.destination = due.destination AND s.lead_id = due.lead_id
+UPDATE crm_sync s SET claimed_until = $3 WHERE s.destination = $1 AND s.lead_id = ANY(ARRAY(SELECT lead_id FROM due))
 RETURNING s.lead_id, s.tenant, s.wanted_version, s.attempts, s.last_error, s.remote_id
 """
 
@@ -55,13 +59,13 @@ RETURNING s.lead_id, s.tenant, s.wanted_version, s.attempts, s.last_error, s.rem
 # is in another worker's hands is returned too, as not ours, so that the survivor waits for it.
 _CLAIM_LOSERS = """
 WITH losers AS MATERIALIZED (
-    SELECT s.destination, s.lead_id, a.lead_id AS survivor_id FROM lead_aliases a
+    SELECT s.lead_id, a.lead_id AS survivor_id FROM lead_aliases a
     JOIN crm_sync s ON s.destination = $1 AND s.lead_id = a.alias_id
     WHERE a.lead_id = ANY($4::uuid[]) AND s.next_attempt_at <= $2
     ORDER BY s.lead_id FOR UPDATE OF s
 ), ours AS (
-    UPDATE crm_sync s SET claimed_until = $3 FROM losers l
-    WHERE s.destination = l.destination AND s.lead_id = l.lead_id AND s.claimed_until <= $2
+    UPDATE crm_sync s SET claimed_until = $3
+    WHERE s.destination = $1 AND s.lead_id = ANY(ARRAY(SELECT lead_id FROM losers)) AND s.claimed_until <= $2
     RETURNING s.lead_id, s.tenant, s.wanted_version, s.attempts, s.last_error, s.remote_id
 )
 SELECT l.survivor_id, l.lead_id, o.tenant, o.wanted_version, o.attempts, o.last_error, o.remote_id
@@ -70,9 +74,11 @@ WHERE l.lead_id <> ALL($5::uuid[])
 """
 
 _LEADS = """
-SELECT l.lead_id, l.version, l.merged_into, l.attributes::text AS attributes, s.remote_id AS survivor_remote_id
-FROM leads l LEFT JOIN crm_sync s ON s.destination = $1 AND s.lead_id = l.merged_into
-WHERE l.lead_id = ANY($2::uuid[])
+SELECT l.lead_id, l.version, l.merged_into, l.attributes::text AS attributes,
+       CASE WHEN l.merged_into IS NOT NULL THEN
+           (SELECT s.remote_id FROM crm_sync s WHERE s.destination = $1 AND s.lead_id = l.merged_into)
+       END AS survivor_remote_id
+FROM leads l WHERE l.lead_id = ANY($2::uuid[])
 """
 
 _SYNCED = """
@@ -83,7 +89,7 @@ UPDATE crm_sync s SET
     next_attempt_at = CASE WHEN s.next_attempt_at > $2 THEN $2 ELSE s.next_attempt_at END,
     claimed_until = CASE WHEN s.claimed_until = $3 THEN '-infinity' ELSE s.claimed_until END
 FROM unnest($4::uuid[], $5::bigint[], $6::text[]) AS d(lead_id, version, remote_id)
-WHERE s.destination = $1 AND s.lead_id = d.lead_id
+WHERE s.destination = $1 AND s.lead_id = ANY($4::uuid[]) AND s.lead_id = d.lead_id
 """
 
 # Rejected at version v: a wish for v that is still under way in Kafka is no new wish, hence the new wanted_version.
@@ -93,7 +99,7 @@ UPDATE crm_sync s SET
     wanted_version = GREATEST(s.wanted_version, d.version),
     next_attempt_at = CASE WHEN d.next_at = 'infinity' AND s.wanted_version > d.version THEN $2 ELSE d.next_at END
 FROM unnest($4::uuid[], $5::bigint[], $6::text[], $7::timestamptz[]) AS d(lead_id, version, reason, next_at)
-WHERE s.destination = $1 AND s.lead_id = d.lead_id AND s.claimed_until = $3
+WHERE s.destination = $1 AND s.lead_id = ANY($4::uuid[]) AND s.lead_id = d.lead_id AND s.claimed_until = $3
 """
 
 _RELEASE = """
@@ -103,7 +109,8 @@ WHERE destination = $1 AND claimed_until = $3 AND lead_id = ANY($4::uuid[])
 
 _FORGET = """
 DELETE FROM crm_sync s USING unnest($3::uuid[], $4::bigint[]) AS d(lead_id, wanted)
-WHERE s.destination = $1 AND s.lead_id = d.lead_id AND s.claimed_until = $2 AND s.wanted_version <= d.wanted
+WHERE s.destination = $1 AND s.lead_id = ANY($3::uuid[]) AND s.lead_id = d.lead_id
+    AND s.claimed_until = $2 AND s.wanted_version <= d.wanted
 """
 
 # Wanted again while its record was being retired (a merge taken back): from here on it is a lead without a record.
@@ -116,7 +123,7 @@ _LOCK = "SELECT FROM crm_sync WHERE destination = $1 AND lead_id = ANY($2::uuid[
 
 _ADOPTED = """
 UPDATE crm_sync s SET remote_id = d.remote_id FROM unnest($2::uuid[], $3::text[]) AS d(lead_id, remote_id)
-WHERE s.destination = $1 AND s.lead_id = d.lead_id
+WHERE s.destination = $1 AND s.lead_id = ANY($2::uuid[]) AND s.lead_id = d.lead_id
 """
 
 

@@ -14,7 +14,7 @@ from infra.errors import DependencyAway, Verdict
 from infra.kafka.producer import Output
 from infra.outcomes import Reason
 from infra.runtime import Stop
-from sinks.crm import Done, Failed, Gone, Result, Snapshot
+from sinks.crm import Done, Failed, Gone, Result, Snapshot, store
 from sinks.crm.store import Want
 from tests.conftest import eventually
 
@@ -356,23 +356,29 @@ async def test_a_call_that_never_ends_is_given_up_within_the_lease(world: Any) -
     assert (row["attempts"], row["last_error"]) == (1, "timeout")
 
 
-async def test_the_claim_reads_only_what_is_due(world: Any) -> None:
+async def test_no_statement_reads_the_whole_table(world: Any) -> None:
     await world.pool.execute(
         "INSERT INTO crm_sync (destination, tenant, lead_id, wanted_version, synced_version, last_wanted_at) "
-        "SELECT $1, 'acme', gen_random_uuid(), 1, 1, now() FROM generate_series(1, 20000)",
+        "SELECT $1, 'acme', gen_random_uuid(), 1, (i % 2), now() FROM generate_series(1, 50000) i",
         world.destination,
     )
-    await world.pool.execute("ANALYZE crm_sync")
-    plan = "\n".join(
-        row[0]
-        for row in await world.pool.fetch(
-            "EXPLAIN SELECT lead_id FROM crm_sync WHERE destination = $1 AND wanted_version > synced_version "
-            "AND next_attempt_at <= now() AND claimed_until <= now() ORDER BY next_attempt_at LIMIT 100",
-            world.destination,
-        )
-    )
-    assert "Seq Scan" not in plan
-    assert "destination_next_attempt_at_idx" in plan
+    await world.pool.execute("VACUUM ANALYZE crm_sync")
+    claim = await world.store.claim(100)
+    ids = [row.lead_id for row in claim.rows]
+    columns: dict[str, list[Any]] = {
+        store._CLAIM: [claim.until, claim.until, 100],
+        store._CLAIM_LOSERS: [claim.until, claim.until, ids, ids],
+        store._LOCK: [ids],
+        store._SYNCED: [claim.until, claim.until, ids, [1] * 100, ["1"] * 100],
+        store._PARKED: [claim.until, claim.until, ids, [1] * 100, ["x"] * 100, [claim.until] * 100],
+        store._RELEASE: [claim.until, claim.until, ids],
+        store._FORGET: [claim.until, ids, [1] * 100],
+        store._START_OVER: [claim.until, ids],
+        store._ADOPTED: [ids, ["1"] * 100],
+    }
+    for statement, arguments in columns.items():
+        plan = "\n".join(r[0] for r in await world.pool.fetch(f"EXPLAIN {statement}", world.destination, *arguments))
+        assert "Seq Scan on crm_sync" not in plan, plan
 
 
 async def test_wishes_of_one_batch_may_be_for_new_and_known_leads(world: Any) -> None:
