@@ -7,6 +7,7 @@ import importlib
 import inspect
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -147,7 +148,7 @@ async def test_a_provider_that_is_not_there_rests_the_channel(module: ModuleType
 async def test_a_line_end_in_a_value_is_refused_or_harmless(module: ModuleType, tmp_path: Path, field: str) -> None:
     async with simulated(module, tmp_path) as (channel, client):
         value = f"{SIMULATORS[module.NAME][2]}\r\nBcc: eve@example.com"
-        result = await channel.send(message(module, **{field: value}), nothing)
+        result = await channel.send(replace(message(module), **{field: value}), nothing)
         assert isinstance(result, Failed | Sent)
         for kept in (await client.get("/_simulator/messages")).json()["messages"]:
             assert "Bcc" not in dict(kept["headers"])

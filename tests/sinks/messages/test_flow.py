@@ -9,6 +9,7 @@ import sys
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,7 @@ async def test_killed_again_and_again_no_mail_goes_out_twice_and_none_is_forgott
         for start in range(0, 300, 60):
             await say(*leads[start : start + 60])
             goal = start + chance.randrange(10, 50)
-            await eventually(lambda goal=goal: _finished(world, leads, goal))
+            await eventually(partial(_finished, world, leads, goal))
             victim = delivery if start % 120 == 0 else campaigns
             await victim.end(signals.SIGKILL)
             await victim.start()
