@@ -31,18 +31,22 @@ class SyncConfig(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A live lead as of ``version``. ``attributes``: the fields of lead.avsc that are set. ``remote_id``: "" or its."""
+    """A live lead as of ``version``. ``attributes``: the fields of lead.avsc that are set. ``remote_id``: "" or its.
+
+    ``erased``: somebody asked to be forgotten; whatever the CRM has of the lead besides ``attributes`` has to go.
+    """
 
     lead_id: str
     tenant: str
     version: int
     attributes: Mapping[str, Any]
     remote_id: str = ""
+    erased: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Gone:
-    """A lead that is no more: merged into ``survivor_id``, or erased (then that is "").
+    """A lead that is no more: merged into ``survivor_id``, or deleted (then that is "").
 
     ``remote_id`` is "" when it is not known whether the CRM has a record; ``survivor_remote_id`` when it has none, or
     none that is known.

@@ -41,7 +41,8 @@ class Config(SyncConfig):
     daily_pause_s: float = Field(900, ge=60, le=86_400, description="When the day's calls are used up, try so often.")
 
 
-# Lead field -> contact property. A field that is not set is not sent; an empty string clears the property.
+# Lead field -> contact property. A field that is not set is not sent (people may have filled it in HubSpot), except
+# that an erased lead's are cleared, by an empty string. HubSpot's history of them only goes with its GDPR delete.
 PROPERTIES = {
     "email": "email",
     "phone": "phone",
@@ -138,7 +139,7 @@ class HubSpot:
         return await self._write("batch/update", updates)
 
     async def retire(self, gone: Sequence[Gone]) -> Sequence[Result]:
-        """Archive erased leads' contacts; merge the others into the survivor's, which keeps their timeline.
+        """Archive deleted leads' contacts; merge the others into the survivor's, which keeps their timeline.
 
         A survivor without a contact takes over the loser's. A loser whose contact is not known is looked up by its key.
         """
@@ -148,10 +149,10 @@ class HubSpot:
         by_lead = {lead_id: remote_id for remote_id, lead_id in known.items()}
         remote_ids = {g.lead_id: g.remote_id or by_lead.get(g.lead_id, "") for g in gone}
         results: dict[str, Result] = {}
-        erased = [g.lead_id for g in gone if not g.survivor_id and remote_ids[g.lead_id]]
-        if erased:
-            answer = await self._post("batch/archive", {"inputs": [{"id": remote_ids[lead]} for lead in erased]})
-            results |= dict.fromkeys(erased, answer if isinstance(answer, Failed) else Done())
+        deleted = [g.lead_id for g in gone if not g.survivor_id and remote_ids[g.lead_id]]
+        if deleted:
+            answer = await self._post("batch/archive", {"inputs": [{"id": remote_ids[lead]} for lead in deleted]})
+            results |= dict.fromkeys(deleted, answer if isinstance(answer, Failed) else Done())
         survivors = {g.survivor_id: g.survivor_remote_id for g in gone}
         for g in gone:
             if g.survivor_id and remote_ids[g.lead_id]:
@@ -246,7 +247,9 @@ class HubSpot:
 
 def _input(record: Snapshot) -> dict[str, Any]:
     properties = {
-        name: _text(record.attributes[field]) for field, name in PROPERTIES.items() if field in record.attributes
+        name: _text(record.attributes.get(field))
+        for field, name in PROPERTIES.items()
+        if field in record.attributes or record.erased
     }
     properties[ID_PROPERTY] = record.lead_id
     return {

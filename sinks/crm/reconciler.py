@@ -9,7 +9,7 @@ Guarantees:
 - A failing lead is parked by its key, alone, with backoff and jitter. One that the CRM will never take is parked until
   a newer version is wanted. A destination that wants no calls (rate limit, quota, token, set-up) stops all of this sink
   and nothing else, and no lead pays for it with an attempt.
-- Leads that were merged or erased vanish from the CRM *before* their survivors are written: the survivor may carry the
+- Leads that were merged or deleted vanish from the CRM *before* their survivors are written: the survivor may carry the
   loser's e-mail address, which a CRM may keep unique.
 - A crash anywhere repeats calls at most; they are keyed by lead. Outcomes follow the write to ``crm_sync``, at least
   once unless the process dies in between; (stage, lead_id, version) identifies one.
@@ -322,4 +322,4 @@ def _gone(row: Row, survivor_id: str, survivor_remote_id: str) -> Gone:
 
 
 def _snapshot(row: Row, lead: Lead) -> Snapshot:
-    return Snapshot(row.lead_id, row.tenant, lead.version, lead.attributes, row.remote_id)
+    return Snapshot(row.lead_id, row.tenant, lead.version, lead.attributes, row.remote_id, lead.erased)

@@ -74,7 +74,7 @@ WHERE l.lead_id <> ALL($5::uuid[])
 """
 
 _LEADS = """
-SELECT l.lead_id, l.version, l.merged_into, l.attributes::text AS attributes,
+SELECT l.lead_id, l.version, l.merged_into, l.attributes::text AS attributes, l.provenance ? '_erased' AS erased,
        CASE WHEN l.merged_into IS NOT NULL THEN
            (SELECT s.remote_id FROM crm_sync s WHERE s.destination = $1 AND s.lead_id = l.merged_into)
        END AS survivor_remote_id
@@ -165,6 +165,7 @@ class Lead:
     survivor_id: str
     survivor_remote_id: str
     attributes: Mapping[str, Any]
+    erased: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +216,7 @@ class Store:
                 str(row["merged_into"] or ""),
                 row["survivor_remote_id"] or "",
                 orjson.loads(row["attributes"]),
+                row["erased"],
             )
             for row in rows
         }

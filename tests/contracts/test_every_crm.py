@@ -117,6 +117,17 @@ async def test_anothers_address_is_a_conflict_that_may_pass(module: ModuleType, 
 
 
 @every_crm
+async def test_an_erased_leads_address_is_free_again(module: ModuleType, tmp_path: Path) -> None:
+    async with simulated(module, tmp_path) as (crm, client):
+        known = lead("ada@example.com", first_name="Ada", phone="+491", score=1.5, company="Example")
+        await crm.upsert([known])
+        await crm.upsert([Snapshot(known.lead_id, "acme", 2, {"status": "new"}, erased=True)])
+        assert await records(client) == 1
+        (result,) = await crm.upsert([lead("ada@example.com")])
+        assert isinstance(result, Done)
+
+
+@every_crm
 async def test_retiring_leaves_one_record_a_living_lead_and_may_be_repeated(module: ModuleType, tmp_path: Path) -> None:
     async with simulated(module, tmp_path) as (crm, client):
         leads = [lead() for _ in range(6)]

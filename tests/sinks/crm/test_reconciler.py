@@ -268,13 +268,24 @@ async def test_a_survivor_waits_for_its_loser_that_another_worker_has_in_hand(wo
     assert (await world.stats())["records"] == await world.rows() == 1
 
 
-async def test_an_erased_lead_is_archived(world: Any) -> None:
+async def test_a_deleted_lead_is_archived(world: Any) -> None:
     lead_id = await world.lead(email="a@example.com")
     await world.reconciler().once()
     await world.pool.execute("DELETE FROM leads WHERE lead_id = $1", lead_id)
     await world.want(lead_id, 2)
     await world.reconciler().once()
     assert (await world.stats())["records"] == await world.rows() == 0
+
+
+async def test_an_erased_lead_keeps_its_record_and_nothing_in_it(world: Any) -> None:
+    lead_id = await world.lead(email="ada@example.com", first_name="Ada")
+    await world.reconciler().once()
+    await world.lead(lead_id, 2)
+    await world.pool.execute("""UPDATE leads SET provenance = '{"_erased": [0, 1, "e"]}' WHERE lead_id = $1""", lead_id)
+    await world.reconciler().once()
+    contact = await world.contact(lead_id)
+    assert {value for value in contact.values() if value} == {lead_id}
+    assert (await world.stats())["records"] == await world.rows() == 1
 
 
 async def test_a_lead_in_the_way_that_failed_to_retire_does_not_hold_the_survivor(world: Any) -> None:
