@@ -121,9 +121,10 @@ class Settings(BaseModel):
         return section
 
 
-def child_environment(changes: Mapping[str, str]) -> dict[str, str]:
-    """Return this process's environment with ``changes``, for a process that the supervisor starts."""
-    return dict(os.environ) | dict(changes)
+def child_environment(changes: Mapping[str, str], *, inherit: bool = True) -> dict[str, str]:
+    """Return this process's environment with ``changes``, for a child; its own settings only where ``inherit``."""
+    kept = {key: value for key, value in os.environ.items() if inherit or not key.startswith(PREFIX)}
+    return kept | dict(changes)
 
 
 def _stack_file(path: Path) -> dict[str, str]:

@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import os
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import pytest
 
 from infra.clickhouse.migrate import migrate as migrate_clickhouse
 from infra.kafka.topics import apply
+from infra.local.attached import AttachedStack
 from infra.postgres.migrate import migrate as migrate_postgres
 from infra.settings import Settings
 
-_START_S = 180.0
 _LOOK_S = 0.05
 
 
@@ -64,7 +60,7 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     if request.config.getoption("--stack") == "containers":
         yield from _containers(home)
         return
-    with Running(home, "--no-pipeline") as running:
+    with AttachedStack(home, "--no-pipeline") as running:
         yield _stack(home, running.state)
 
 
@@ -72,7 +68,7 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Return a whole installation: the stack, the simulators and every process of the pipeline."""
     home = tmp_path_factory.mktemp("pipeline")
-    with Running(home) as running:
+    with AttachedStack(home) as running:
         yield _stack(home, running.state)
 
 
@@ -80,59 +76,6 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def unique() -> str:
     """Return a word that no other test has: for groups, tenants and ids."""
     return uuid.uuid4().hex[:12]
-
-
-class Running:
-    """A supervisor as a child process that dies with the test run, even when that is killed."""
-
-    def __init__(self, home: Path, *words: str) -> None:
-        self.home = home
-        self._words = words
-        self.process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def state(self) -> dict[str, Any]:
-        """What the supervisor last wrote."""
-        try:
-            found: dict[str, Any] = json.loads((self.home / "stack.json").read_text("utf-8"))
-        except (FileNotFoundError, ValueError):
-            return {}
-        return found
-
-    def start(self) -> Self:
-        """Start it and wait until all of it is healthy."""
-        environment = {k: v for k, v in os.environ.items() if not k.startswith("LEADSTREAM_")}
-        # The tests' stack serves what the tests ask for, not what an installation has by chance.
-        environment |= {"LEADSTREAM_HOME": str(self.home), "PYTHONUNBUFFERED": "1"}
-        (self.home / "stack.json").unlink(missing_ok=True)
-        command = [sys.executable, "-m", "infra.local.supervisor", "--until-eof", *self._words]
-        with (self.home / "supervisor.log").open("ab") as log:
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=log, stderr=log, env=environment)
-        deadline = time.monotonic() + _START_S
-        while (state := self.state).get("state") != "up":
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                self.stop()
-                said = (self.home / "supervisor.log").read_text("utf-8")[-2000:]
-                pytest.fail(f"the stack did not start: {state.get('error') or said}")
-            time.sleep(_LOOK_S)
-        if state["failures"]:
-            self.stop()
-            pytest.fail("\n".join(state["failures"].values()))
-        return self
-
-    def stop(self) -> None:
-        """Stop it and wait until it is gone."""
-        if self.process is None:
-            return
-        if self.process.stdin is not None:
-            self.process.stdin.close()
-        self.process.wait(timeout=90)
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
 
 
 async def eventually(condition: Callable[[], Awaitable[Any]], timeout_s: float = 60) -> Any:
