@@ -76,7 +76,7 @@ def test_what_merge_reports_as_changes_is_what_changed(many: list[Event]) -> Non
     for one in many:
         told |= merge(lead, one)
 
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in lead.attributes.items():
         if isinstance(value, dict):
             flat |= {f"{name}.{key}": item for key, item in value.items()}

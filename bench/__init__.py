@@ -1,0 +1,1 @@
+"""Measurements against references, side by side in one run: ``make bench``."""

@@ -1,0 +1,62 @@
+"""A pass-through hop (decode, validate, forward) against raw librdkafka, quixstreams and a plain Faust agent."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+
+from confluent_kafka.admin import AdminClient, NewTopic
+
+from bench.events import fill, payloads
+from bench.result import Result, compare
+
+_COUNT = 100_000
+_SLOW = 15_000  # Faust takes a tenth of the events: its rate is what counts
+ROOT = Path(__file__).parents[1]
+
+
+def measure(bootstrap: str, home: Path, runs: int) -> list[Result]:
+    """Return the comparisons of the hop."""
+    admin = AdminClient({"bootstrap.servers": bootstrap})
+    source = _topic(admin)
+    fill(bootstrap, source, payloads(_COUNT, "bench"))
+    quix = _quix_python(home)
+
+    def rate(name: str, count: int, python: str = sys.executable) -> float:
+        target = _topic(admin)
+        command = [python, str(ROOT / "bench" / "hop_worker.py"), name, bootstrap, source, target, str(count)]
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=300, cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+        )
+        admin.delete_topics([target])
+        if done.returncode:
+            raise RuntimeError(f"{name}: {done.stderr[-1500:]}")
+        return count / float(done.stdout.split()[-1])
+
+    def ours() -> float:
+        return rate("ours", _COUNT)
+
+    return [
+        compare("hop / raw consume→produce, no decoding", ours, lambda: rate("raw", _COUNT), wanted=0.05, runs=runs),
+        compare("hop / quixstreams", ours, lambda: rate("quix", _COUNT, quix), wanted=1.5, runs=runs),
+        compare("hop / plain Faust agent", ours, lambda: rate("faust", _SLOW), wanted=10, runs=runs),
+    ]
+
+
+def _topic(admin: AdminClient) -> str:
+    name = f"bench.{uuid.uuid4().hex[:12]}"
+    for future in admin.create_topics([NewTopic(name, 4, 1)]).values():
+        future.result()
+    return name
+
+
+def _quix_python(home: Path) -> str:
+    """Return a Python with quixstreams, which pins an older confluent-kafka, and what the same work needs."""
+    python = home / "quix" / "bin" / "python"
+    if not python.exists():
+        subprocess.run([sys.executable, "-m", "venv", str(home / "quix")], check=True)
+        wanted = ["quixstreams==3.25.0", "fastavro", "orjson", "pydantic"]
+        subprocess.run([str(python), "-m", "pip", "install", "-q", *wanted], check=True)
+    return str(python)

@@ -1,0 +1,58 @@
+"""One measured comparison and how it is printed and kept."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+LATEST = Path(__file__).with_name("latest.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """``ours`` against ``reference``, medians of ``runs`` interleaved runs in ``unit``; ``wanted`` is the least ratio."""
+
+    name: str
+    ours: float
+    reference: float
+    ratio: float
+    unit: str
+    runs: int
+    wanted: float
+    note: str = ""
+
+
+def compare(
+    name: str,
+    ours: Callable[[], float],
+    reference: Callable[[], float],
+    *,
+    wanted: float,
+    runs: int = 5,
+    unit: str = "events/s",
+    note: str = "",
+) -> Result:
+    """Run the two in turn, ``runs`` times each after one warm-up, and compare their medians."""
+    ours(), reference()
+    pairs = [(ours(), reference()) for _ in range(runs)]
+    mine, other = (statistics.median(column) for column in zip(*pairs, strict=True))
+    return Result(name, round(mine, 1), round(other, 1), round(mine / other, 3), unit, runs, wanted, note)
+
+
+def publish(results: Sequence[Result], *, write: bool) -> None:
+    """Print the table and, where ``write``, keep it in ``bench/latest.json``."""
+    table = Table("what", "ours", "reference", "ratio", "wanted", "unit", "runs", box=None, pad_edge=False)
+    for r in results:
+        colour = "green" if r.ratio >= r.wanted else "red"
+        table.add_row(
+            r.name, f"{r.ours:,.0f}", f"{r.reference:,.0f}", f"[{colour}]{r.ratio:.2f}[/]", f"≥ {r.wanted}", r.unit, str(r.runs)
+        )
+    Console().print(table)
+    if write:
+        LATEST.write_text(json.dumps([asdict(r) for r in results], indent=1) + "\n", "utf-8")
