@@ -32,6 +32,7 @@ _SETTINGS = {
     "random_page_cost": "1.1",
     "jit": "off",
     "autovacuum_naptime": "10s",
+    "track_commit_timestamp": "on",  # when a change became visible: latencies are measured by it
     "log_min_messages": "warning",
     "log_checkpoints": "off",
 }
