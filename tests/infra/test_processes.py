@@ -1,0 +1,33 @@
+"""The one list of processes."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+
+from infra.processes import Process, load
+
+
+def test_every_process_of_the_agreement_is_there() -> None:
+    names = set(load())
+    assert {"api", "intake", "enrichment", "campaigns", "sink-clickhouse", "crm-hubspot", "messages-email"} <= names
+    assert load()["crm-hubspot"] == Process("crm-hubspot", "sinks", ("crm", "hubspot"), "crm_hubspot")
+
+
+def test_every_module_can_be_run() -> None:
+    for process in load().values():
+        assert importlib.util.find_spec(f"{process.module}.__main__") is not None
+
+
+def test_a_new_connector_file_is_a_process_without_an_entry(tmp_path: Path) -> None:
+    file = tmp_path / "processes.toml"
+    file.write_text('["crm-*"]\nrun = "sinks crm *"\nexpand = "sinks.crm"\nsection = "crm_*"\n', "utf-8")
+    folder = tmp_path / "sinks" / "crm"
+    folder.mkdir(parents=True)
+    for name, text in {
+        "__init__.py": "",
+        "reconciler.py": "# every CRM's part\n",
+        "acme.py": "raise SystemExit('nobody may import this')\n\n\nclass Config(Base):\n",
+    }.items():
+        (folder / name).write_text(text, "utf-8")
+    assert load(file, tmp_path) == {"crm-acme": Process("crm-acme", "sinks", ("crm", "acme"), "crm_acme")}
