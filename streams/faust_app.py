@@ -4,12 +4,12 @@ Faust gives the group membership, the fetching and the back-pressure; what it co
 
 - A commit never passes a record that was read and is not acked: the committed offset of a partition is its lowest open
   offset, or the one after the last record read (Faust's own rule can pass records in flight: issue #606, PR #707).
-- No record is skipped: where a record is not the one after the last one read, the partition is read again from there
-  once. Only when the gap is still there (compaction, retention) is it taken for real. This also mends Faust's start of
+- No record is skipped: where a record is not the one after the last one read, the partition is read again from there.
+  Only a gap that stays (compaction, retention) is taken for real. This also mends Faust's start of
   a fresh group, which drops fetched records at a rebalance without seeking back.
 - A rebalance waits for what is in flight, at most ``_REVOKE_S`` seconds, and commits it; the rest is done again.
 - The process ends at once (exit code 70, to be started again) when the loop stands still, the app has crashed, or there
-  are records and no commit for ``_STUCK_S`` seconds while no dependency is waited for. Faust itself only logs these.
+  are records and no commit for a minute while no dependency is waited for. Faust itself only logs these.
 
 No Faust tables, no ``send``, no ``take``, no web server, no topics made by Faust: state belongs in Postgres, outputs
 go through :class:`infra.kafka.producer.Deliverer`, and the topic has to exist.
@@ -20,9 +20,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-import threading
-import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -37,12 +35,10 @@ from yarl import URL
 from infra.kafka.producer import Deliverer
 from infra.runtime import Stop, log
 from infra.settings import Settings
-from streams.ordered import EX_SOFTWARE, Handler, OrderedPipe, Record, die
+from streams.ordered import Handler, OrderedPipe, Record, Watchdog
 
 _REVOKE_S = 8.0
-_BEAT_S = 1.0
-_STUCK_S = 60.0
-_REBALANCE_S = 120.0
+_GAP_LOOKS = 3  # a gap that is still there after so many looks is real (compaction, retention)
 
 
 class _Thread(driver.AIOKafkaConsumerThread):
@@ -81,35 +77,50 @@ class Consumer(driver.Consumer):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._open: dict[Any, set[int]] = {}
         self._next: dict[Any, int] = {}
-        self._gaps: set[tuple[Any, int]] = set()
+        self._gaps: dict[tuple[Any, int], int] = {}
+        self._assignments = 0
         super().__init__(*args, **kwargs)
 
     def _new_consumer_thread(self) -> _Thread:
         return _Thread(self, loop=self.loop, beacon=self.beacon)
 
-    async def perform_seek(self) -> None:
-        """Go to where the group stands; the first record of each partition is then known."""
-        await super().perform_seek()
-        for tp, offset in self._read_offset.items():
-            if offset is not None:
+    async def seek_to_committed(self) -> Mapping[Any, int]:
+        """Go to where the group stands: from now on the first record of each partition is known."""
+        assignment = self._assignments
+        offsets: Mapping[Any, int] = await super().seek_to_committed()
+        if assignment == self._assignments:  # else it is about partitions that may be somebody else's by now
+            for tp, offset in offsets.items():
                 self._next.setdefault(tp, offset)
+        return offsets
+
+    async def _seek(self, partition: Any, offset: int) -> None:
+        await self._thread.call_thread(self._thread.seek, partition, offset)  # Faust calls it from the wrong thread
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[Any, Any]]:  # noqa: ASYNC109 - Faust's signature
         """Yield what was fetched, and read a partition again from where records seem to be missing."""
         again: set[Any] = set()
         async for tp, message in super().getmany(timeout):
-            offset, expected = message.offset, self._next.get(tp, 0)
-            if tp in again or offset < (self._read_offset[tp] or 0):
-                continue  # read again later, or committed before
-            if tp in self._next and offset > expected and (tp, expected) not in self._gaps:
-                self._gaps.add((tp, expected))
+            offset, expected = message.offset, self._next.get(tp)
+            if expected is None or tp in again:
+                continue  # fetched for an earlier assignment, or read again in a moment
+            still_open = self._open.setdefault(tp, set())
+            if offset < expected and offset not in still_open:
+                continue  # done before
+            if offset > expected and self._looked_again(tp, expected) < _GAP_LOOKS:
                 again.add(tp)
                 await self.seek(tp, expected)
                 continue
             # Open from here on, before anything sees it: Faust counts a record only when it leaves the agent's queue.
-            self._open.setdefault(tp, set()).add(offset)
+            still_open.add(offset)
             self._next[tp] = max(expected, offset + 1)
+            self._read_offset[tp] = min(self._read_offset[tp] or 0, offset)  # Faust drops what is below it
             yield tp, message
+
+    def _looked_again(self, tp: Any, expected: int) -> int:
+        """Return how often the partition was read again from ``expected`` before this time."""
+        before = self._gaps.get((tp, expected), 0)
+        self._gaps[tp, expected] = before + 1
+        return before
 
     def ack(self, message: Any) -> bool:
         """Note that a record's effects are durable."""
@@ -139,16 +150,19 @@ class Consumer(driver.Consumer):
     async def on_partitions_revoked(self, revoked: set[Any]) -> None:
         """Give partitions up: Faust calls :meth:`wait_empty` in the middle, only then is the bookkeeping forgotten."""
         await super().on_partitions_revoked(revoked)
-        self._open.clear()
-        self._next.clear()
-        self._gaps.clear()
+        self._forget()
 
     async def on_partitions_assigned(self, assigned: set[Any], generation_id: int = 0) -> None:
         """Take partitions on."""
-        self._open.clear()
-        self._next.clear()
+        self._forget()
         await self.pipe.resume()
         await super().on_partitions_assigned(assigned, generation_id)
+
+    def _forget(self) -> None:
+        self._assignments += 1
+        self._open.clear()
+        self._next.clear()
+        self._gaps.clear()
 
     async def wait_empty(self) -> None:
         """Finish what is in flight and commit it, in bounded time (Faust's own waits without end)."""
@@ -158,7 +172,7 @@ class Consumer(driver.Consumer):
             await asyncio.wait_for(self.commit(), _REVOKE_S)
 
     def verify_event_path(self, now: float, tp: Any) -> None:
-        """Leave stalls to :class:`_Watchdog`: Faust's own check races with the consumer's thread."""
+        """Leave stalls to :class:`streams.ordered.Watchdog`: Faust's own check races with the consumer's thread."""
 
     def progress(self) -> dict[Any, tuple[int, int]]:
         """Return for each partition of ours (committed, end), as far as they are known."""
@@ -242,7 +256,7 @@ async def run_agent(
     if not await _topic_exists(settings, stop, topic):
         return
     app = build(settings, pipe, topic)
-    watchdog = _Watchdog(app, pipe)
+    watchdog = Watchdog(app, pipe)
     await app.start()
     beat = asyncio.create_task(watchdog.beat(stop))
     await stop.wait()
@@ -282,62 +296,3 @@ async def _topic_exists(settings: Settings, stop: Stop, topic: str) -> bool:
             said = waiting
         await stop.wait(1.0)
     return False
-
-
-class Stall:
-    """Tells when there is work and no commit for too long; ``clock`` gives seconds."""
-
-    def __init__(self, after_s: float, clock: Callable[[], float] = time.monotonic) -> None:
-        self._after_s = after_s
-        self._clock = clock
-        self._since: dict[Any, tuple[int, float]] = {}
-
-    def saw(self, progress: Mapping[Any, tuple[int, int]], *, excused: bool = False) -> str:
-        """Take (committed, end) of each partition; return why this is a stall, or nothing. ``excused`` starts anew."""
-        now = self._clock()
-        fresh: dict[Any, tuple[int, float]] = {}
-        for tp, (committed, end) in progress.items():
-            before = self._since.get(tp)
-            if end <= committed or excused:
-                continue
-            fresh[tp] = before if before is not None and before[0] == committed else (committed, now)
-        self._since = fresh
-        late = [tp for tp, (_, since) in fresh.items() if now - since > self._after_s]
-        return f"no commit for {self._after_s:.0f} s on {', '.join(map(str, late))}" if late else ""
-
-
-class _Watchdog:
-    """A thread that ends the process when the loop, the app or the commits stand still."""
-
-    def __init__(self, app: Any, pipe: OrderedPipe) -> None:
-        self._app = app
-        self._pipe = pipe
-        self._stall = Stall(_STUCK_S)
-        self._rebalancing = Stall(_REBALANCE_S)
-        self._beaten = time.monotonic()
-        self.ended = threading.Event()
-        threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
-
-    async def beat(self, stop: Stop) -> None:
-        """Show that the loop lives, and look at what only the loop may look at; runs until cancelled."""
-        while True:
-            self._beaten = time.monotonic()
-            app = self._app
-            if app.crashed or app.consumer.crashed:
-                die("Faust has crashed")
-            busy = app.rebalancing
-            stop.status.ready = not busy
-            excused = bool(self._pipe.away) or busy
-            reason = self._stall.saw(app.consumer.progress() if not busy else {}, excused=excused)
-            reason = reason or self._rebalancing.saw({"rebalance": (0, 1)} if busy else {})
-            if reason:
-                die(reason)
-            await asyncio.sleep(_BEAT_S)
-
-    def _watch(self) -> None:
-        while not self.ended.wait(5.0):
-            if time.monotonic() - self._beaten > _STUCK_S:
-                die("the event loop stands still")
-
-
-__all__ = ["EX_SOFTWARE", "Consumer", "Stall", "build", "run_agent"]

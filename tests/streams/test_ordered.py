@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from infra.errors import DependencyAway
 from infra.kafka.producer import Output
-from streams.faust_app import Stall
-from streams.ordered import OrderedPipe, Record
+from streams.ordered import OrderedPipe, Record, Stall
 
 
 class Work:
