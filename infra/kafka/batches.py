@@ -22,7 +22,6 @@ import asyncio
 import random
 import threading
 import time
-from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, Protocol, TypeVar
@@ -30,7 +29,8 @@ from typing import Any, Generic, Protocol, TypeVar
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from infra import metrics
-from infra.errors import DependencyAway, TooManyDead
+from infra.errors import DependencyAway
+from infra.kafka.dead_letters import DeadShare
 from infra.kafka.producer import Deliverer, Output
 from infra.runtime import Stop, log
 from infra.settings import Settings
@@ -120,7 +120,7 @@ class _Loop(Generic[Prepared]):
         self._linger_s = linger_s
         self._deliverer = deliverer
         self._log = log(group)
-        self._dead = _DeadShare(settings.dead_window, settings.max_dead_share)
+        self._dead = DeadShare(settings.dead_window, settings.max_dead_share)
         self._consumer = Consumer(
             {
                 "bootstrap.servers": settings.kafka_bootstrap,
@@ -332,31 +332,6 @@ class _Loop(Generic[Prepared]):
 
     def _on_error(self, error: KafkaError) -> None:
         self._log.warning("kafka", extra={"fields": {"error": error.name(), "detail": error.str()}})
-
-
-class _DeadShare:
-    """The share of dead records among the last ``window``."""
-
-    def __init__(self, window: int, most: float) -> None:
-        self._window = window
-        self._most = most
-        self._batches: deque[tuple[int, int]] = deque()
-        self._records = 0
-        self._deads = 0
-
-    def saw(self, records: int, dead: int) -> None:
-        self._batches.append((records, dead))
-        self._records += records
-        self._deads += dead
-        while self._records - self._batches[0][0] >= self._window:
-            gone = self._batches.popleft()
-            self._records -= gone[0]
-            self._deads -= gone[1]
-        if self._records >= self._window and self._deads > self._most * self._records:
-            raise TooManyDead(
-                f"{self._deads} of the last {self._records} records were dead, more than a share of {self._most}. "
-                "Nothing more is taken; look at `leadstream dead list`, mend the producer or the schema, start again."
-            )
 
 
 def _names(partitions: Sequence[TopicPartition]) -> str:

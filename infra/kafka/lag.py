@@ -3,7 +3,7 @@
 Seconds are now minus the timestamp of the record at the committed offset: how long the oldest record that nobody has
 finished has waited. That needs no history and no running consumer, so it is right for a stopped one and for one that
 never committed (then the earliest record is the next). It is read, not interpolated: one record a lagging partition,
-all partitions in one go, by a consumer that joins no group and commits nothing.
+all partitions in one go, by consumers that join no group and commits nothing.
 
 Messages are counted from the first record that is really there: offsets that compaction or transaction markers left
 empty are nobody's work.
@@ -13,14 +13,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
 
 from confluent_kafka import (
     TIMESTAMP_NOT_AVAILABLE,
     Consumer,
-    ConsumerGroupTopicPartitions,
     KafkaError,
     KafkaException,
     Message,
@@ -118,6 +115,9 @@ class LagReader:
                 "topic.metadata.refresh.fast.interval.ms": 50,
             }
         )
+        # One a group, which joins nothing: an admin client's own request for offsets crashes librdkafka (2.16) when the
+        # coordinator has moved, since an admin client has no group whose coordinator it could look for again.
+        self._askers = {group: Consumer(client | {"group.id": group}) for group in groups}
         self._remembered: dict[_Position, _First] = {}
 
     def read(self, only: Iterable[str] = ()) -> list[PartitionLag]:
@@ -141,13 +141,14 @@ class LagReader:
 
     def close(self) -> None:
         """Let the connections go."""
-        self._consumer.close()
+        for consumer in (self._consumer, *self._askers.values()):
+            consumer.close()
 
     def _read(self, groups: Mapping[str, Sequence[str]]) -> list[PartitionLag]:
         there = self._consumer.list_topics(timeout=_ASK_S).topics  # it then knows the leaders it reads from
         spots = {topic: sorted(there[topic].partitions) for ts in groups.values() for topic in ts if topic in there}
         # Committed first, the ends after: between the two a group only gets on, so lag is never below zero.
-        committed = self._committed(groups)
+        committed = self._committed(groups, spots)
         starts = self._offsets(spots, OffsetSpec.earliest())
         ends = self._offsets(spots, OffsetSpec.latest())
         rows = [
@@ -161,17 +162,18 @@ class LagReader:
         now = self._now()
         return [_measured(row, firsts.get(_position(row)), now) if row.lag else row for row in rows]
 
-    def _committed(self, groups: Mapping[str, Sequence[str]]) -> dict[tuple[str, str, int], int]:
-        asked: dict[str, Future[Any]] = {}
-        for group in groups:  # one group a call is all that librdkafka takes; the calls run side by side
-            request = [ConsumerGroupTopicPartitions(group)]
-            asked |= self._admin.list_consumer_group_offsets(request, request_timeout=_ASK_S)
-        return {
-            (group, spot.topic, spot.partition): spot.offset
-            for group, future in asked.items()
-            for spot in future.result().topic_partitions
-            if spot.offset >= 0
-        }
+    def _committed(
+        self, groups: Mapping[str, Sequence[str]], spots: Mapping[str, Sequence[int]]
+    ) -> dict[tuple[str, str, int], int]:
+        found: dict[tuple[str, str, int], int] = {}
+        for group, topics in groups.items():
+            wanted = [TopicPartition(topic, p) for topic in topics for p in spots.get(topic, ())]
+            for spot in self._askers[group].committed(wanted, timeout=_ASK_S) if wanted else ():
+                if spot.error is not None:
+                    raise KafkaException(spot.error)
+                if spot.offset >= 0:
+                    found[group, spot.topic, spot.partition] = spot.offset
+        return found
 
     def _offsets(self, spots: Mapping[str, Sequence[int]], spec: OffsetSpec) -> dict[_Spot, int]:
         wanted = {TopicPartition(topic, p): spec for topic, partitions in spots.items() for p in partitions}

@@ -71,7 +71,7 @@ def kafka(home: Path, port: int, controller_port: int) -> Part:
     start += ["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", classpath]
     if not (data / "meta.properties").exists():
         cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        tool = ["kafka.tools.StorageTool", "format", "-t", cluster, "-c", str(properties)]
+        tool = ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(properties)]
         words = launched([*start, "-Xmx128m", *tool], signal=SIGKILL)
         done = subprocess.run(words, capture_output=True, text=True, check=False)
         if done.returncode:
