@@ -12,9 +12,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import asyncpg
+import orjson
 from confluent_kafka import Message
 
 from infra import metrics
@@ -146,7 +146,7 @@ def _change(
         lead.version += 1
         lead.updated_at = now
         gone = {loser.lead_id: loser.version for loser in absorbed}
-        changes.append(Change(event, lead_id, lead.version, now, changed, gone, _as_record(lead)))
+        changes.append(Change(event, lead_id, lead.version, now, changed, gone, lead.version, _told(lead)))
     return changes, merged
 
 
@@ -161,16 +161,19 @@ async def _again(connection: asyncpg.Connection, redelivered: list[tuple[Event, 
     for event, (_, _, _, lead_id, version) in redelivered:
         decided_at, changed, merged = before[lead_id, version]
         losers = {loser: leads[loser].version for loser in merged}
-        changes.append(Change(event, lead_id, version, decided_at, changed, losers, _as_record(leads[lead_id])))
+        lead = leads[lead_id]
+        changes.append(Change(event, lead_id, version, decided_at, changed, losers, lead.version, _told(lead)))
     return changes
 
 
-def _as_record(lead: Lead) -> dict[str, Any]:
-    record: dict[str, Any] = {name: dict(v) if type(v) is dict else v for name, v in lead.attributes.items()}
-    record["lead_id"] = lead.lead_id
-    record["tenant"] = lead.tenant
-    record["version"] = lead.version
-    record["merged_into"] = lead.merged_into
-    record["created_at"] = lead.created_at
-    record["updated_at"] = lead.updated_at
-    return record
+def _told(lead: Lead) -> bytes:
+    """Return the lead as it is now; the next event of the batch changes the working copy."""
+    own = {
+        "lead_id": lead.lead_id,
+        "tenant": lead.tenant,
+        "version": lead.version,
+        "merged_into": lead.merged_into,
+        "created_at": lead.created_at,
+        "updated_at": lead.updated_at,
+    }
+    return orjson.dumps(lead.attributes | own)

@@ -34,7 +34,7 @@ class Router:
         outputs: list[Output] = []
         newest: dict[str, tuple[str, int]] = {}
         for change in changes:
-            event, lead = change.event, change.lead
+            event = change.event
             key = change.lead_id.encode()
             headers = [("traceparent", event.traceparent)] if event.traceparent else None
             properties = orjson.dumps({k: v for k, v in event.record.items() if k != "envelope"}).decode()
@@ -44,7 +44,7 @@ class Router:
                     "tenant": event.tenant,
                     "event_id": event.event_id,
                     "decided_at": change.decided_at,
-                    "lead": lead,
+                    "lead": orjson.loads(change.lead),
                 }
                 value = self._enrichment_request(request)
                 outputs.append(Output("leads.enrichment-requested", key, value, headers))
@@ -56,10 +56,10 @@ class Router:
                     "occurred_at": event.occurred_at,
                     "decided_at": change.decided_at,
                     "properties": properties,
-                    "lead": lead,
+                    "lead": orjson.loads(change.lead),
                 }
                 outputs.append(Output("leads.campaign-signals", key, self._campaign_signal(signal), headers))
-            newest[change.lead_id] = (event.tenant, max(lead["version"], newest.get(change.lead_id, ("", 0))[1]))
+            newest[change.lead_id] = (event.tenant, max(change.lead_version, newest.get(change.lead_id, ("", 0))[1]))
             newest |= {loser: (event.tenant, version) for loser, version in change.merged.items()}
         for lead_id, (tenant, version) in newest.items():
             record = {"tenant": tenant, "lead_id": lead_id, "version": version, "decided_at": now}
@@ -104,5 +104,5 @@ def _lead_change(change: Change, properties: str) -> dict[str, Any]:
         "properties": properties,
         "changes": orjson.dumps(change.changes).decode(),
         "merged": list(change.merged),
-        "lead": orjson.dumps(change.lead).decode(),
+        "lead": change.lead.decode(),
     }

@@ -41,7 +41,8 @@ class Change:
     decided_at: int
     changes: dict[str, Any]
     merged: dict[str, int]  # each lead that became part of this one, and the version that ended it
-    lead: dict[str, Any]  # a record of lead.avsc
+    lead_version: int  # the lead's newest one: on a redelivery it may be later than ``version``
+    lead: bytes  # what is known of lead.avsc's fields, as JSON
 
 
 @dataclass(frozen=True, slots=True)
