@@ -64,6 +64,13 @@ def stack(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         yield _stack(home, running.state)
 
 
+@pytest.fixture
+def lone_stack(tmp_path: Path) -> Iterator[Stack]:
+    """Return a stack that no other test sees: for tests that fill topics which others read."""
+    with AttachedStack(tmp_path / "stack", "--no-pipeline") as running:
+        yield _stack(tmp_path / "stack", running.state)
+
+
 @pytest.fixture(scope="session")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Return a whole installation: the stack, the simulators and every process of the pipeline."""

@@ -71,8 +71,9 @@ async def workers(stack: Stack, logs: Path) -> AsyncIterator[dict[str, Worker]]:
 @pytest.mark.integration
 @pytest.mark.timeout(900)
 async def test_nothing_is_lost_or_doubled_when_intake_and_the_sink_are_killed(
-    stack: Stack, tmp_path: Path, unique: str, request: pytest.FixtureRequest
+    lone_stack: Stack, tmp_path: Path, unique: str, request: pytest.FixtureRequest
 ) -> None:
+    stack = lone_stack
     full = request.config.getoption("--chaos") == "full"
     count, kills = (20_000, 24) if full else (6_000, 8)
     rng = random.Random(time.time_ns())
