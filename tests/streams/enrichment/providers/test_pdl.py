@@ -1,0 +1,100 @@
+"""People Data Labs: what is asked, and what of the documented answer is taken."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import httpx
+import orjson
+import pytest
+
+from infra.outcomes import Reason
+from streams.enrichment.providers import Answer, Failed, Found, NotFound, pdl
+
+LEAD = {"email": "", "phone": "", "first_name": "", "last_name": "", "company": "", "domain": ""}
+DOCUMENTED = {
+    "status": 200,
+    "likelihood": 8,
+    "data": {
+        "first_name": "Ada",
+        "last_name": "Lovelace",
+        "job_title": "Head Of Engines",
+        "job_company_name": "Example Ltd",
+        "job_company_website": "example.com",
+        "job_company_size": "11-50",
+        "job_company_employee_count": 42,
+        "location_country": "united kingdom",
+        "mobile_phone": True,
+        "linkedin_url": "linkedin.example/ada",
+    },
+}
+
+
+async def ask(status: int, body: Any, seen: list[httpx.Request] | None = None) -> Answer:
+    def handler(request: httpx.Request) -> httpx.Response:
+        if seen is not None:
+            seen.append(request)
+        return httpx.Response(status, json=body)
+
+    config = pdl.Config(api_key="key")
+    async with httpx.AsyncClient(transport=httpx.MockTransport(handler), base_url=config.base_url) as http:
+        provider = pdl.connect(config, http)
+        return await provider.ask(provider.question(LEAD | {"email": "ada@example.com"}))
+
+
+async def test_the_documented_answer_becomes_fields_of_the_lead() -> None:
+    answer = await ask(200, DOCUMENTED)
+
+    assert answer == Found(
+        {
+            "first_name": "Ada",
+            "last_name": "Lovelace",
+            "title": "Head Of Engines",
+            "company": "Example Ltd",
+            "domain": "example.com",
+            "country": "united kingdom",
+            "employees": 42,
+            "custom": {"linkedin": "linkedin.example/ada", "company_size": "11-50"},
+        },
+        0.8,
+        cost=1,
+    )
+
+
+async def test_the_address_stands_in_the_body_and_the_key_in_its_header() -> None:
+    seen: list[httpx.Request] = []
+    await ask(404, {"status": 404}, seen)
+
+    assert "ada" not in str(seen[0].url)
+    assert orjson.loads(seen[0].content)["email"] == "ada@example.com"
+    assert seen[0].headers["x-api-key"] == "key"
+
+
+@pytest.mark.parametrize(
+    ("status", "expected"),
+    [
+        (404, NotFound()),
+        (402, Failed(Reason.QUOTA, again=False, detail="status 402")),
+        (429, Failed(Reason.RATE_LIMITED, again=True, detail="status 429")),
+        (401, Failed(Reason.UNAUTHORIZED, again=False, detail="status 401")),
+    ],
+)
+async def test_what_its_errors_mean(status: int, expected: Answer) -> None:
+    assert await ask(status, {"status": status}) == expected
+
+
+@pytest.mark.parametrize(
+    ("known", "asked"),
+    [
+        ({"email": "a@example.com", "company": "X"}, {"email": "a@example.com"}),
+        (
+            {"first_name": "A", "last_name": "B", "domain": "example.com"},
+            {"first_name": "A", "last_name": "B", "company": "example.com"},
+        ),
+        ({"first_name": "A", "company": "X"}, {}),
+    ],
+)
+def test_what_it_is_asked_by(known: dict[str, str], asked: dict[str, str]) -> None:
+    provider = pdl.connect(pdl.Config(api_key="key"), httpx.AsyncClient())
+
+    assert provider.question(LEAD | known) == asked
