@@ -201,7 +201,7 @@ async def test_no_answer_is_tried_again_later_for_all(module: ModuleType, error:
 async def test_a_lost_answer_makes_no_second_record(module: ModuleType, tmp_path: Path) -> None:
     app = importlib.import_module(f"infra.simulators.{module.NAME}").app(tmp_path)
     inner = httpx.ASGITransport(app=app)
-    lost: list[httpx.Request] = []
+    lost: list[httpx.Response] = []
 
     class Losing(httpx.AsyncBaseTransport):
         async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
