@@ -15,13 +15,15 @@ ROOT = Path(__file__).parents[1]
 class Process:
     """One process of the pipeline; ``module`` and ``args`` follow ``python -m``.
 
-    ``section`` is the settings section of the connector it runs, empty where it runs none.
+    ``section`` is the settings section of the connector it runs, empty where it runs none. ``gives_way``: on one machine
+    with the others its processor time comes after that of the main flow.
     """
 
     name: str
     module: str
     args: tuple[str, ...] = ()
     section: str = ""
+    gives_way: bool = False
 
 
 @cache
@@ -31,9 +33,11 @@ def load(file: Path = FILE, root: Path = ROOT) -> dict[str, Process]:
     for name, table in tomllib.loads(file.read_text("utf-8")).items():
         stems = connectors(root, table["expand"]) if "expand" in table else [""]
         for stem in stems:
-            own = {key: value.replace("*", stem) for key, value in table.items()}
+            own = {key: value.replace("*", stem) for key, value in table.items() if isinstance(value, str)}
             module, *args = own["run"].split()
-            process = Process(name.replace("*", stem), module, tuple(args), own.get("section", ""))
+            process = Process(
+                name.replace("*", stem), module, tuple(args), own.get("section", ""), bool(table.get("gives_way"))
+            )
             found[process.name] = process
     return found
 

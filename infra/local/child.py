@@ -153,7 +153,12 @@ class Child:
             with self._log.open("ab") as out:
                 # Started by the event loop's thread, which is the main one: see infra.local.launch on threads.
                 self._process = await asyncio.create_subprocess_exec(
-                    *launched(self.part.command, signal=self.part.death_signal, user=self.part.user),
+                    *launched(
+                        self.part.command,
+                        signal=self.part.death_signal,
+                        user=self.part.user,
+                        nice=self.part.nice,
+                    ),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=out,
                     stderr=out,

@@ -1,6 +1,6 @@
 """The first moments of every process the supervisor starts: it becomes the command, bound to its parent's life.
 
-``python -I -S launch.py PARENT SIGNAL USER COMMAND...``: on Linux the kernel sends SIGNAL when the process PARENT dies,
+``python -I -S launch.py PARENT SIGNAL USER NICE COMMAND...``: on Linux the kernel sends SIGNAL when the process PARENT dies,
 however it dies (prctl(2), PR_SET_PDEATHSIG). A program of its own rather than a ``preexec_fn``, which may hang in a
 parent that has threads. PARENT has to start it from a thread that lives as long as the command should: the kernel means
 the thread.
@@ -26,10 +26,13 @@ _CAPABILITY_VERSION_3 = 0x20080522
 _NO_USER = -1
 
 
-def launched(command: Sequence[str], *, signal: int, user: int | None = None) -> list[str]:
-    """Return ``command`` so that it gets ``signal`` when this process dies, and runs as ``user`` (a user id)."""
+def launched(command: Sequence[str], *, signal: int, user: int | None = None, nice: int = 0) -> list[str]:
+    """Return ``command`` so that it gets ``signal`` when this process dies, and runs as ``user`` (a user id).
+
+    ``nice`` is added to its niceness.
+    """
     who = _NO_USER if user is None else user
-    return [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(int(signal)), str(who), *command]
+    return [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(int(signal)), str(who), str(nice), *command]
 
 
 def _become(user: int) -> None:
@@ -48,7 +51,8 @@ def _become(user: int) -> None:
         libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _CAP_DAC_OVERRIDE, 0, 0)
 
 
-def _main(parent: int, number: int, user: int, command: list[str]) -> None:
+def _main(parent: int, number: int, user: int, nice: int, command: list[str]) -> None:
+    os.nice(nice)
     if user != _NO_USER:
         _become(user)
     if sys.platform.startswith("linux"):
@@ -62,4 +66,4 @@ def _main(parent: int, number: int, user: int, command: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    _main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])
+    _main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), sys.argv[5:])

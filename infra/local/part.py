@@ -41,6 +41,7 @@ class Part:
     ready: Callable[[], Awaitable[bool]]
     environment: Mapping[str, str] = field(default_factory=dict)
     user: int | None = None  # run as this user id (Postgres refuses to run as root)
+    nice: int = 0  # added to our own niceness: who gives way when the processors are busy
     stop_signal: int = SIGTERM
     stop_s: float = 15
     # When the supervisor is killed nobody is left to end what hangs, and every part recovers from a kill.

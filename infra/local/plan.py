@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import secrets
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from infra.local.redis import redis
 from infra.settings import Settings
 
 PARTS = ("kafka", "postgres", "clickhouse", "redis")
+_GIVES_WAY = 10  # niceness
 _WORKER_STOP_S = 5.0  # beyond the time that a worker gives its work in hand
 
 
@@ -28,11 +30,20 @@ class Simulated:
 
     section: str
     settings: Mapping[str, str]
+    limits: Mapping[str, int] = field(default_factory=dict)  # what <state>/<name>.json tells it at its start
 
 
 SIMULATORS = {
     "hubspot": Simulated("crm_hubspot", {"BASE_URL": f"http://{HOST}:{{port}}", "TOKEN": "pat-{secret}"}),
-    "pdl": Simulated("provider_pdl", {"BASE_URL": f"http://{HOST}:{{port}}", "API_KEY": "{secret}"}),
+    "pdl": Simulated(
+        "provider_pdl",
+        {
+            "BASE_URL": f"http://{HOST}:{{port}}",
+            "API_KEY": "{secret}",
+            "REQUESTS_PER_MINUTE": "1000000",
+        },
+        {"per_minute": 1_000_000},  # an account that a demonstration does not exhaust
+    ),
     "smtp": Simulated("channel_email", {"URL": f"smtp://{HOST}:{{port}}"}),
 }
 # Name -> what `leadstream status` calls its address, and the address.
@@ -151,7 +162,9 @@ def _simulators(home: Path, ports: Mapping[str, int], names: list[str]) -> Itera
         folder = home / "simulators" / name
         folder.mkdir(parents=True, exist_ok=True)
         words = [sys.executable, "-m", "infra.simulators", name, "--port", str(ports[name]), "--state", str(folder)]
-        yield Part(f"simulator-{name}", words, partial(listens, ports[name]))
+        if limits := SIMULATORS[name].limits:
+            state.write(folder / f"{name}.json", json.dumps(dict(limits)))
+        yield Part(f"simulator-{name}", words, partial(listens, ports[name]), nice=_GIVES_WAY)
 
 
 def _workers(settings: Settings, ports: Mapping[str, int], listed: list[processes.Process]) -> Iterator[Part]:
@@ -161,7 +174,8 @@ def _workers(settings: Settings, ports: Mapping[str, int], listed: list[processe
         own = {} if is_api else {"LEADSTREAM_HEALTH_PORT": str(port), "LEADSTREAM_INSTANCE": "local"}
         command = [sys.executable, "-m", process.module, *process.args]
         stop_s = settings.shutdown_s + _WORKER_STOP_S
-        yield Part(process.name, command, partial(answers, port), own, stop_s=stop_s)
+        nice = _GIVES_WAY if process.gives_way else 0
+        yield Part(process.name, command, partial(answers, port), own, stop_s=stop_s, nice=nice)
 
 
 def _secret(home: Path, name: str) -> str:
