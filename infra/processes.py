@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[1]
 class Process:
     """One process of the pipeline; ``module`` and ``args`` follow ``python -m``.
 
-    ``section`` is the settings section of the connector it runs, empty where it runs none. ``gives_way``: on one machine
-    with the others its processor time comes after that of the main flow.
+    ``section`` is the settings section of the connector it runs, empty where it runs none. ``gives_way``: on one
+    machine with the others its processor time comes after that of the main flow.
     """
 
     name: str

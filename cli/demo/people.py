@@ -51,6 +51,7 @@ class _Person:
     domain: str
     country: tuple[str, str]
     http: bool
+    mark: str  # so that the people of a later run are others: a CRM has an e-mail address once
     stage: int = 0
     devices: int = 1
 
@@ -61,7 +62,7 @@ class _Person:
         if self.stage == 0 or self.rng.random() < _SHOWS_DEVICE:
             known["anonymous_id"] = device
         if self.stage >= 1:
-            email = f"{self.first}.{self.last}.{self.number}@{self.domain}"
+            email = f"{self.first}.{self.last}.{self.number}{self.mark}@{self.domain}"
             known["email"] = email if self.rng.random() < _SHOUTS else email.lower()
         if self.stage > 1 and self.rng.random() < _GIVES_PHONE:
             number = f"2079{self.number:06d}"
@@ -74,8 +75,9 @@ class _Person:
 class People:
     """A generator of ``count`` events for ``tenant``, around ``now`` (microseconds since 1970)."""
 
-    def __init__(self, tenant: str, count: int, seed: int, now: int) -> None:
+    def __init__(self, tenant: str, count: int, seed: int, now: int, mark: str = "") -> None:
         self._tenant = tenant
+        self._mark = mark
         self._count = count
         self._rng = random.Random(seed)
         self._now = now
@@ -113,6 +115,7 @@ class People:
             rng.choice(_DOMAINS),
             rng.choice(_COUNTRIES),
             rng.random() < _BY_HTTP,
+            self._mark,
         )
 
     def _event(self, index: int, person: _Person) -> Sendable:

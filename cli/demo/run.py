@@ -31,7 +31,6 @@ async def run(
     settings: Settings, places: Mapping[str, Any], *, events: int, seed: int, rate: int, quiet: bool, began: float
 ) -> dict[str, Any]:
     """Send, wait, reconcile, show; return the counts, with ``problems`` naming what does not add up."""
-    tenant = f"demo-{int(time.time())}"  # a tenant of its own, so that a second run begins at nothing
     console = Console(stderr=True)
     pool = await connect(settings.database_url, size=2, application="demo")
     deliverer = Deliverer(settings.kafka_bootstrap)
@@ -39,11 +38,12 @@ async def run(
     sent = Sent()
     try:
         async with ClickHouse(settings.clickhouse_url) as server:
+            run_number = 1 + await pool.fetchval("SELECT count(DISTINCT tenant) FROM leads WHERE tenant LIKE 'demo-%'")
+            tenant = f"demo-{run_number}"  # a tenant of its own, so that a second run begins at nothing
+            people = People(tenant, events, seed, time.time_ns() // 1000, f".{run_number}" if run_number > 1 else "")
             books = Books(tenant, pool, server, places, settings.kafka_bootstrap)
             await books.open()
-            sending = asyncio.ensure_future(
-                send(People(tenant, events, seed, time.time_ns() // 1000), sent, deliverer, http, rate)
-            )
+            sending = asyncio.ensure_future(send(people, sent, deliverer, http, rate))
             with Live(console=console, refresh_per_second=4, transient=True) as live:
                 await _watch(sending, sent, events, books, None if quiet else live)
             found = await books.close_books(sent.at)
@@ -68,7 +68,7 @@ async def run(
 
 
 async def _watch(sending: asyncio.Future[None], sent: Sent, events: int, books: Books, live: Live | None) -> None:
-    """Wait until everything is sent and nothing is under way any more, three looks in a row."""
+    """Wait until everything is sent and nothing is under way any more, three looks in a row, or nothing moves."""
     quiet, moved = 0, time.monotonic()
     last: dict[str, int] = {}
     while quiet < _QUIET_LOOKS:
@@ -86,7 +86,7 @@ async def _watch(sending: asyncio.Future[None], sent: Sent, events: int, books: 
         if state != last:
             last, moved = state, time.monotonic()
         if time.monotonic() - moved > _STUCK_S:
-            raise RuntimeError(f"nothing has moved for {_STUCK_S:.0f} s; still under way: {left}")
+            return  # the books will say what does not add up
 
 
 def _progress(sent: Sent, events: int, counts: Mapping[str, int], left: Mapping[str, int]) -> Table:
