@@ -1,9 +1,9 @@
 """The first moments of every process the supervisor starts: it becomes the command, bound to its parent's life.
 
 ``python -I -S launch.py PARENT SIGNAL USER NICE COMMAND...``: on Linux the kernel sends SIGNAL when the process PARENT
-dies, however it dies (prctl(2), PR_SET_PDEATHSIG). A program of its own rather than a ``preexec_fn``, which may hang in a
-parent that has threads. PARENT has to start it from a thread that lives as long as the command should: the kernel means
-the thread.
+dies, however it dies (prctl(2), PR_SET_PDEATHSIG). A program of its own rather than a ``preexec_fn``, which may hang
+in a parent that has threads. PARENT has to start it from a thread that lives as long as the command should: the kernel
+means the thread.
 
 USER is a user id, or -1. Postgres refuses to run as root, so that root runs it as somebody else, who keeps of root's
 rights one (CAP_DAC_OVERRIDE, as an ambient capability): to get to its folder wherever that is, even below /root. Where
