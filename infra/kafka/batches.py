@@ -30,6 +30,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from infra import metrics
 from infra.errors import DependencyAway
+from infra.kafka.consumer import consumer_config
 from infra.kafka.dead_letters import DeadShare
 from infra.kafka.producer import Deliverer, Output
 from infra.runtime import Stop, log
@@ -37,6 +38,8 @@ from infra.settings import Settings
 
 _IDLE_S = 0.25  # longest wait for a first record: bounds how late a stop is seen
 _BLOCKED_S = 1.0  # a batch that waits this long for its predecessor pauses the partitions
+_COMMIT_EVERY_S = 0.1  # how long a delivered batch waits to be committed together with the next ones
+_UNCOMMITTED = 16  # delivered batches that may wait for it
 _REVOKE_S = 10.0  # partitions are held back at most this long at a rebalance
 _BACKOFF_S = (0.1, 5.0)
 _SAY_AGAIN_S = 30.0
@@ -121,29 +124,11 @@ class _Loop(Generic[Prepared]):
         self._deliverer = deliverer
         self._log = log(group)
         self._dead = DeadShare(settings.dead_window, settings.max_dead_share)
-        self._consumer = Consumer(
-            {
-                "bootstrap.servers": settings.kafka_bootstrap,
-                "group.id": group,
-                "client.id": f"leadstream-{group}",
-                "auto.offset.reset": "earliest",
-                "enable.auto.commit": False,
-                "enable.auto.offset.store": False,
-                "partition.assignment.strategy": "cooperative-sticky",
-                "session.timeout.ms": 10_000,
-                "heartbeat.interval.ms": 2_000,
-                "fetch.wait.max.ms": 50,
-                "fetch.error.backoff.ms": 100,
-                "queued.max.messages.kbytes": 65_536,
-                "fetch.message.max.bytes": 4_194_304,
-                "socket.nagle.disable": True,
-                "error_cb": self._on_error,
-            }
-            | ({"group.instance.id": f"{group}-{settings.instance}"} if settings.instance else {})
-            | dict(config)
-        )
+        own = {"error_cb": self._on_error} | dict(config)
+        self._consumer = Consumer(consumer_config(settings.kafka_bootstrap, group, settings.instance) | own)
         self._to_apply: asyncio.Queue[_Batch[Prepared] | None] = asyncio.Queue(1)
         self._to_deliver: asyncio.Queue[_Batch[Prepared] | None] = asyncio.Queue(1)
+        self._to_commit: asyncio.Queue[_Batch[Prepared] | None] = asyncio.Queue(_UNCOMMITTED)
         # Shared with the rebalance callbacks, which run in the consumer's thread while it polls.
         self._lock = threading.Condition()
         self._in_hand = 0
@@ -161,6 +146,7 @@ class _Loop(Generic[Prepared]):
                 steps.create_task(self._fetch())
                 steps.create_task(self._apply())
                 steps.create_task(self._deliver())
+                steps.create_task(self._commit())
         except BaseExceptionGroup as group:
             raise _first(group) from None
         finally:
@@ -271,20 +257,34 @@ class _Loop(Generic[Prepared]):
         while (batch := await self._to_deliver.get()) is not None:
             with metrics.BATCH_SECONDS.labels(self._group, "deliver").time():
                 await self._persist(self._deliverer.deliver, batch.effects.outputs)
-            with metrics.BATCH_SECONDS.labels(self._group, "commit").time():
-                await asyncio.to_thread(self._commit, batch)
-            metrics.RECORDS.labels(self._group).inc(batch.count)
-            self._let_go()
+            await self._to_commit.put(batch)
+        await self._to_commit.put(None)
 
-    def _commit(self, batch: _Batch[Prepared]) -> None:
+    async def _commit(self) -> None:
+        """Commit what is delivered, several batches at once: a commit costs the broker as much as a small batch."""
+        last = False
+        while not last:
+            batches = [await self._to_commit.get()]
+            while not self._to_commit.empty():
+                batches.append(self._to_commit.get_nowait())
+            done = [batch for batch in batches if batch is not None]
+            with metrics.BATCH_SECONDS.labels(self._group, "commit").time():
+                await asyncio.to_thread(self._commit_offsets, done)
+            metrics.RECORDS.labels(self._group).inc(sum(batch.count for batch in done))
+            self._let_go(len(done))
+            last = len(done) < len(batches)
+            if not last:
+                await self._stop.wait(_COMMIT_EVERY_S)
+
+    def _commit_offsets(self, batches: Sequence[_Batch[Prepared]]) -> None:
+        ends: dict[_Key, int] = {}
         with self._lock:
-            offsets = [
-                TopicPartition(topic, partition, offset)
-                for (topic, partition), offset in batch.next_offsets.items()
-                if self._epochs.get((topic, partition)) == batch.epochs[topic, partition]
-            ]
-        if not offsets:
+            for batch in batches:
+                ours = (key for key, epoch in batch.epochs.items() if self._epochs.get(key) == epoch)
+                ends |= {key: batch.next_offsets[key] for key in ours}
+        if not ends:
             return
+        offsets = [TopicPartition(topic, partition, end) for (topic, partition), end in ends.items()]
         try:
             self._consumer.commit(offsets=offsets, asynchronous=False)
         except KafkaException as error:
@@ -295,9 +295,9 @@ class _Loop(Generic[Prepared]):
         with self._lock:
             return any(self._epochs.get(key) == epoch for key, epoch in batch.epochs.items())
 
-    def _let_go(self) -> None:
+    def _let_go(self, count: int = 1) -> None:
         with self._lock:
-            self._in_hand -= 1
+            self._in_hand -= count
             self._lock.notify_all()
 
     # -- rebalances (in the consumer's thread, while it polls) ---------------------------------------------------------
