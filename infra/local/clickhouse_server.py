@@ -21,8 +21,10 @@ import asyncio
 import contextlib
 import fcntl
 import gzip
+import os
 import re
 import sys
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -64,6 +66,8 @@ class _Engine:
     """Connections to one folder, lent one statement at a time."""
 
     def __init__(self, path: Path) -> None:
+        # In memory where the system has such a folder: what is in it need not survive anything.
+        self._spool = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # noqa: S108 - a file nobody else can open
         self._everything = [Connection(str(path)) for _ in range(_READERS + _WRITERS)]
         self._databases = dict.fromkeys(map(id, self._everything), "default")
         self._readers: asyncio.Queue[Connection] = asyncio.Queue()
@@ -77,12 +81,12 @@ class _Engine:
         """Run one statement and return its output in format ``form``. Raises the engine's error."""
         lane = self._writers if _INSERT.match(statement) else self._readers
         connection = await lane.get()
-        try:
-            return await asyncio.shield(
-                asyncio.to_thread(self._run, connection, statement, form, database, settings, params)
-            )
-        finally:
-            lane.put_nowait(connection)
+        work = asyncio.ensure_future(
+            asyncio.to_thread(self._run, connection, statement, form, database, settings, params)
+        )
+        # Not when this call ends: it may be cancelled while the engine is still at work.
+        work.add_done_callback(lambda _: lane.put_nowait(connection))
+        return await asyncio.shield(work)
 
     def _run(
         self,
@@ -101,10 +105,13 @@ class _Engine:
         try:
             inline = _INLINE.match(statement)
             if inline is not None:
-                # Handed over apart: within a statement the engine would end the data at the first blank line.
-                with connection.send_insert(inline.group(1).decode(), inline.group(2).decode()) as insert:
-                    insert.append(memoryview(statement)[inline.end() :].tobytes())
-                    insert.finish()
+                # Handed over apart: within a statement the engine would end the data at the first blank line. And as a
+                # file: chDB's send_insert keeps silent when a materialized view cannot take the data.
+                head, name = inline.group(1).decode(), inline.group(2).decode()
+                with tempfile.NamedTemporaryFile(dir=self._spool) as data:
+                    data.write(memoryview(statement)[inline.end() :])
+                    data.flush()
+                    connection.query(f"{head} FROM INFILE {_quoted(data.name)} FORMAT {name}")
                 return b""
             result = connection.query(statement, form, params=params or None)
             return result.bytes() if hasattr(result, "bytes") else bytes(result or b"")
