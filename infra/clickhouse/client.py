@@ -17,6 +17,7 @@ from infra.errors import DependencyAway
 # Codes that say "not now": timeouts, too many queries or parts, no memory or disk, read-only, network, shutting down.
 _NOT_NOW = frozenset({159, 160, 164, 202, 203, 209, 210, 236, 241, 242, 243, 252, 319, 394, 425, 439, 499, 999})
 _FAILED = 400
+_ESCAPED = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r", "\0": "\\0"})
 
 
 class ClickHouseError(Exception):
@@ -90,4 +91,5 @@ class ClickHouse:
 
 
 def _params(params: dict[str, Any]) -> dict[str, str]:
-    return {f"param_{name}": str(value) for name, value in params.items()}
+    # Values of parameters come in ClickHouse's "escaped" format, as in TabSeparated.
+    return {f"param_{name}": str(value).translate(_ESCAPED) for name, value in params.items()}

@@ -13,7 +13,7 @@ CREATE TABLE IF NOT EXISTS outcomes_store (
     INDEX by_event_id event_id TYPE bloom_filter(0.01) GRANULARITY 1,
     INDEX by_lead_id lead_id TYPE bloom_filter(0.01) GRANULARITY 1
 ) ENGINE = ReplacingMergeTree
-ORDER BY (stage, what, topic, partition, offset, lead_id, version, event_id)
+ORDER BY (stage, what, topic, partition, offset, lead_id, version, event_id, reason)
 TTL toDateTime(at) + INTERVAL 12 MONTH
 SETTINGS non_replicated_deduplication_window = 1000;
 
