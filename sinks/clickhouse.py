@@ -9,7 +9,7 @@ inserted again. After a crash the batches may be cut differently: then the store
 the views under the public names show each row once.
 
 A payload that is not a record of ours is a dead letter; where ClickHouse refuses a container, it is halved until the
-bad record is alone.
+bad record is alone. Where ClickHouse refuses everything (no such table, not allowed), the sink stops instead.
 """
 
 from __future__ import annotations
@@ -85,7 +85,13 @@ class ClickHouseSink:
         return Prepared(list(groups.values()), dead)
 
     async def apply(self, prepared: Prepared) -> Effects:
-        """Insert every group; raises DependencyAway while ClickHouse cannot take it."""
+        """Insert every group.
+
+        Raises:
+            DependencyAway: ClickHouse cannot take it now.
+            ClickHouseError: it refuses whatever we send, so that nothing is wrong with the records.
+
+        """
         refused = await asyncio.gather(*(self._insert(group) for group in prepared.groups))
         dead = prepared.dead + [output for outputs in refused for output in outputs]
         return Effects(dead, len(dead))
@@ -96,6 +102,8 @@ class ClickHouseSink:
             await self._server.insert(group.table, "Avro", container, token(group.table, group.messages))
         except ClickHouseError as error:
             if len(group.messages) == 1:
+                # A server that does not take even a container without records refuses us, not this record.
+                await self._server.insert(group.table, "Avro", group.head)
                 problem = Problem("", f"ClickHouse refuses it with code {error.code}")
                 return [dead_letter(group.messages[0], STAGE, Dead(Reason.REJECTED, (problem,)), "ClickHouseError")]
             half = len(group.messages) // 2
@@ -115,7 +123,7 @@ class ClickHouseSink:
             "reason": said.get("reason", ""),
             "detail": said.get("detail", ""),
             "topic": said.get("topic", ""),
-            "partition": _number(said, "partition", -1),
+            "partition": _number(said, "partition", -1, bits=32),
             "offset": _number(said, "offset", -1),
             "dead_partition": message.partition(),
             "dead_offset": message.offset(),
@@ -134,8 +142,9 @@ def token(table: str, messages: Sequence[Message]) -> str:
     return f"{table}-{blake2b(repr(sorted(ranges.items())).encode(), digest_size=16).hexdigest()}"
 
 
-def _number(said: Mapping[str, str], name: str, otherwise: int) -> int:
+def _number(said: Mapping[str, str], name: str, otherwise: int, *, bits: int = 64) -> int:
     try:
-        return int(said[name])
+        number = int(said[name])
     except (KeyError, ValueError):
         return otherwise
+    return number if -(1 << bits - 1) <= number < 1 << bits - 1 else otherwise
