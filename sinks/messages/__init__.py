@@ -1,4 +1,4 @@
-"""Message delivery: one engine that sends each message once, and one file a channel.
+"""Message delivery: one engine that sends each message, none left out, and one file a channel.
 
 A channel file defines ``NAME``, ``Config`` (a :class:`DeliveryConfig`) and ``connect(config) -> Channel``.
 """
@@ -28,8 +28,8 @@ class DeliveryConfig(BaseModel):
     expire_s: float = Field(259_200, ge=60, description="Given up when it could not be sent for so long (3 days).")
     poll_s: float = Field(0.5, gt=0, le=5, description="How often to look for work that nobody announced.")
     when_unsure: Literal["hold", "again"] = Field(
-        "hold",
-        description="A crash or a lost answer left open whether it was taken. hold: never twice; again: never not.",
+        "again",
+        description="A crash or a lost answer left open whether it was taken. again: never not; hold: never twice.",
     )
 
 

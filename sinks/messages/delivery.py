@@ -1,13 +1,13 @@
-"""Send every message that is asked for, once: claimed in Postgres, resumable at any point.
+"""Send every message that is asked for: at least once, and once but for a crash at one moment.
 
 Guarantees:
 
 - A message is in at most one worker's hands at a time: claimed by a lease, and its row says ``sending`` before the
   first byte goes out by which the provider might take it. Whoever has lost the lease by then hands nothing over.
 - A crash before ``sending``, or after ``sent``, costs nothing: it is sent once. Between the two, some milliseconds,
-  nobody can know. Where the provider dedupes by our key (``Channel.dedupes``) it is simply sent again. Else, by default
-  (``when_unsure=hold``), it is never sent twice: it is given up as ``unsure`` and told as dead, for a person to decide.
-  With ``when_unsure=again`` it is never left out.
+  nobody can know. By default (``when_unsure=again``) it is sent again, under the same key: never left out, and twice
+  where the provider does not dedupe by our key (``Channel.dedupes``) and had taken it. With ``when_unsure=hold`` it is
+  never sent twice: it is given up as ``unsure`` and told as dead, for a person to decide.
 - A message that fails for now is parked by its key, alone, with backoff and jitter; the topic never waits for it. One
   that the provider will never take, or that waited for too long, is dead. A provider in trouble as a whole (no
   connection, login refused) rests, and then goes on with all of them at once.

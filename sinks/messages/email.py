@@ -4,10 +4,10 @@ Sources: RFC 5321 (4.2.1 and 4.2.2 reply codes; 4.5.3.2.6 and 6.1 what a lost an
 (enhanced codes), RFC 5322 (3.6.4 Message-ID), RFC 6531 (SMTPUTF8), RFC 4954 (AUTH codes).
 
 SMTP has no idempotency key: when the answer to the final dot is lost, or we crash before noting it, nobody can tell
-whether the mail was taken. Every relay sends it again then (RFC 5321 6.1); we by default do not, because a person
-should not hear twice from us: the message is held as ``unsure`` and told as dead, see :mod:`sinks.messages.delivery`.
-With ``LEADSTREAM_CHANNEL_EMAIL_WHEN_UNSURE=again`` it goes out again, with the same Message-ID, which is deterministic
-(``<message_id@domain>``) and which many mailboxes fold into one.
+whether the mail was taken. Like every relay (RFC 5321 6.1) we send it again then: at least once, and never left out.
+It has the same Message-ID, which is deterministic (``<message_id@domain>``) and which many mailboxes fold into one.
+With ``LEADSTREAM_CHANNEL_EMAIL_WHEN_UNSURE=hold`` it is never sent twice instead: the message is held as ``unsure`` and
+told as dead, see :mod:`sinks.messages.delivery`.
 
 No value adds a header: addresses are single ones, EmailMessage refuses line ends, and because it decodes encoded words
 that a value brings (``=?utf-8?q?=0D=0ABcc:...?=``) and writes the line ends in them, those are broken up and the

@@ -1,4 +1,4 @@
-"""Sent once, over a real Postgres and a real SMTP conversation, whatever happens in between."""
+"""What is asked for is sent, over a real Postgres and a real SMTP conversation, whatever happens in between."""
 
 from __future__ import annotations
 
@@ -87,25 +87,25 @@ async def test_a_crash_before_handing_over_costs_nothing(world: Any) -> None:
     assert world.told() == [("sent", "")]
 
 
-async def test_a_crash_between_send_and_mark_sends_nothing_twice(world: Any) -> None:
+async def test_who_would_rather_not_send_than_send_twice_has_it_held_after_such_a_crash(world: Any) -> None:
     message_id = await world.ask()
     with pytest.raises(Crash):
         await world.delivery(Crashing(world.channel(), "after")).once()
     assert (await world.row(message_id))["state"] == "sending"
     world.clock.forward(301)
-    await world.delivery().once()
+    await world.delivery(when_unsure="hold").once()
     assert await world.stats() == {"messages": 1, "unique": 1, "duplicates": 0, "refused": 0}
     row = await world.row(message_id)
     assert (row["state"], row["last_error"], row["request"]) == ("failed", "unsure", None)
     assert world.told() == [("dead", "unsure")]
 
 
-async def test_who_would_rather_send_twice_than_not_at_all_gets_the_same_message_id_again(world: Any) -> None:
+async def test_a_crash_between_send_and_mark_sends_it_again_with_the_same_message_id(world: Any) -> None:
     await world.ask()
     with pytest.raises(Crash):
         await world.delivery(Crashing(world.channel(), "after")).once()
     world.clock.forward(301)
-    await world.delivery(when_unsure="again").once()
+    await world.delivery().once()
     assert await world.stats() == {"messages": 2, "unique": 1, "duplicates": 1, "refused": 0}
     assert world.told() == [("sent", "")]
 
@@ -119,10 +119,23 @@ async def test_where_the_provider_dedupes_an_unsure_message_is_sent_again(world:
     assert world.told() == [("sent", "")]
 
 
-async def test_a_lost_answer_is_held(world: Any) -> None:
+async def test_a_lost_answer_is_parked_and_the_mail_sent_again_with_the_same_message_id(world: Any) -> None:
     message_id = await world.ask()
     await world.faults(lose=True)
     await world.delivery().once()
+    row = await world.row(message_id)
+    assert (row["state"], row["attempts"], row["last_error"]) == ("waiting", 1, "unavailable")
+    await world.faults()
+    world.clock.forward(5.1)
+    await world.delivery().once()
+    assert world.told() == [("parked", "unavailable"), ("sent", "")]
+    assert await world.stats() == {"messages": 2, "unique": 1, "duplicates": 1, "refused": 0}
+
+
+async def test_a_lost_answer_is_held_where_that_is_wanted(world: Any) -> None:
+    message_id = await world.ask()
+    await world.faults(lose=True)
+    await world.delivery(when_unsure="hold").once()
     assert (await world.row(message_id))["last_error"] == "unsure"
     assert world.told() == [("dead", "unsure")]
     assert (await world.stats())["messages"] == 1
