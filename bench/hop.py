@@ -7,10 +7,12 @@ import sys
 import uuid
 from pathlib import Path
 
+from confluent_kafka import Consumer, TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from bench.events import fill, payloads
 from bench.result import Result, compare
+from infra.settings import child_environment
 
 _COUNT = 100_000
 _SLOW = 15_000  # Faust takes a tenth of the events: its rate is what counts
@@ -28,11 +30,19 @@ def measure(bootstrap: str, home: Path, runs: int) -> list[Result]:
         target = _topic(admin)
         command = [python, str(ROOT / "bench" / "hop_worker.py"), name, bootstrap, source, target, str(count)]
         done = subprocess.run(
-            command, capture_output=True, text=True, check=False, timeout=300, cwd=ROOT, env={"PYTHONPATH": str(ROOT), "PATH": "/usr/bin:/bin"}
+            command,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+            cwd=ROOT,
+            env=child_environment({"PYTHONPATH": str(ROOT)}, inherit=False),
         )
-        admin.delete_topics([target])
         if done.returncode:
             raise RuntimeError(f"{name}: {done.stderr[-1500:]}")
+        if (there := _records(bootstrap, target)) < count:
+            raise RuntimeError(f"{name}: only {there} of {count} records arrived")
+        admin.delete_topics([target])
         return count / float(done.stdout.split()[-1])
 
     def ours() -> float:
@@ -50,6 +60,13 @@ def _topic(admin: AdminClient) -> str:
     for future in admin.create_topics([NewTopic(name, 4, 1)]).values():
         future.result()
     return name
+
+
+def _records(bootstrap: str, topic: str) -> int:
+    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "bench"})
+    ends = [consumer.get_watermark_offsets(TopicPartition(topic, p), 10)[1] for p in range(4)]
+    consumer.close()
+    return sum(ends)
 
 
 def _quix_python(home: Path) -> str:

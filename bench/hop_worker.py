@@ -1,7 +1,7 @@
 """One contender of the hop: consume ``count`` events, decode and validate each, forward its bytes; print the seconds.
 
-``python bench/hop_worker.py ours|raw|quix|faust BOOTSTRAP SOURCE TARGET COUNT``; time runs from the first record seen to
-the last one delivered. ``raw`` decodes nothing: it is the ceiling.
+``python bench/hop_worker.py ours|raw|quix|faust BOOTSTRAP SOURCE TARGET COUNT``; time runs from the first record seen
+to the last one delivered. ``raw`` decodes nothing: it is the ceiling.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ def work() -> Any:
 
 
 def raw(bootstrap: str, source: str, target: str, count: int) -> float:
+    """Librdkafka by confluent-kafka, nothing decoded."""
     from confluent_kafka import Consumer, Producer  # noqa: PLC0415
 
     consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": uuid.uuid4().hex, "auto.offset.reset": "earliest"})
@@ -53,6 +54,7 @@ def raw(bootstrap: str, source: str, target: str, count: int) -> float:
 
 
 def ours(bootstrap: str, source: str, target: str, count: int) -> float:
+    """Our batch loop."""
     from infra.kafka.batches import Effects, run_batches  # noqa: PLC0415
     from infra.kafka.producer import Deliverer, Output  # noqa: PLC0415
     from infra.runtime import Stop  # noqa: PLC0415
@@ -89,6 +91,7 @@ def ours(bootstrap: str, source: str, target: str, count: int) -> float:
 
 
 def quix(bootstrap: str, source: str, target: str, count: int) -> float:
+    """Quixstreams, at its defaults but for linger and compression."""
     from quixstreams import Application  # type: ignore[import-not-found]  # noqa: PLC0415
 
     judge, seen = work(), [0, 0.0]
@@ -113,6 +116,7 @@ def quix(bootstrap: str, source: str, target: str, count: int) -> float:
 
 
 def faust(bootstrap: str, source: str, target: str, count: int) -> float:
+    """Run a plain Faust agent, one send an event."""
     import faust as library  # noqa: PLC0415
 
     judge, seen = work(), [0, 0.0]

@@ -16,7 +16,7 @@ LATEST = Path(__file__).with_name("latest.json")
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """``ours`` against ``reference``, medians of ``runs`` interleaved runs in ``unit``; ``wanted`` is the least ratio."""
+    """``ours`` against ``reference``: medians of ``runs`` interleaved runs; ``wanted`` is the least ratio."""
 
     name: str
     ours: float
@@ -51,7 +51,13 @@ def publish(results: Sequence[Result], *, write: bool) -> None:
     for r in results:
         colour = "green" if r.ratio >= r.wanted else "red"
         table.add_row(
-            r.name, f"{r.ours:,.0f}", f"{r.reference:,.0f}", f"[{colour}]{r.ratio:.2f}[/]", f"≥ {r.wanted}", r.unit, str(r.runs)
+            r.name,
+            f"{r.ours:,.0f}",
+            f"{r.reference:,.0f}",
+            f"[{colour}]{r.ratio:.2f}[/]",
+            f"≥ {r.wanted}",
+            r.unit,
+            str(r.runs),
         )
     Console().print(table)
     if write:

@@ -205,33 +205,50 @@ async def remember(connection: asyncpg.Connection, changes: Sequence[Change], no
 
 async def record_merges(connection: asyncpg.Connection, merges: Sequence[Merge]) -> None:
     """Give the losers' identities and aliases to the survivors, and write down all it takes to undo that."""
-    for merge in merges:
-        loser, survivor = merge.loser.lead_id, merge.survivor.lead_id
-        moved = await connection.fetch(
-            "UPDATE identities SET lead_id = $2 WHERE lead_id = $1 RETURNING kind, value", loser, survivor
-        )
-        await connection.execute("UPDATE leads SET merged_into = $2 WHERE lead_id = $1", loser, survivor)
-        await connection.execute(
-            "UPDATE leads SET created_at = least(created_at, (SELECT created_at FROM leads WHERE lead_id = $1)) "
-            "WHERE lead_id = $2",
-            loser,
-            survivor,
-        )
-        await connection.execute("UPDATE lead_aliases SET lead_id = $2 WHERE lead_id = $1", loser, survivor)
-        await connection.execute("INSERT INTO lead_aliases (alias_id, lead_id) VALUES ($1, $2)", loser, survivor)
-        await connection.execute(
-            """
-            INSERT INTO lead_merges (survivor_id, loser_id, tenant, event_id, survivor, loser, identities)
-            VALUES ($1, $2, $3, $4, $5, $6, $7)
-            """,
-            survivor,
-            loser,
+    if not merges:
+        return
+    pairs = _columns([(merge.loser.lead_id, merge.survivor.lead_id) for merge in merges], 2)
+    moved: dict[str, list[list[str]]] = {merge.loser.lead_id: [] for merge in merges}
+    for row in await connection.fetch(_MOVE_IDENTITIES, *pairs):
+        moved[str(row[0])].append([row[1], row[2]])
+    for statement in _MERGE:
+        await connection.execute(statement, *pairs)
+    rows = [
+        (
+            merge.survivor.lead_id,
+            merge.loser.lead_id,
             merge.loser.tenant,
             merge.event_id,
             merge.survivor_before.decode(),
             snapshot(merge.loser).decode(),
-            orjson.dumps([[row[0], row[1]] for row in moved]).decode(),
+            orjson.dumps(moved[merge.loser.lead_id]).decode(),
         )
+        for merge in merges
+    ]
+    columns = ["survivor_id", "loser_id", "tenant", "event_id", "survivor", "loser", "identities"]
+    await connection.copy_records_to_table("lead_merges", records=rows, columns=columns)
+
+
+_MOVE_IDENTITIES = """
+UPDATE identities i SET lead_id = w.survivor FROM unnest($1::uuid[], $2::uuid[]) AS w (loser, survivor)
+WHERE i.lead_id = w.loser RETURNING w.loser, i.kind, i.value
+"""
+_MERGE = (
+    """
+    UPDATE leads s SET created_at = least(s.created_at, m.first)
+    FROM (SELECT w.survivor, min(l.created_at) AS first FROM unnest($1::uuid[], $2::uuid[]) AS w (loser, survivor)
+          JOIN leads l ON l.lead_id = w.loser GROUP BY w.survivor) AS m WHERE s.lead_id = m.survivor
+    """,
+    """
+    UPDATE leads l SET merged_into = w.survivor FROM unnest($1::uuid[], $2::uuid[]) AS w (loser, survivor)
+    WHERE l.lead_id = w.loser
+    """,
+    """
+    UPDATE lead_aliases a SET lead_id = w.survivor FROM unnest($1::uuid[], $2::uuid[]) AS w (loser, survivor)
+    WHERE a.lead_id = w.loser
+    """,
+    "INSERT INTO lead_aliases (alias_id, lead_id) SELECT * FROM unnest($1::uuid[], $2::uuid[])",
+)
 
 
 async def decided(

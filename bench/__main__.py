@@ -1,0 +1,48 @@
+"""``make bench``: every measurement, side by side with its reference, and ``bench/latest.json``.
+
+``--only hop,intake,clickhouse,end_to_end`` measures some of them and writes nothing; ``--runs`` is how often (5).
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from pathlib import Path
+
+from bench import clickhouse, end_to_end, hop, intake
+from bench.result import Result, publish
+from infra.local.attached import AttachedStack
+from infra.settings import Settings
+
+_GROUPS = ("hop", "intake", "clickhouse", "end_to_end")
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m bench")
+    parser.add_argument("--only", default=",".join(_GROUPS))
+    parser.add_argument("--runs", type=int, default=5)
+    words = parser.parse_args()
+    wanted = words.only.split(",")
+    home = Path(tempfile.mkdtemp(prefix="leadstream-bench-"))
+    results: list[Result] = []
+    try:
+        with AttachedStack(home / "parts", "--no-pipeline") as stack:
+            state = stack.state
+            if "hop" in wanted:
+                results += hop.measure(state["kafka"]["bootstrap"], home, words.runs)
+            if "intake" in wanted:
+                results += intake.measure(state["postgres"]["dsn"], Settings.load({}).batch_size, words.runs)
+            if "clickhouse" in wanted:
+                results += clickhouse.measure(state["clickhouse"]["url"], words.runs)
+        if "end_to_end" in wanted:
+            with AttachedStack(home / "whole") as stack:
+                results += end_to_end.measure(stack.state, words.runs)
+    finally:
+        shutil.rmtree(home, ignore_errors=True)
+    publish(results, write=set(wanted) == set(_GROUPS))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""From the first record on ``leads.received`` until the last one can be seen, with every process running.
+
+``ours`` is events a second until the last event is in Postgres and in ClickHouse (both are polled for what is visible);
+``reference`` is the rate wanted on two cores. The paced run sends 1,000 events a second for 20 s and polls both stores
+for each event's visibility; ``ours`` and ``reference`` are then milliseconds, and ``ratio`` is wanted / measured.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import asyncpg
+
+from bench.events import fill, payloads
+from bench.result import Result
+from infra.clickhouse.client import ClickHouse
+from infra.kafka.producer import Deliverer, Output
+
+_COUNT = 60_000
+_WANTED_RATE = 10_000
+_PACED_RATE = 1_000
+_PACED_S = 20
+_SLICE = 20
+_LOOK_S = 0.02
+_LIMITS_MS = {"postgres": 250.0, "clickhouse": 1500.0}
+
+Count = Callable[[], Awaitable[int]]
+
+
+def measure(state: dict[str, Any], runs: int) -> list[Result]:
+    """Return events a second and the latencies at a paced rate."""
+    rates = sorted(asyncio.run(_rate(state)) for _ in range(runs + 1))[1:]  # the first is the warm-up, and the slowest
+    rate = rates[len(rates) // 2]
+    found = [
+        Result("end to end, every process", rate, _WANTED_RATE, round(rate / _WANTED_RATE, 3), "events/s", runs, 1.0)
+    ]
+    for store, waits in asyncio.run(_paced(state)).items():
+        p50, p99 = (round(waits[int(q * (len(waits) - 1))], 1) for q in (0.5, 0.99))
+        limit = _LIMITS_MS[store]
+        note = f"p50 {p50} ms at {_PACED_RATE} events/s"
+        found.append(
+            Result(f"produce → visible in {store}, p99", p99, limit, round(limit / p99, 3), "ms", 1, 1.0, note)
+        )
+    return found
+
+
+async def _rate(state: dict[str, Any]) -> float:
+    tenant = uuid.uuid4().hex[:12]
+    events = payloads(_COUNT, tenant)
+    tenants = f"{tenant}%"
+    async with ClickHouse(state["clickhouse"]["url"]) as server:
+        pool = await asyncpg.create_pool(state["postgres"]["dsn"], min_size=1, max_size=1)
+        began = time.perf_counter()
+        await asyncio.to_thread(fill, state["kafka"]["bootstrap"], "leads.received", events)
+        await _until(_COUNT, lambda: _in_postgres(pool, tenants))
+        await _until(_COUNT, lambda: _in_clickhouse(server, tenants))
+        took = time.perf_counter() - began
+        await pool.close()
+    return round(_COUNT / took, 1)
+
+
+async def _paced(state: dict[str, Any]) -> dict[str, list[float]]:
+    tenant = uuid.uuid4().hex[:12]
+    total = _PACED_RATE * _PACED_S
+    events = payloads(total, tenant)
+    sent: list[float] = []
+    deliverer = Deliverer(state["kafka"]["bootstrap"])
+    pool = await asyncpg.create_pool(state["postgres"]["dsn"], min_size=1, max_size=1)
+    async with ClickHouse(state["clickhouse"]["url"]) as server:
+
+        async def sending() -> None:
+            began = time.perf_counter()
+            for start in range(0, total, _SLICE):
+                batch = events[start : start + _SLICE]
+                sent.extend([time.perf_counter()] * len(batch))
+                await deliverer.deliver([Output("leads.received", key, value) for key, value in batch])
+                await asyncio.sleep(max(0.0, (start + _SLICE) / _PACED_RATE - (time.perf_counter() - began)))
+
+        tenants = f"{tenant}%"
+        feed = asyncio.ensure_future(sending())
+        seen = await asyncio.gather(
+            _waits(total, sent, lambda: _in_postgres(pool, tenants), 0.02),
+            _waits(total, sent, lambda: _in_clickhouse(server, tenants), 0.1),
+        )
+        await feed
+    await deliverer.close()
+    await pool.close()
+    return dict(zip(("postgres", "clickhouse"), seen, strict=True))
+
+
+async def _waits(total: int, sent: list[float], count: Count, every_s: float) -> list[float]:
+    """Return each event's wait in ms, by count: the n-th to become visible is held against the n-th that was sent."""
+    waits: list[float] = []
+    while len(waits) < total:
+        there = await count()
+        now = time.perf_counter()
+        waits += [(now - sent[n]) * 1000 for n in range(len(waits), there)]
+        await asyncio.sleep(every_s)
+    return sorted(waits)
+
+
+async def _until(wanted: int, count: Count) -> None:
+    while await count() < wanted:  # noqa: ASYNC110 - a store has no event to wait for
+        await asyncio.sleep(_LOOK_S)
+
+
+async def _in_postgres(pool: asyncpg.Pool, tenants: str) -> int:
+    return int(
+        await pool.fetchval(
+            "SELECT count(*) FROM lead_history WHERE tenant LIKE $1 AND source NOT LIKE 'leadstream:%'", tenants
+        )
+    )
+
+
+async def _in_clickhouse(server: ClickHouse, tenants: str) -> int:
+    statement = "SELECT count() AS n FROM lead_events_store WHERE tenant LIKE {t:String} AND NOT own"
+    return int((await server.query(statement, t=tenants))[0]["n"])
