@@ -34,13 +34,7 @@ async def connect(dsn: str, *, size: int, application: str) -> asyncpg.Pool:
         max_size=size,
         timeout=5,
         command_timeout=60,
-        server_settings={
-            "application_name": f"leadstream-{application}",
-            "jit": "off",
-            # A statement's plan is made for the table as it is now. A plan kept from when the table was empty reads it
-            # from end to end for every batch until the next ANALYZE: on a new installation 30 times slower.
-            "plan_cache_mode": "force_custom_plan",
-        },
+        server_settings={"application_name": f"leadstream-{application}", "jit": "off"},
     )
 
 

@@ -1,5 +1,12 @@
 -- The canonical record. Intake is the only writer of these tables.
 
+-- A statement's plan is made for the tables as they are now: one that was kept from when a table was empty reads it from
+-- end to end for every batch until the next ANALYZE. Set here, where a pooler cannot lose it; new connections have it.
+DO $$
+BEGIN
+    EXECUTE format('ALTER DATABASE %I SET plan_cache_mode = force_custom_plan', current_database());
+END $$;
+
 -- One row a lead. Hash-partitioned so that intake workers do not meet in the same pages, and so that the key is ready to
 -- be a distribution column. fillfactor leaves room for updates in place.
 CREATE TABLE leads (
