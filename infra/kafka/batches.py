@@ -39,7 +39,7 @@ from infra.settings import Settings
 _IDLE_S = 0.25  # longest wait for a first record: bounds how late a stop is seen
 _BLOCKED_S = 1.0  # a batch that waits this long for its predecessor pauses the partitions
 _COMMIT_EVERY_S = 0.1  # how long a delivered batch waits to be committed together with the next ones
-_UNCOMMITTED = 16  # delivered batches that may wait for it
+_COMMIT_AGAIN_S = 1.0
 _REVOKE_S = 10.0  # partitions are held back at most this long at a rebalance
 _BACKOFF_S = (0.1, 5.0)
 _SAY_AGAIN_S = 30.0
@@ -128,10 +128,12 @@ class _Loop(Generic[Prepared]):
         self._consumer = Consumer(consumer_config(settings.kafka_bootstrap, group, settings.instance) | own)
         self._to_apply: asyncio.Queue[_Batch[Prepared] | None] = asyncio.Queue(1)
         self._to_deliver: asyncio.Queue[_Batch[Prepared] | None] = asyncio.Queue(1)
-        self._to_commit: asyncio.Queue[_Batch[Prepared] | None] = asyncio.Queue(_UNCOMMITTED)
         # Shared with the rebalance callbacks, which run in the consumer's thread while it polls.
         self._lock = threading.Condition()
-        self._in_hand = 0
+        self._in_hand = 0  # batches that are not delivered
+        self._delivered: dict[_Key, tuple[int, int]] = {}  # what is to be committed: assignment and next offset
+        self._delivered_records = 0
+        self._commit_at = 0.0
         self._assignments = 0
         self._epochs: dict[_Key, int] = {}  # the partitions that are ours, each with the assignment that gave it
         self._carried: list[Message] = []
@@ -146,7 +148,6 @@ class _Loop(Generic[Prepared]):
                 steps.create_task(self._fetch())
                 steps.create_task(self._apply())
                 steps.create_task(self._deliver())
-                steps.create_task(self._commit())
         except BaseExceptionGroup as group:
             raise _first(group) from None
         finally:
@@ -169,11 +170,17 @@ class _Loop(Generic[Prepared]):
     async def _poll(self) -> list[Message]:
         """Return a batch: what is there at once, or what comes within the linger after its first record."""
         carried, self._carried = self._carried, []
-        got = carried or await asyncio.to_thread(self._consumer.consume, 1, _IDLE_S)
+        got = carried or await asyncio.to_thread(self._consume, 1, _IDLE_S)
         if got and len(got) < self._size:
-            got = got + await asyncio.to_thread(self._consumer.consume, self._size - len(got), self._linger_s)
+            got = got + await asyncio.to_thread(self._consume, self._size - len(got), self._linger_s)
         with self._lock:  # a rebalance between the two calls may have taken the first record's partition
             return [m for m in got if self._is_record(m) and (m.topic(), m.partition()) in self._epochs]
+
+    def _consume(self, most: int, wait_s: float) -> list[Message]:
+        if time.monotonic() >= self._commit_at:
+            self._commit()
+        found: list[Message] = self._consumer.consume(most, wait_s)
+        return found
 
     def _is_record(self, message: Message) -> bool:
         error = message.error()
@@ -211,7 +218,7 @@ class _Loop(Generic[Prepared]):
     def _poll_paused(self) -> None:
         # Pausing each time also catches partitions that were assigned meanwhile; what slipped through is kept.
         self._consumer.pause(self._consumer.assignment())
-        self._carried += self._consumer.consume(self._size, 0)
+        self._carried += self._consume(self._size, 0)
 
     def _resume(self) -> None:
         self._consumer.resume(self._consumer.assignment())
@@ -231,21 +238,21 @@ class _Loop(Generic[Prepared]):
 
     async def _persist(self, step: Any, argument: Any) -> Any:
         """Call ``step`` until no dependency is away; nothing is lost meanwhile, the batch is in hand."""
-        wait, said = _BACKOFF_S[0], 0.0
+        wait, say_at, who = _BACKOFF_S[0], 0.0, ""
         while True:
             try:
                 result = await step(argument)
             except DependencyAway as away:
-                if time.monotonic() - said > _SAY_AGAIN_S:
+                if time.monotonic() >= say_at:
                     self._log.warning("waiting", extra={"fields": {"for": away.who, "why": str(away)}})
-                    said = time.monotonic()
+                    say_at = time.monotonic() + _SAY_AGAIN_S
                 self._stop.status.waiting = f"waiting for {away.who}"
                 metrics.WAITING.labels(self._group, away.who).set(1)
                 await asyncio.sleep(wait * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
                 wait = min(wait * 2, _BACKOFF_S[1])
                 who = away.who
             else:
-                if said:
+                if who:
                     self._log.warning("going on", extra={"fields": {"with": who}})
                     self._stop.status.waiting = ""
                     metrics.WAITING.labels(self._group, who).set(0)
@@ -257,47 +264,43 @@ class _Loop(Generic[Prepared]):
         while (batch := await self._to_deliver.get()) is not None:
             with metrics.BATCH_SECONDS.labels(self._group, "deliver").time():
                 await self._persist(self._deliverer.deliver, batch.effects.outputs)
-            await self._to_commit.put(batch)
-        await self._to_commit.put(None)
+            with self._lock:
+                self._delivered |= {key: (epoch, batch.next_offsets[key]) for key, epoch in batch.epochs.items()}
+                self._delivered_records += batch.count
+            self._let_go()
 
-    async def _commit(self) -> None:
-        """Commit what is delivered, several batches at once: a commit costs the broker as much as a small batch."""
-        last = False
-        while not last:
-            batches = [await self._to_commit.get()]
-            while not self._to_commit.empty():
-                batches.append(self._to_commit.get_nowait())
-            done = [batch for batch in batches if batch is not None]
-            with metrics.BATCH_SECONDS.labels(self._group, "commit").time():
-                await asyncio.to_thread(self._commit_offsets, done)
-            metrics.RECORDS.labels(self._group).inc(sum(batch.count for batch in done))
-            self._let_go(len(done))
-            last = len(done) < len(batches)
-            if not last:
-                await self._stop.wait(_COMMIT_EVERY_S)
+    def _commit(self) -> None:
+        """Commit what is delivered, several batches at once: a commit costs the broker as much as a small batch.
 
-    def _commit_offsets(self, batches: Sequence[_Batch[Prepared]]) -> None:
-        ends: dict[_Key, int] = {}
+        Only in the thread that polls: the client takes one call at a time, so that a commit from elsewhere would wait
+        for the poll to end, and at a rebalance for the callback that waits for it.
+        """
         with self._lock:
-            for batch in batches:
-                ours = (key for key, epoch in batch.epochs.items() if self._epochs.get(key) == epoch)
-                ends |= {key: batch.next_offsets[key] for key in ours}
-        if not ends:
-            return
-        offsets = [TopicPartition(topic, partition, end) for (topic, partition), end in ends.items()]
-        try:
-            self._consumer.commit(offsets=offsets, asynchronous=False)
-        except KafkaException as error:
-            # Not fatal: the next commit covers these, and if the partitions went, their new owner does them again.
-            self._log.warning("commit failed", extra={"fields": {"error": error.args[0].name()}})
+            due, self._delivered = self._delivered, {}
+            records, self._delivered_records = self._delivered_records, 0
+            offsets = [TopicPartition(*key, end) for key, (epoch, end) in due.items() if self._epochs.get(key) == epoch]
+        self._commit_at = time.monotonic() + _COMMIT_EVERY_S
+        if offsets:
+            try:
+                with metrics.BATCH_SECONDS.labels(self._group, "commit").time():
+                    self._consumer.commit(offsets=offsets, asynchronous=False)
+            except KafkaException as error:
+                # Not fatal: done again soon, and if the partitions went, their new owner does the records again.
+                self._log.warning("commit failed", extra={"fields": {"error": error.args[0].name()}})
+                self._commit_at = time.monotonic() + _COMMIT_AGAIN_S
+                with self._lock:
+                    self._delivered = due | self._delivered
+                    self._delivered_records += records
+                return
+        metrics.RECORDS.labels(self._group).inc(records)
 
     def _still_ours(self, batch: _Batch[Prepared]) -> bool:
         with self._lock:
             return any(self._epochs.get(key) == epoch for key, epoch in batch.epochs.items())
 
-    def _let_go(self, count: int = 1) -> None:
+    def _let_go(self) -> None:
         with self._lock:
-            self._in_hand -= count
+            self._in_hand -= 1
             self._lock.notify_all()
 
     # -- rebalances (in the consumer's thread, while it polls) ---------------------------------------------------------
@@ -315,6 +318,8 @@ class _Loop(Generic[Prepared]):
         # polled but not handed over yet (carried) is dropped, it is fetched again by whoever owns the partition.
         with self._lock:
             finished = self._lock.wait_for(lambda: self._in_hand <= 0, _REVOKE_S)
+        self._commit()
+        with self._lock:
             self._forget(partitions)
         self._log.info("revoked", extra={"fields": {"partitions": _names(partitions), "finished": finished}})
 

@@ -81,7 +81,7 @@ class Deliverer:
                 "batch.size": 1_000_000,
                 "queue.buffering.max.messages": 500_000,
                 "queue.buffering.max.kbytes": 524_288,
-                "message.max.bytes": 4_194_304,
+                "message.max.bytes": 4_456_448,  # the largest event still fits its dead letter, headers and all
                 "message.timeout.ms": int(timeout_s * 1000),
                 "socket.nagle.disable": True,
                 "error_cb": self._on_error,
