@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from email import message_from_bytes
+from email.parser import BytesHeaderParser
 from email.policy import default as mail_policy
 from pathlib import Path
 from typing import Any
@@ -59,20 +60,14 @@ class Mailbox:
         return {"messages": count, "unique": unique, "duplicates": count - unique, "refused": self.refused}
 
     def keep(self, sender: str, recipients: list[str], content: bytes) -> str:
-        """Keep a mail and return its queue id."""
-        parsed = message_from_bytes(content, policy=mail_policy)
-        body = parsed.get_body(("plain", "html"))
-        html = parsed.get_body(("html",))
+        """Keep a mail as it came and return its queue id; only who looks at it pays for reading it."""
         mail = {
             "id": f"Q{len(self.mails) + 1:08d}",
             "at": time.time_ns() // 1000,
             "from": sender,
             "to": recipients,
-            "message_id": str(parsed["message-id"] or ""),
-            "subject": str(parsed["subject"] or ""),
-            "headers": [[name, str(value)] for name, value in parsed.items()],
-            "text": "" if body is None else body.get_content().replace("\r\n", "\n"),
-            "html": "" if html is None else html.get_content().replace("\r\n", "\n"),
+            "message_id": str(BytesHeaderParser().parsebytes(content)["message-id"] or "").strip(),
+            "content": content.decode("latin-1"),  # any bytes, and they come back
         }
         with self._file.open("ab") as out:
             out.write(orjson.dumps(mail) + b"\n")
@@ -93,6 +88,18 @@ class Mailbox:
 
     def _hit(self) -> bool:
         return self._random.random() < float(self.faults.get("share", 1))
+
+
+def read(mail: dict[str, Any]) -> dict[str, Any]:
+    """Return a kept mail with its content taken apart."""
+    parsed = message_from_bytes(mail["content"].encode("latin-1"), policy=mail_policy)
+    body, html = parsed.get_body(("plain", "html")), parsed.get_body(("html",))
+    return {name: value for name, value in mail.items() if name != "content"} | {
+        "subject": str(parsed["subject"] or ""),
+        "headers": [[name, str(value)] for name, value in parsed.items()],
+        "text": "" if body is None else body.get_content().replace("\r\n", "\n"),
+        "html": "" if html is None else html.get_content().replace("\r\n", "\n"),
+    }
 
 
 class _Handler:
@@ -138,7 +145,7 @@ def inbox(box: Mailbox) -> Starlette:
     async def messages(request: Request) -> JSONResponse:
         limit, to = int(request.query_params.get("limit", 50)), request.query_params.get("to")
         chosen = [mail for mail in reversed(box.mails) if to is None or to in mail["to"]]
-        return JSONResponse({"messages": chosen[:limit]})
+        return JSONResponse({"messages": [read(mail) for mail in chosen[:limit]]})
 
     async def faults(request: Request) -> JSONResponse:
         box.faults = await request.json()

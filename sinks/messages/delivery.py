@@ -36,6 +36,9 @@ from sinks.messages.store import Claim, Store
 
 _AWAY_S = (0.1, 5.0)
 _REST_MAX_S = 30.0
+_AHEAD = 8  # messages claimed, times connections: one statement for many, and no connection waits for it
+_LAST_WORDS_S = 5.0  # for outcomes that are not delivered when asked to stop
+_OUTCOMES_MOST = 1000  # waiting for Kafka at most; then sending waits too
 
 Emit = Callable[[Sequence[Output]], Awaitable[None]]
 _Written = TypeVar("_Written")
@@ -71,34 +74,42 @@ class Delivery:
         self._rests_until = 0
         self._trouble = 0  # sends in a row of which the provider took none
         self._in_hand = 0
+        self._slots = asyncio.Semaphore(config.max_connections)
+        self._outcomes: asyncio.Queue[Output] = asyncio.Queue(_OUTCOMES_MOST)
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
     async def run(self, stop: Stop) -> None:
         """Send until ``stop``, then finish what is in hand. Whatever is not a lost dependency is a bug and raises."""
-        stopping = asyncio.create_task(self._wake_on(stop))
-        try:
+        async with asyncio.TaskGroup() as loops:
+            aside = [loops.create_task(self._wake_on(stop)), loops.create_task(self._tell_on())]
             async with asyncio.TaskGroup() as sends:
                 while not stop.requested:
                     self._wake.clear()
                     claims = await self._next()
                     self._in_hand += len(claims)
                     for claim in claims:
-                        sends.create_task(self._deliver(claim)).add_done_callback(self._one_less)
+                        sends.create_task(self._in_turn(claim, stop)).add_done_callback(self._one_less)
                     if not claims:
                         await self._idle()
-        finally:
-            stopping.cancel()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(_LAST_WORDS_S):
+                    await self._outcomes.join()
+            for task in aside:
+                task.cancel()
 
     async def once(self) -> int:
         """Claim what may be sent at once and see it through; return how many messages it was (0 while resting)."""
         claims = await self._claim(self._config.max_connections)
         await asyncio.gather(*(self._deliver(claim) for claim in claims))
+        while not self._outcomes.empty():
+            await self._emit([self._outcomes.get_nowait()])
         return len(claims)
 
     async def _next(self) -> list[Claim]:
         try:
-            return await self._claim(self._config.max_connections - self._in_hand)
+            few = self._in_hand <= 2 * self._config.max_connections
+            return await self._claim(_AHEAD * self._config.max_connections - self._in_hand) if few else []
         except DependencyAway as away:
             self._log.warning("waiting", extra={"fields": {"for": away.who, "why": str(away)}})
             await asyncio.sleep(_AWAY_S[0] + self._chance())
@@ -121,6 +132,15 @@ class Delivery:
         self._wake.set()
 
     # -- one message -------------------------------------------------------------------------------------------------
+
+    async def _in_turn(self, claim: Claim, stop: Stop) -> None:
+        """Deliver once there is a connection free; give the message back if it should not be begun any more."""
+        async with self._slots:
+            if stop.requested or self._clock() < self._rests_until:
+                next_at = max(self._clock(), self._rests_until)
+                await self._persist(lambda: self._store.given_back(claim, next_at))
+            else:
+                await self._deliver(claim)
 
     async def _deliver(self, claim: Claim) -> None:
         if claim.unsure and not self._may_repeat():
@@ -226,8 +246,17 @@ class Delivery:
             "offset": claim.offset,
             "detail": f"{claim.campaign} {detail}".strip(),
         }
-        output = Output(OUTCOMES, claim.lead_id.encode(), self._encode(record))
-        await self._persist(lambda: self._emit([output]))
+        await self._outcomes.put(Output(OUTCOMES, claim.lead_id.encode(), self._encode(record)))
+
+    async def _tell_on(self) -> None:
+        """Produce outcomes next to the sending, as many at once as there are: no connection waits for Kafka."""
+        while True:
+            outputs = [await self._outcomes.get()]
+            while not self._outcomes.empty():
+                outputs.append(self._outcomes.get_nowait())
+            await self._persist(lambda batch=outputs: self._emit(batch))  # type: ignore[misc]
+            for _ in outputs:
+                self._outcomes.task_done()
 
     async def _persist(self, step: Callable[[], Awaitable[_Written]]) -> _Written:
         """Await ``step`` again and again until no dependency is away: what the provider did must not be forgotten."""

@@ -45,7 +45,9 @@ WITH due AS MATERIALIZED (
     FROM due d LEFT JOIN lead_aliases a ON a.alias_id = d.lead_id
     LEFT JOIN leads l ON l.lead_id = COALESCE(a.lead_id, d.lead_id)
 )
-UPDATE messages_sent m SET state = 'claimed', claimed_at = $2, next_attempt_at = $3 FROM known k
+UPDATE messages_sent m SET claimed_at = $2, next_attempt_at = $3,
+    state = CASE m.state WHEN 'sending' THEN 'sending' ELSE 'claimed' END -- unsure until it ends, crash after crash
+FROM known k
 WHERE m.message_id = k.message_id
 RETURNING m.message_id, m.tenant, m.lead_id, m.event_id, m.campaign, m.topic, m.partition, m."offset", m.requested_at,
           m.request, m.attempts, m.last_error, k.before, k.erased, k.withdrawn
@@ -53,7 +55,7 @@ RETURNING m.message_id, m.tenant, m.lead_id, m.event_id, m.campaign, m.topic, m.
 
 _SENDING = """
 UPDATE messages_sent SET state = 'sending', next_attempt_at = $3
-WHERE message_id = $1 AND claimed_at = $2 AND state = 'claimed' RETURNING 1
+WHERE message_id = $1 AND claimed_at = $2 AND state IN ('claimed', 'sending') RETURNING 1
 """
 
 _FINISHED = """
@@ -64,6 +66,11 @@ WHERE message_id = $1 AND claimed_at = $2 AND state IN ('claimed', 'sending') RE
 
 _PARKED = """
 UPDATE messages_sent SET state = 'waiting', attempts = attempts + 1, last_error = $3, next_attempt_at = $4
+WHERE message_id = $1 AND claimed_at = $2 AND state IN ('claimed', 'sending') RETURNING 1
+"""
+
+_GIVEN_BACK = """
+UPDATE messages_sent SET state = CASE state WHEN 'claimed' THEN 'waiting' ELSE state END, next_attempt_at = $3
 WHERE message_id = $1 AND claimed_at = $2 AND state IN ('claimed', 'sending') RETURNING 1
 """
 
@@ -146,6 +153,10 @@ class Store:
     async def parked(self, claim: Claim, reason: Reason, next_at: int) -> bool:
         """Give the message back until ``next_at``; False when it is not ours any more."""
         return await self._one(_PARKED, claim, reason.value, _time(next_at))
+
+    async def given_back(self, claim: Claim, next_at: int) -> bool:
+        """Let go until ``next_at`` of a message that nothing was done about; False when it is not ours any more."""
+        return await self._one(_GIVEN_BACK, claim, _time(next_at))
 
     async def _one(self, statement: str, claim: Claim, *arguments: Any) -> bool:
         async with connection(self._pool) as postgres:

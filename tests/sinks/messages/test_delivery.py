@@ -100,6 +100,34 @@ async def test_who_would_rather_not_send_than_send_twice_has_it_held_after_such_
     assert world.told() == [("dead", "unsure")]
 
 
+async def test_what_is_unsure_stays_so_crash_after_crash(world: Any) -> None:
+    message_id = await world.ask()
+    with pytest.raises(Crash):
+        await world.delivery(Crashing(world.channel(), "after")).once()
+    world.clock.forward(301)
+    assert len(await world.store().claim(1)) == 1  # and the process ends before it does anything about it
+    world.clock.forward(301)
+    await world.delivery(when_unsure="hold").once()
+    assert (await world.row(message_id))["last_error"] == "unsure"
+    assert (await world.stats())["messages"] == 1
+
+
+async def test_what_is_given_back_is_due_again_and_as_sure_as_before(world: Any) -> None:
+    store, message_id = world.store(), await world.ask()
+    (claim,) = await store.claim(1)
+    assert await store.given_back(claim, world.clock())
+    assert (await world.row(message_id))["state"] == "waiting"
+    (claim,) = await store.claim(1)
+    assert await store.sending(claim)
+    world.clock.forward(301)
+    (claim,) = await store.claim(1)
+    assert claim.unsure
+    assert await store.given_back(claim, world.clock())
+    (claim,) = await store.claim(1)
+    assert claim.unsure
+    assert claim.attempts == 0
+
+
 async def test_a_crash_between_send_and_mark_sends_it_again_with_the_same_message_id(world: Any) -> None:
     await world.ask()
     with pytest.raises(Crash):
@@ -230,6 +258,42 @@ async def test_a_server_that_is_away_rests_the_channel_and_costs_no_message(worl
     while await back.once():
         pass
     assert await world.stats() == {"messages": 20, "unique": 20, "duplicates": 0, "refused": 0}
+
+
+async def test_what_was_claimed_ahead_of_a_server_that_is_away_is_given_back_and_costs_no_attempt(world: Any) -> None:
+    messages = [await world.ask() for _ in range(20)]
+    stop = Stop()
+    running = asyncio.create_task(world.delivery(max_connections=2, url="smtp://127.0.0.1:1").run(stop))
+
+    async def none_is_in_hand() -> bool:
+        states = [(await world.row(m))["state"] for m in messages]
+        return len(world.outcomes) == 2 and set(states) == {"waiting"}
+
+    await eventually(none_is_in_hand)
+    stop.request()
+    await running
+    assert sorted([(await world.row(m))["attempts"] for m in messages]) == [0] * 18 + [1] * 2
+
+
+async def test_asked_to_stop_it_finishes_what_it_has_begun_and_gives_the_rest_back(world: Any) -> None:
+    messages = [await world.ask() for _ in range(12)]
+    stop, begun, go_on = Stop(), asyncio.Event(), asyncio.Event()
+
+    class Slow(Crashing):
+        async def send(self, message: Message, handing_over: HandingOver) -> Result:
+            begun.set()
+            await go_on.wait()
+            return await super().send(message, handing_over)
+
+    running = asyncio.create_task(world.delivery(Slow(world.channel(), ""), max_connections=2).run(stop))
+    await begun.wait()
+    stop.request()
+    go_on.set()
+    await running
+    states = sorted([(await world.row(m))["state"] for m in messages])
+    assert states == ["sent"] * 2 + ["waiting"] * 10
+    assert world.told() == [("sent", "")] * 2
+    assert (await world.stats())["messages"] == 2
 
 
 async def test_consent_withdrawn_while_it_waited_is_respected_also_by_a_merged_lead(world: Any) -> None:

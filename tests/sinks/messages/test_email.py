@@ -46,6 +46,26 @@ async def test_a_mail_is_html_with_a_plain_text_and_deterministic_headers(world:
     assert mail["html"].strip() == body
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", ".\n..\nFrom me\n", "x" * 2000, "Grüße \U0001f600 " * 300, "trailing \t\nspace ", "a\r\nb\rc\n\n\nd"),
+        *("--=_leadstream\n--=_leadstream--\n", "=3D =\n=_", "a\x0bb\x0cc\u2028d"),
+    ],
+)
+async def test_any_text_arrives_as_it_is_in_lines_that_any_server_takes(world: Any, text: str) -> None:
+    sender, to = email.parse_sender("us@example.com"), email.parse_address("ada@example.com")
+    written = email.compose(message(body=text), sender, to)
+    lines = written.split(b"\r\n")
+    assert all(len(line) <= 78 and line.isascii() and b"\r" not in line and b"\n" not in line for line in lines)
+    assert isinstance(await send(world, body=text), Sent)
+    (mail,) = await world.mails()
+    assert mail["html"].rstrip("\n") == text.replace("\r\n", "\n").replace("\r", "\n").rstrip("\n")
+    parsed = message_from_bytes(written, policy=default)
+    assert [part.get_content_type() for part in parsed.walk()] == ["multipart/alternative", "text/plain", "text/html"]
+    assert not [part.defects for part in parsed.walk() if part.defects]
+
+
 async def test_a_campaigns_own_sender(world: Any) -> None:
     await send(world, sender="Grace <grace@sales.example.com>")
     (mail,) = await world.mails()
