@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from math import isfinite
 from typing import Any
 
 from infra.outcomes import Dead, Problem, Reason
@@ -43,8 +44,8 @@ def _envelope(envelope: dict[str, Any]) -> Iterator[Problem]:
         yield Problem("/envelope/tenant", "has to be 1 to 63 of a-z, 0-9, - and _, beginning with a letter or digit")
     if not _EVENT_ID.fullmatch(envelope["event_id"]):
         yield Problem("/envelope/event_id", f"has to be 1 to {_MAX_ID} printable ASCII characters")
-    if not 0 < len(envelope["source"]) <= _MAX_ID:
-        yield Problem("/envelope/source", f"has to be 1 to {_MAX_ID} characters")
+    if not _is_word(envelope["source"]):
+        yield Problem("/envelope/source", f"has to be 1 to {_MAX_ID} characters, none of them NUL")
 
 
 def _identifiers(identifiers: dict[str, Any]) -> Iterator[Problem]:
@@ -57,8 +58,9 @@ def _identifiers(identifiers: dict[str, Any]) -> Iterator[Problem]:
         elif identifiers[name] and not identifiers[name].strip():
             yield Problem(f"/identifiers/{name}", "is blank")
     for crm, value in identifiers["crm_ids"].items():
-        if not 0 < len(value) <= _MAX_ID:
-            yield Problem(f"/identifiers/crm_ids/{crm}", f"has to be 1 to {_MAX_ID} characters")
+        if not _is_word(value) or not _is_word(crm):
+            problem = f"its key and its value have to be 1 to {_MAX_ID} characters, none of them NUL"
+            yield Problem("/identifiers/crm_ids", problem)
 
 
 def _sizes(kind: EventType, record: dict[str, Any]) -> Iterator[Problem]:
@@ -68,6 +70,8 @@ def _sizes(kind: EventType, record: dict[str, Any]) -> Iterator[Problem]:
                 yield Problem(f"/{name}", f"is longer than {_MAX_STRING} characters")
             elif "\0" in value:
                 yield Problem(f"/{name}", "holds a NUL character")
+        elif type(value) is float and not isfinite(value):
+            yield Problem(f"/{name}", "is no finite number")
         elif type(value) is dict and name != "envelope":
             yield from _map(f"/{name}", value)
     yield from _map("/envelope/context", record["envelope"]["context"])
@@ -82,5 +86,9 @@ def _map(path: str, value: dict[str, Any]) -> Iterator[Problem]:
     for key, item in value.items():
         if type(item) is str and ("\0" in item or len(item) > _MAX_STRING):
             yield Problem(f"{path}/{key}", f"is longer than {_MAX_STRING} characters or holds a NUL character")
-        if "\0" in key or not 0 < len(key) <= _MAX_ID:
-            yield Problem(path, f"a key has to be 1 to {_MAX_ID} characters")
+        if not _is_word(key):
+            yield Problem(path, f"a key has to be 1 to {_MAX_ID} characters, none of them NUL")
+
+
+def _is_word(text: str) -> bool:
+    return 0 < len(text) <= _MAX_ID and "\0" not in text
