@@ -58,7 +58,8 @@ class Books:
             """
             SELECT (SELECT count(*) FROM crm_sync WHERE tenant = $1 AND synced_version < wanted_version
                                                         AND next_attempt_at < 'infinity'),
-                   (SELECT count(*) FROM messages_sent WHERE tenant = $1 AND state = 'wanted')
+                   (SELECT count(*) FROM messages_sent WHERE tenant = $1
+                                                            AND state IN ('waiting', 'claimed', 'sending'))
             """,
             self._tenant,
         )
