@@ -45,6 +45,8 @@ async def transaction(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
         async with pool.acquire() as connection, connection.transaction():
             yield connection
     except AWAY as error:
+        if isinstance(error, ValueError):  # asyncpg's InterfaceError is one where a value does not fit its type: a bug
+            raise
         raise DependencyAway("Postgres", error) from error
 
 
@@ -55,4 +57,6 @@ async def connection(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
         async with pool.acquire() as lent:
             yield lent
     except AWAY as error:
+        if isinstance(error, ValueError):  # asyncpg's InterfaceError is one where a value does not fit its type: a bug
+            raise
         raise DependencyAway("Postgres", error) from error
