@@ -443,30 +443,31 @@ async def test_any_order_and_cut_of_batches_gives_the_same_leads(stack: Stack, s
     assert found[0] == found[1]
 
 
+async def take(pool: asyncpg.Pool, partition: int, values: list[bytes]) -> list[dict[str, list[dict[str, Any]]]]:
+    """Take all of a partition in small batches and return what each told."""
+    stage = intake(pool)
+    found = [message(value, offset=n, partition=partition) for n, value in enumerate(values)]
+    return [await put(stage, *found[start : start + 3]) for start in range(0, len(found), 3)]
+
+
 async def test_workers_that_meet_the_same_people_lose_no_update(
     stack: Stack, unique: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "leadstream.intake")
     rng = random.Random(11)
-    values = crowd(rng, unique, 240)
-    told: list[dict[str, list[dict[str, Any]]]] = []
-
-    async def work(partition: int) -> None:
-        async with open_pool(stack.dsn) as pool:
-            stage = intake(pool)
-            mine = values[partition::3] + rng.sample(values, 30)  # and some that another partition has as well
-            for start in range(0, len(mine), 5):
-                batch = mine[start : start + 5]
-                told.append(
-                    await put(stage, *(message(v, offset=start + n, partition=partition) for n, v in enumerate(batch)))
-                )
-
-    await asyncio.gather(*(work(partition) for partition in range(3)))
-    async with open_pool(stack.dsn) as pool:
-        await check(pool, unique, values)
-        rows = "SELECT event_id, lead_id::text, version FROM lead_history WHERE tenant = $1"
-        history = await pool.fetch(rows, unique)
-    changes = [(c["event_id"], c["lead_id"], c["version"]) for each in told for c in each["lead_change"]]
-    assert sorted(changes) == sorted(tuple(row) for row in history)
-    assert sum(len(each["outcome"]) for each in told) == 90
+    async with open_pool(stack.dsn) as one, open_pool(stack.dsn) as two, open_pool(stack.dsn) as three:
+        for turn in range(25):  # new people each time, so that many merges meet
+            tenant = f"{unique}-{turn}"
+            values = crowd(rng, tenant, 45)
+            # each partition has its own events, and a few that another one has as well
+            feeds = [values[n::3] + rng.sample(values, 5) for n in range(3)]
+            parts = await asyncio.gather(*(take(pool, n, feeds[n]) for n, pool in enumerate((one, two, three))))
+            told = [each for part in parts for each in part]
+            await check(one, tenant, values)
+            rows = "SELECT event_id, lead_id::text, version FROM lead_history WHERE tenant = $1"
+            history = sorted(tuple(row) for row in await one.fetch(rows, tenant))
+            assert (
+                sorted((c["event_id"], c["lead_id"], c["version"]) for t in told for c in t["lead_change"]) == history
+            )
+            assert sum(len(each["outcome"]) for each in told) == 15
     assert "contended" in caplog.messages  # or they did not meet
