@@ -151,9 +151,8 @@ class Teller:
         if found := _COORDINATES.fullmatch(asked):
             return await self._record(found[1], int(found[2]), int(found[3]))
         mine = " AND tenant = {tenant:String}" if tenant else ""
-        event_id = asked.replace("\\", "\\\\")  # as ClickHouse reads a parameter
-        events = await self._events("event_id = {id:String}" + mine, id=event_id, tenant=tenant)
-        outcomes = await self._outcomes("event_id = {id:String}" + mine, id=event_id, tenant=tenant)
+        events = await self._events("event_id = {id:String}" + mine, id=asked, tenant=tenant)
+        outcomes = await self._outcomes("event_id = {id:String}" + mine, id=asked, tenant=tenant)
         if events:
             _one_tenant(event["tenant"] for event in events)
             return await self._event(events, outcomes)
