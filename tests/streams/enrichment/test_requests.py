@@ -66,7 +66,8 @@ def _known(number: int) -> bool:
 
 @pytest.mark.integration
 @pytest.mark.chaos
-def test_workers_killed_in_the_middle_answer_every_request_once(stack: Any, provider: str, tmp_path: Path) -> None:
+def test_workers_killed_in_the_middle_answer_every_request_once(lone_stack: Any, provider: str, tmp_path: Path) -> None:
+    stack = lone_stack
     topics.apply(stack.settings.kafka_bootstrap)
     asyncio.run(migrate(stack.settings.database_url))
     broker, tenant, dice = Broker(stack.settings.kafka_bootstrap), f"t-{uuid.uuid4().hex[:12]}", random.Random(3)
