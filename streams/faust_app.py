@@ -3,10 +3,10 @@
 Faust gives the group membership, the fetching and the back-pressure; what it commits is decided here. Guarantees:
 
 - A commit never passes a record that was read and is not acked: the committed offset of a partition is its lowest open
-  offset, or the one after the last record read (Faust's own rule can pass records in flight: issue #606, PR #707).
-- No record is skipped: where a record is not the one after the last one read, the partition is read again from there.
-  Only a gap that stays (compaction, retention) is taken for real. This also mends Faust's start of
-  a fresh group, which drops fetched records at a rebalance without seeking back.
+  offset, or the one after the last record taken (Faust's own rule can pass records in flight: issue #606, PR #707).
+- No record is skipped, and none overtakes an earlier one: a record is taken when it is the one after the last one
+  taken, else the partition is read again from there. Only a gap that stays (compaction, retention) is taken for real.
+  This also mends Faust's rebalances, which drop fetched records without seeking back.
 - A rebalance waits for what is in flight, at most ``_REVOKE_S`` seconds, and commits it; the rest is done again.
 - The process ends at once (exit code 70, to be started again) when the loop stands still, the app has crashed, or there
   are records and no commit for a minute while no dependency is waited for. Faust itself only logs these.
@@ -25,7 +25,7 @@ from contextlib import suppress
 from typing import Any
 
 import faust
-from aiokafka.errors import KafkaError  # type: ignore[import-untyped]
+from aiokafka.errors import IllegalStateError, KafkaError  # type: ignore[import-untyped]
 from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 from faust.transport.drivers import aiokafka as driver
@@ -70,15 +70,18 @@ class _Thread(driver.AIOKafkaConsumerThread):
 
 
 class Consumer(driver.Consumer):
-    """Faust's consumer with our bookkeeping: what is open (read, not acked) and which offset comes next."""
+    """Faust's consumer with our bookkeeping: what is open (taken, not acked) and which offset comes next."""
 
     pipe: OrderedPipe
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._open: dict[Any, set[int]] = {}
         self._next: dict[Any, int] = {}
-        self._gaps: dict[tuple[Any, int], int] = {}
-        self._assignments = 0
+        self._looks: dict[tuple[Any, int], int] = {}
+        # A round is what was fetched between two seeks: gaps in what an earlier one fetched say nothing.
+        self._round = 0
+        self._assigned_in = 0
+        self._fresh_from: dict[Any, int] = {}
         super().__init__(*args, **kwargs)
 
     def _new_consumer_thread(self) -> _Thread:
@@ -86,9 +89,9 @@ class Consumer(driver.Consumer):
 
     async def seek_to_committed(self) -> Mapping[Any, int]:
         """Go to where the group stands: from now on the first record of each partition is known."""
-        assignment = self._assignments
+        assignment = self._assigned_in
         offsets: Mapping[Any, int] = await super().seek_to_committed()
-        if assignment == self._assignments:  # else it is about partitions that may be somebody else's by now
+        if assignment == self._assigned_in:  # else it is about partitions that may be somebody else's by now
             for tp, offset in offsets.items():
                 self._next.setdefault(tp, offset)
         return offsets
@@ -97,30 +100,41 @@ class Consumer(driver.Consumer):
         await self._thread.call_thread(self._thread.seek, partition, offset)  # Faust calls it from the wrong thread
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[Any, Any]]:  # noqa: ASYNC109 - Faust's signature
-        """Yield what was fetched, and read a partition again from where records seem to be missing."""
-        again: set[Any] = set()
+        """Yield what was fetched, each message with the round it was fetched in (in ``checksum``, else not used)."""
+        fetched_in = self._round
         async for tp, message in super().getmany(timeout):
-            offset, expected = message.offset, self._next.get(tp)
-            if expected is None or tp in again:
-                continue  # fetched for an earlier assignment, or read again in a moment
-            still_open = self._open.setdefault(tp, set())
-            if offset < expected and offset not in still_open:
-                continue  # done before
-            if offset > expected and self._looked_again(tp, expected) < _GAP_LOOKS:
-                again.add(tp)
-                await self.seek(tp, expected)
-                continue
-            # Open from here on, before anything sees it: Faust counts a record only when it leaves the agent's queue.
-            still_open.add(offset)
-            self._next[tp] = max(expected, offset + 1)
-            self._read_offset[tp] = min(self._read_offset[tp] or 0, offset)  # Faust drops what is below it
+            message.checksum = fetched_in
+            self._read_offset[tp] = min(self._read_offset[tp] or 0, message.offset)  # Faust drops what is below it
             yield tp, message
 
-    def _looked_again(self, tp: Any, expected: int) -> int:
-        """Return how often the partition was read again from ``expected`` before this time."""
-        before = self._gaps.get((tp, expected), 0)
-        self._gaps[tp, expected] = before + 1
-        return before
+    async def take(self, message: Any) -> bool:
+        """Return whether ``message`` is the next record of its partition; it then counts as open until it is acked.
+
+        Asked where nothing stands between the answer and the work: whatever was lost on the way here (in a rebalance
+        Faust drops records, some of them silently) is noticed, and the partition is read again from there.
+        """
+        tp, offset = message.tp, message.offset
+        expected = self._next.get(tp)
+        if expected is None or offset < expected:
+            return False  # nobody knows yet where to begin, or it is taken already
+        if offset > expected:
+            if message.checksum < self._fresh_from.get(tp, 0):
+                return False  # fetched before the partition was read again
+            looks = self._looks.get((tp, expected), 0)
+            if looks < _GAP_LOOKS:
+                self._looks[tp, expected] = looks + 1
+                await self._read_again(tp, expected)
+                return False
+            log("faust").warning("records are gone", extra={"fields": {"at": str(tp), "from": expected, "to": offset}})
+        self._open.setdefault(tp, set()).add(offset)
+        self._next[tp] = offset + 1
+        return True
+
+    async def _read_again(self, tp: Any, offset: int) -> None:
+        self._round += 1
+        self._fresh_from[tp] = self._round
+        with suppress(IllegalStateError):  # the partition has just gone: it is its next owner's business
+            await self.seek(tp, offset)
 
     def ack(self, message: Any) -> bool:
         """Note that a record's effects are durable."""
@@ -159,10 +173,10 @@ class Consumer(driver.Consumer):
         await super().on_partitions_assigned(assigned, generation_id)
 
     def _forget(self) -> None:
-        self._assignments += 1
-        self._open.clear()
-        self._next.clear()
-        self._gaps.clear()
+        self._round += 1
+        self._assigned_in = self._round
+        for known in (self._open, self._next, self._looks, self._fresh_from):
+            known.clear()
 
     async def wait_empty(self) -> None:
         """Finish what is in flight and commit it, in bounded time (Faust's own waits without end)."""
@@ -225,6 +239,8 @@ def build(settings: Settings, pipe: OrderedPipe, topic: str) -> Any:
     async def consume(stream: Any) -> None:
         async for event in stream.noack().events():
             message = event.message
+            if not await app.consumer.take(message):
+                continue
             headers = message.headers
             pairs = list(headers.items()) if isinstance(headers, Mapping) else list(headers or ())
             record = Record((message.topic, message.partition), message.offset, message.key, message.value, pairs)

@@ -61,6 +61,10 @@ class Fed:
         return found
 
     async def read(self, *offsets: int) -> list[Any]:
+        """Return of the records at ``offsets``, fetched now, those that reach the handler."""
+        return [message for message in await self.fetch(*offsets) if await self.consumer.take(message)]
+
+    async def fetch(self, *offsets: int) -> list[Any]:
         record = {"topic": "t", "partition": 0, "timestamp": 0, "timestamp_type": 0, "headers": (), "key": b"k"}
         rest = {"value": b"", "checksum": None, "serialized_key_size": 1, "serialized_value_size": 0}
         records = {P0: [SimpleNamespace(offset=offset, **record, **rest) for offset in offsets]}
@@ -111,11 +115,27 @@ async def test_a_gap_that_stays_is_real(fed: Fed) -> None:
     assert fed.committable() == 16
 
 
-async def test_what_was_done_is_not_taken_again_and_what_is_open_is(fed: Fed) -> None:
+async def test_what_was_taken_is_not_taken_again(fed: Fed) -> None:
     messages = await fed.read(10, 11, 12)
     fed.consumer.ack(messages[0])
-    assert [message.offset for message in await fed.read(10, 11, 12, 13)] == [11, 12, 13]
+    assert [message.offset for message in await fed.read(10, 11, 12, 13)] == [13]
     assert fed.committable() == 11
+
+
+async def test_what_faust_drops_is_read_again_before_what_follows_it(fed: Fed) -> None:
+    first, *rest = await fed.fetch(10, 11, 12)
+    del first  # dropped between the fetch and the agent
+    assert [await fed.consumer.take(message) for message in rest] == [False, False]
+    assert fed.sought == [(P0, 10)], "one seek for all that follows the gap"
+    assert [message.offset for message in await fed.read(10, 11, 12)] == [10, 11, 12]
+
+
+async def test_the_rest_of_what_was_fetched_before_a_rebalance_overtakes_nothing(fed: Fed) -> None:
+    stale = await fed.fetch(10, 11, 12)
+    await fed.consumer.on_partitions_assigned({P0})
+    await fed.consumer.perform_seek()
+    assert [await fed.consumer.take(message) for message in stale[1:]] == [False, False]
+    assert [message.offset for message in await fed.read(10, 11, 12)] == [10, 11, 12]
 
 
 async def test_nothing_is_taken_before_it_is_known_where_the_partition_starts(fed: Fed) -> None:

@@ -67,7 +67,9 @@ class Broker:
             future.result(30)
 
     def produce(self, topic: str, records: Iterable[tuple[bytes, bytes]]) -> None:
-        producer = Producer({"bootstrap.servers": self._bootstrap, "acks": "all", "partitioner": "murmur2_random"})
+        # Idempotent: else a batch that is sent again, to a topic that has just been made, comes after its successors.
+        settings = {"enable.idempotence": True, "partitioner": "murmur2_random"}
+        producer = Producer({"bootstrap.servers": self._bootstrap} | settings)
         for key, value in records:
             producer.produce(topic, value, key)
         assert producer.flush(60) == 0
