@@ -22,9 +22,9 @@ from hashlib import blake2b
 from confluent_kafka import Message
 
 from infra.clickhouse.client import ClickHouse, ClickHouseError
-from infra.kafka.batches import Effects
 from infra.kafka.dead_letters import PREFIX, dead_letter
 from infra.kafka.dead_letters import TOPIC as DEAD
+from infra.kafka.processor import Effects
 from infra.kafka.producer import Output
 from infra.outcomes import Dead, Problem, Reason
 from schemas.codec import HEADER, MARK, Codec, container_block, container_header

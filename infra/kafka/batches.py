@@ -24,7 +24,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
@@ -32,7 +32,8 @@ from infra import metrics
 from infra.errors import DependencyAway
 from infra.kafka.consumer import consumer_config
 from infra.kafka.dead_letters import DeadShare
-from infra.kafka.producer import Deliverer, Output
+from infra.kafka.processor import Effects, Prepared, Processor
+from infra.kafka.producer import Deliverer
 from infra.runtime import Stop, log
 from infra.settings import Settings
 
@@ -44,28 +45,7 @@ _REVOKE_S = 10.0  # partitions are held back at most this long at a rebalance
 _BACKOFF_S = (0.1, 5.0)
 _SAY_AGAIN_S = 30.0
 
-Prepared = TypeVar("Prepared")
 _Key = tuple[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class Effects:
-    """What a batch came to: ``outputs`` to deliver before the commit, and how many of its records were ``dead``."""
-
-    outputs: Sequence[Output] = ()
-    dead: int = 0
-
-
-class Processor(Protocol[Prepared]):
-    """What a stage or a sink is to the loop. Both methods may be called again with the same records after a crash."""
-
-    def prepare(self, messages: Sequence[Message]) -> Prepared:
-        """Decode ``messages`` (in offset order per partition): CPU only, no effect."""
-        ...
-
-    async def apply(self, prepared: Prepared) -> Effects:
-        """Have the effect. Raises DependencyAway to be called again with the same ``prepared`` after a while."""
-        ...
 
 
 @dataclass(slots=True)
@@ -263,7 +243,7 @@ class _Loop(Generic[Prepared]):
     async def _deliver(self) -> None:
         while (batch := await self._to_deliver.get()) is not None:
             with metrics.BATCH_SECONDS.labels(self._group, "deliver").time():
-                await self._persist(self._deliverer.deliver, batch.effects.outputs)
+                await self._persist(self._deliverer.deliver, batch.effects.to_deliver())
             with self._lock:
                 self._delivered |= {key: (epoch, batch.next_offsets[key]) for key, epoch in batch.epochs.items()}
                 self._delivered_records += batch.count

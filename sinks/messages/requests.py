@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from confluent_kafka import Message
 
 from infra import metrics
-from infra.kafka.batches import Effects
 from infra.kafka.dead_letters import dead_letter
+from infra.kafka.processor import Effects
 from infra.kafka.producer import Output
 from infra.outcomes import Dead, Problem, Reason, What
 from schemas.codec import Codec, DecodeError

@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from infra.clickhouse.client import ClickHouse, ClickHouseError
 from infra.errors import DependencyAway
-from infra.kafka.batches import Effects
 from infra.kafka.dead_letters import TOPIC as DEAD
 from infra.kafka.dead_letters import dead_letter
+from infra.kafka.processor import Effects
 from infra.outcomes import Dead, Problem, Reason
 from schemas.codec import HEADER
 from sinks.clickhouse import ClickHouseSink
@@ -223,9 +223,9 @@ async def test_foreign_bytes_are_dead_letters_and_the_rest_is_unharmed(
     batch = messages(change(unique, 1), *foreign, change(unique, 2))
     effects = await put(sink, batch)
     assert effects.dead == len(foreign)
-    assert [(o.topic, o.value) for o in effects.outputs] == [(DEAD, m.value()) for m in batch[1:-1]]
-    assert {dict(o.headers or [])["leadstream.reason"] for o in effects.outputs} == {b"unknown_schema"}
-    assert {dict(o.headers or [])["leadstream.stage"] for o in effects.outputs} == {b"sink-clickhouse"}
+    assert [(o.topic, o.value) for o in effects.to_deliver()] == [(DEAD, m.value()) for m in batch[1:-1]]
+    assert {dict(o.headers or [])["leadstream.reason"] for o in effects.to_deliver()} == {b"unknown_schema"}
+    assert {dict(o.headers or [])["leadstream.stage"] for o in effects.to_deliver()} == {b"sink-clickhouse"}
     assert await count(server, "lead_events", unique) == 2
 
 
@@ -243,8 +243,8 @@ async def test_what_clickhouse_refuses_is_found_and_only_that_is_dead(
     values = good + broken
     rng.shuffle(values)
     effects = await put(sink, messages(*values, start=uuid.uuid4().int % 2**60))
-    assert {o.value for o in effects.outputs} == set(broken)
-    assert {dict(o.headers or [])["leadstream.reason"] for o in effects.outputs} == {b"rejected"}
+    assert {o.value for o in effects.to_deliver()} == set(broken)
+    assert {dict(o.headers or [])["leadstream.reason"] for o in effects.to_deliver()} == {b"rejected"}
     rows = await server.query("SELECT event_id FROM lead_events WHERE tenant = {t:String}", t=unique)
     assert sorted(row["event_id"] for row in rows) == sorted(f"e-{n}" for n in range(40))
 

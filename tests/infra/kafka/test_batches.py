@@ -18,9 +18,10 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from prometheus_client import REGISTRY
 
 from infra.errors import DependencyAway, TooManyDead
-from infra.kafka.batches import Effects, run_batches
+from infra.kafka.batches import run_batches
 from infra.kafka.dead_letters import TOPIC as DEAD
 from infra.kafka.dead_letters import dead_letter
+from infra.kafka.processor import Effects
 from infra.kafka.producer import Deliverer, Output
 from infra.outcomes import Dead, Reason
 from infra.runtime import Stop

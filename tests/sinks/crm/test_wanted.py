@@ -32,7 +32,7 @@ async def test_a_batch_keeps_the_highest_version_of_each_lead_and_wakes_the_reco
     batch = [wanted(one, 1), wanted(one, 3), wanted(two, 1), wanted(one, 2)]
     for _ in range(2):
         effects = await processor.apply(processor.prepare(batch))
-        assert (list(effects.outputs), effects.dead) == ([], 0)
+        assert (list(effects.to_deliver()), effects.dead) == ([], 0)
     assert world.wake.is_set()
     assert await world.rows() == 2
     row = await world.row(one)
@@ -46,8 +46,8 @@ async def test_what_is_no_wish_is_dead_and_nothing_else(world: Any) -> None:
     good = str(uuid.uuid4())
     batch = [message(None), message(b"nonsense"), message(outcome), wanted("no uuid", 1), wanted(good, 1)]
     effects = await processor.apply(processor.prepare(batch))
-    reasons = [dict(output.headers or ())["leadstream.reason"].decode() for output in effects.outputs]
+    reasons = [dict(output.headers or ())["leadstream.reason"].decode() for output in effects.to_deliver()]
     assert reasons == ["empty", "not_avro", "unknown_event_type", "invalid_field"]
-    assert [output.value for output in effects.outputs] == [m.value() for m in batch[:4]]
+    assert [output.value for output in effects.to_deliver()] == [m.value() for m in batch[:4]]
     assert effects.dead == 4
     assert await world.rows() == 1

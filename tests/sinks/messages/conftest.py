@@ -143,7 +143,7 @@ class World:
     async def take(self, *records: Record) -> list[Output]:
         """Do with ``records`` what the batch loop does."""
         requests = self.requests()
-        return list((await requests.apply(requests.prepare(records))).outputs)
+        return list((await requests.apply(requests.prepare(records))).to_deliver())
 
     async def ask(self, lead_id: str = "", **changes: Any) -> str:
         """Ask for one message and return its id."""
