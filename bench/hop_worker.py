@@ -12,6 +12,7 @@ import time
 import uuid
 from typing import Any
 
+from infra.outcomes import Dead
 from schemas import rules
 from schemas.codec import Codec
 from schemas.registry import registry
@@ -25,9 +26,8 @@ def work() -> Any:
 
     def judge(payload: bytes) -> bytes:
         decoded = codec.decode(payload)
-        if rules.check(events[decoded.type], decoded.record, now, _AHEAD) is not None:
-            raise ValueError(decoded.type)
-        return payload
+        good = rules.check(events[decoded.type], decoded.record, now, _AHEAD)
+        return b"" if isinstance(good, Dead) else payload
 
     return judge
 
@@ -55,7 +55,8 @@ def raw(bootstrap: str, source: str, target: str, count: int) -> float:
 
 def ours(bootstrap: str, source: str, target: str, count: int) -> float:
     """Our batch loop."""
-    from infra.kafka.batches import Effects, run_batches  # noqa: PLC0415
+    from infra.kafka.batches import run_batches  # noqa: PLC0415
+    from infra.kafka.processor import Effects  # noqa: PLC0415
     from infra.kafka.producer import Deliverer, Output  # noqa: PLC0415
     from infra.runtime import Stop  # noqa: PLC0415
     from infra.settings import Settings  # noqa: PLC0415

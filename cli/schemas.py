@@ -117,4 +117,5 @@ def _judge(codec: Codec, line: bytes, now: int, max_ahead: int) -> Dead | None:
     except DecodeError as error:
         return error.dead
     kind = registry().events.get(decoded.type)
-    return rules.check(kind, decoded.record, now, max_ahead) if kind is not None else None
+    judged = rules.check(kind, decoded.record, now, max_ahead) if kind is not None else None
+    return judged if isinstance(judged, Dead) else None

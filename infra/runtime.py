@@ -74,10 +74,14 @@ def run(main: Main, name: str) -> None:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(EX_CONFIG) from None
     set_up_logs(settings.log_level, name)
-    # Batches make many objects and hardly a cycle: look for cycles seldom, and never again among what was imported.
-    gc.freeze()
-    gc.set_threshold(100_000, 20, 50)
+    collect_garbage_rarely()
     raise SystemExit(uvloop.run(_live(main, settings, name)))
+
+
+def collect_garbage_rarely() -> None:
+    """Look for cycles seldom, and never again among what is there now: batches make many objects and hardly a cycle."""
+    gc.freeze()
+    gc.set_threshold(500_000, 20, 50)
 
 
 async def _live(main: Main, settings: Settings, name: str) -> int:

@@ -70,6 +70,8 @@ class EventType(RecordType):
         default_factory=dict
     )  # map of the lead -> (key field, value field)
     enums: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # own field -> the words it may hold
+    maps: tuple[str, ...] = ()  # own fields that are maps
+    numbers: tuple[str, ...] = ()  # own fields that are floating point numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,8 +162,11 @@ def _event(path: Path, shared: Mapping[str, Json]) -> EventType:
         else:
             plain[own["name"]] = target
     enums = {own["name"]: tuple(own["enum"]) for own in fields if "enum" in own}
+    named = {own["name"]: own["type"] for own in record.whole["fields"][2:]}
     return EventType(
-        record.name, record.source, record.whole, record.bare, record.fingerprint, authority, plain, maps, enums
+        *(record.name, record.source, record.whole, record.bare, record.fingerprint, authority, plain, maps, enums),
+        maps=tuple(name for name, kind in named.items() if isinstance(kind, dict) and kind["type"] == "map"),
+        numbers=tuple(name for name, kind in named.items() if "double" in kind or "float" in kind),
     )
 
 

@@ -1,11 +1,18 @@
-"""The rules of a lead event that its Avro type cannot say; the good path costs a few microseconds."""
+"""The rules of a lead event that its Avro type cannot say.
+
+Nearly every event is good, so there are two ways through them: a quick look at the whole that is sure of most good
+events in about two microseconds, and where it is not, a look at each field that names all that is wrong.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from math import isfinite
 from typing import Any
+
+import orjson
 
 from infra.outcomes import Dead, Problem, Reason
 from schemas.registry import EventType
@@ -20,23 +27,75 @@ _MAX_STRING = 8192
 _MAX_KEYS = 200
 
 
-def check(kind: EventType, record: dict[str, Any], now: int, max_ahead: int) -> Dead | None:
-    """Return None where all is well, else Dead with every problem; ``now`` and ``max_ahead`` in microseconds.
+def check(kind: EventType, record: dict[str, Any], now: int, max_ahead: int) -> bytes | Dead:
+    """Return the event without its envelope, as JSON, where all is well, else Dead with every problem.
 
-    The reason is that of the gravest problem: a wrong field, then no identifier, then an absurd time.
+    ``now`` and ``max_ahead`` are microseconds. The reason is that of the gravest problem: a wrong field, then no
+    identifier, then an absurd time.
     """
-    envelope = record["envelope"]
+    own = dict(record)
+    envelope = own.pop("envelope")
+    told = orjson.dumps(own)
+    in_time = EARLIEST <= envelope["occurred_at"] <= now + max_ahead
+    if in_time and _is_surely_good(kind, envelope, own, told):
+        return told
     problems = [*_envelope(envelope), *_identifiers(record["identifiers"]), *_sizes(kind, record)]
     reasons = [Reason.INVALID_FIELD] if problems else []
     if not any(record["identifiers"].values()):
         reasons.append(Reason.NO_IDENTIFIER)
         problems.append(Problem("/identifiers", "says of nobody; give one of external_id, email, phone, anonymous_id"))
-    if not EARLIEST <= envelope["occurred_at"] <= now + max_ahead:
+    if not in_time:
         reasons.append(Reason.ABSURD_TIME)
         problems.append(
             Problem("/envelope/occurred_at", "is before 2000-01-01 or too far in the future; microseconds?")
         )
-    return Dead(reasons[0], tuple(problems)) if reasons else None
+    return Dead(reasons[0], tuple(problems)) if reasons else told
+
+
+def _is_surely_good(kind: EventType, envelope: dict[str, Any], own: dict[str, Any], told: bytes) -> bool:
+    """Whether the whole shows that no rule is broken; False says nothing. ``told`` is ``own`` as JSON."""
+    identifiers = own["identifiers"]
+    email, phone = identifiers["email"], identifiers["phone"]
+    external_id, anonymous_id = identifiers["external_id"], identifiers["anonymous_id"]
+    if (
+        len(told) > _MAX_STRING  # else no string in it is too long
+        or rb"\u0000" in told
+        or identifiers["crm_ids"]
+        or not (email or phone or external_id or anonymous_id)
+        or (email and (len(email) > _MAX_EMAIL or not _EMAIL.fullmatch(email)))
+        or len(phone) > _MAX_ID
+        or len(external_id) > _MAX_ID
+        or len(anonymous_id) > _MAX_ID
+        or phone.isspace()
+        or external_id.isspace()
+        or anonymous_id.isspace()
+        or not _EVENT_ID.fullmatch(envelope["event_id"])
+        or not _is_tenant(envelope["tenant"])
+        or not _is_word(envelope["source"])
+        or not _is_good_map(envelope["context"])
+    ):
+        return False
+    return (
+        all(_is_good_map(own[name]) for name in kind.maps)
+        and all(isfinite(own[name] or 0) for name in kind.numbers)
+        and all(own[name] in words for name, words in kind.enums.items())
+    )
+
+
+@lru_cache(4096)
+def _is_tenant(tenant: str) -> bool:
+    return _TENANT.fullmatch(tenant) is not None
+
+
+def _is_good_map(value: dict[str, Any]) -> bool:
+    if len(value) > _MAX_KEYS:
+        return False
+    for key, item in value.items():
+        if not 0 < len(key) <= _MAX_ID or "\0" in key:
+            return False
+        if type(item) is str and (len(item) > _MAX_STRING or "\0" in item):
+            return False
+    return True
 
 
 def _envelope(envelope: dict[str, Any]) -> Iterator[Problem]:

@@ -145,9 +145,9 @@ class Checker:
 
     def _judged(self, kind: str, record: Item, now: int, payload: bytes = b"") -> Checked:
         event_id = record["envelope"]["event_id"]
-        dead = check(self._schemas.events[kind], record, now, self._max_ahead_us)
-        if dead is not None:
-            return Bad(event_id, dead)
+        judged = check(self._schemas.events[kind], record, now, self._max_ahead_us)
+        if isinstance(judged, Dead):
+            return Bad(event_id, judged)
         value = payload or self._encoders[kind](record)
         if len(value) > self._max_event_bytes:
             words = f"takes {len(value)} bytes, at most {self._max_event_bytes} are allowed"

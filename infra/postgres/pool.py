@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 import asyncpg
@@ -23,10 +23,12 @@ AWAY = (
 )
 
 
-async def connect(dsn: str, *, size: int, application: str) -> asyncpg.Pool:
+async def connect(
+    dsn: str, *, size: int, application: str, init: Callable[[asyncpg.Connection], Awaitable[None]] | None = None
+) -> asyncpg.Pool:
     """Open a pool of up to ``size`` connections, made when first needed, so that it opens while Postgres is away.
 
-    ``application`` shows in ``pg_stat_activity``: give the process's name.
+    ``application`` shows in ``pg_stat_activity``: give the process's name. ``init`` is called with each new connection.
     """
     return await asyncpg.create_pool(
         dsn,
@@ -34,6 +36,7 @@ async def connect(dsn: str, *, size: int, application: str) -> asyncpg.Pool:
         max_size=size,
         timeout=5,
         command_timeout=60,
+        init=init,
         server_settings={"application_name": f"leadstream-{application}", "jit": "off"},
     )
 

@@ -12,6 +12,7 @@ from schemas.codec import Codec
 from streams.campaigns.triggers import event_types, load_campaigns
 from streams.intake.pipeline import STAGE, Intake
 from streams.intake.route import CRM_TOPICS, Router
+from streams.intake.store import speak_microseconds
 
 
 async def main(settings: Settings, stop: Stop) -> None:
@@ -20,7 +21,9 @@ async def main(settings: Settings, stop: Stop) -> None:
     crm_topics = [name for name in load() if name.startswith(CRM_TOPICS)]
     router = Router(codec, crm_topics, event_types(load_campaigns(settings.campaigns_dir)))
     deliverer = Deliverer(settings.kafka_bootstrap)
-    pool = await connect(settings.database_url, size=settings.database_pool_size, application=STAGE)
+    pool = await connect(
+        settings.database_url, size=settings.database_pool_size, application=STAGE, init=speak_microseconds
+    )
     intake = Intake(
         pool,
         codec,

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from schemas.registry import EventType
 
@@ -12,8 +11,7 @@ Identity = tuple[str, str, str]  # tenant, kind, normalised value
 OWN_SOURCE = "leadstream:"  # sources of events that the pipeline makes itself
 
 
-@dataclass(frozen=True, slots=True)
-class Event:
+class Event(NamedTuple):
     """A valid lead event. Times are microseconds since 1970, UTC."""
 
     type: EventType
@@ -28,6 +26,7 @@ class Event:
     partition: int
     offset: int
     received_at: int
+    properties: bytes  # the record without its envelope, as JSON
     traceparent: bytes | None = None
 
     @property

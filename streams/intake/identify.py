@@ -112,4 +112,7 @@ class _Groups:
         return top
 
     def join(self, one: Any, other: Any) -> None:
-        self._parent[self.root(other)] = self.root(one)
+        if one is other:
+            self._parent.setdefault(one, one)
+        else:
+            self._parent[self.root(other)] = self.root(one)

@@ -12,7 +12,6 @@ what a provider believes. The first and the last touch are the earliest and the 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -23,6 +22,7 @@ RANKS = {"enrichment": 1, "app": 2, "crm_user": 3, "person": 4}
 MAPS = frozenset({"consent", "crm_ids", "custom"})
 _ERASED = "_erased"
 _TOUCHING = frozenset({"app", "person"})
+_IDENTIFIERS = frozenset({"external_id", "email", "phone"})  # identities that are fields of the lead, too
 
 Stamp = list[Any]  # [rank, occurred_at, event_id]: a list, as JSON gives it back
 
@@ -39,6 +39,7 @@ class Lead:
     merged_into: str = ""
     attributes: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Stamp] = field(default_factory=dict)
+    told: str = ""  # ``attributes`` as JSON, as they were last told
 
 
 def merge(lead: Lead, event: Event) -> dict[str, Any]:
@@ -47,11 +48,16 @@ def merge(lead: Lead, event: Event) -> dict[str, Any]:
     changes: dict[str, Any] = {}
     if event.type.name == "lead_erased":
         _erase(lead, stamp, changes)
-    if event.occurred_at <= lead.provenance.get(_ERASED, (0, -1))[1]:
+    provenance, attributes = lead.provenance, lead.attributes
+    erased = provenance.get(_ERASED)
+    if erased is not None and event.occurred_at <= erased[1]:
         return changes
     for name, value in _said(event):
-        if _wins(lead, name, stamp) and _put(lead.attributes, name, value):
-            changes[name] = value  # noqa: PERF403 - the condition has the effect
+        had = provenance.get(name)
+        if had is None or had < stamp:
+            provenance[name] = stamp
+            if _put(attributes, name, value):
+                changes[name] = value
     if event.type.authority in _TOUCHING:
         _touch(lead, event.occurred_at, event.source, event.event_id)
     return changes
@@ -68,43 +74,37 @@ def absorb(survivor: Lead, loser: Lead) -> None:
             continue
         if name in ("first_touch", "last_touch"):
             _touch(survivor, stamp[1], loser.attributes[name + "_source"], stamp[2])
-        elif _wins(survivor, name, stamp):
+            continue
+        had = survivor.provenance.get(name)
+        if had is None or had < stamp:
+            survivor.provenance[name] = stamp
             _put(survivor.attributes, name, _get(loser.attributes, name))
     survivor.created_at = min(survivor.created_at or loser.created_at, loser.created_at)
 
 
-def _said(event: Event) -> Iterator[tuple[str, Any]]:
-    """Yield what the event says of the lead; an empty value says nothing."""
-    record = event.record
-    identifiers = record["identifiers"]
-    if value := identifiers["external_id"].strip():
-        yield "external_id", value
-    if value := identifiers["email"].strip().lower():
-        yield "email", value
-    if value := identifiers["phone"]:
-        yield "phone", e164(value) or value.strip()
-    for crm, value in identifiers["crm_ids"].items():
-        yield f"crm_ids.{crm}", value
-    for name, target in event.type.lead_fields.items():
+def _said(event: Event) -> list[tuple[str, Any]]:
+    """Return what the event says of the lead; an empty value says nothing."""
+    record, kind = event.record, event.type
+    said: list[tuple[str, Any]] = []
+    for _, identity, value in event.identities:
+        if identity in _IDENTIFIERS:
+            said.append((identity, value))
+        elif identity.startswith("crm:"):
+            said.append((f"crm_ids.{identity[4:]}", value))
+    if (phone := record["identifiers"]["phone"]) and not e164(phone):
+        said.append(("phone", phone.strip()))  # it identifies nobody, but somebody may still read it
+    for name, target in kind.lead_fields.items():
         value = record[name]
-        if value in ("", None):
+        if value == "" or value is None:
             continue
         if target in MAPS:
-            for key, item in value.items():
-                yield f"{target}.{key}", item
+            said += [(f"{target}.{key}", item) for key, item in value.items()]
         else:
-            yield target, value
-    if "consent" in event.type.lead_maps:
-        purpose, status = event.type.lead_maps["consent"]
-        yield f"consent.{record[purpose]}", record[status]
-
-
-def _wins(lead: Lead, name: str, stamp: Stamp) -> bool:
-    had = lead.provenance.get(name)
-    if had is not None and had >= stamp:
-        return False
-    lead.provenance[name] = stamp
-    return True
+            said.append((target, value))
+    if "consent" in kind.lead_maps:
+        purpose, status = kind.lead_maps["consent"]
+        said.append((f"consent.{record[purpose]}", record[status]))
+    return said
 
 
 def _put(attributes: dict[str, Any], name: str, value: Any) -> bool:

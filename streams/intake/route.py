@@ -37,9 +37,9 @@ class Router:
             event = change.event
             key = change.lead_id.encode()
             headers = [("traceparent", event.traceparent)] if event.traceparent else None
-            properties = orjson.dumps({k: v for k, v in event.record.items() if k != "envelope"}).decode()
+            properties = event.properties.decode()
             outputs.append(Output("leads.changed", key, self._lead_change(_lead_change(change, properties)), headers))
-            if event.type.authority != "enrichment" and not _ENRICHABLE.isdisjoint(change.changes):
+            if event.type.authority != "enrichment" and not _ENRICHABLE.isdisjoint(change.changed):
                 request = {
                     "tenant": event.tenant,
                     "event_id": event.event_id,
@@ -102,7 +102,7 @@ def _lead_change(change: Change, properties: str) -> dict[str, Any]:
         "partition": event.partition,
         "offset": event.offset,
         "properties": properties,
-        "changes": orjson.dumps(change.changes).decode(),
+        "changes": change.changes,
         "merged": list(change.merged),
-        "lead": change.lead.decode(),
+        "lead": change.lead,
     }

@@ -7,10 +7,10 @@ wherever another worker got in between lookup and write, :class:`Contended` says
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
-from typing import Any
+from datetime import UTC, date, datetime
+from typing import Any, NamedTuple
 
 import asyncpg
 import orjson
@@ -19,30 +19,40 @@ from streams.intake.dedupe import Receipt
 from streams.intake.event import Event, Identity
 from streams.intake.merge import Lead
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
+_POSTGRES_EPOCH = 946_684_800_000_000  # 2000-01-01 in microseconds since 1970: what timestamptz counts from
 
 _FILTERED = ("email", "status", "owner", "region", "score")  # attributes that are columns too
 
 CONTENDED = (asyncpg.UniqueViolationError, asyncpg.DeadlockDetectedError, asyncpg.SerializationError)
 
 
+async def speak_microseconds(connection: asyncpg.Connection) -> None:
+    """Have ``connection`` take and give timestamptz as microseconds since 1970; all of intake's connections do."""
+    await connection.set_type_codec(
+        "timestamptz",
+        schema="pg_catalog",
+        format="tuple",
+        encoder=lambda micros: (micros - _POSTGRES_EPOCH,),
+        decoder=lambda row: row[0] + _POSTGRES_EPOCH,
+    )
+
+
 class Contended(Exception):  # noqa: N818 - it asks for another try
     """Another worker decided something about the same people in the same moment."""
 
 
-@dataclass(frozen=True, slots=True)
-class Change:
+class Change(NamedTuple):
     """One accepted event: the version it made, what it changed, whom it merged, and the lead as to be told."""
 
     event: Event
     lead_id: str
     version: int
     decided_at: int
-    changes: dict[str, Any]
+    changed: Collection[str]  # the fields that it changed
+    changes: str  # those fields and their new values, as JSON
     merged: dict[str, int]  # each lead that became part of this one, and the version that ended it
     lead_version: int  # the lead's newest one: on a redelivery it may be later than ``version``
-    lead: bytes  # what is known of lead.avsc's fields, as JSON
+    lead: str  # what is known of lead.avsc's fields, as JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,29 +79,21 @@ async def leads_of(connection: asyncpg.Connection, identities: Iterable[Identity
     wanted = list(dict.fromkeys(identities))
     rows = await connection.fetch(
         """
-        SELECT i.tenant, i.kind, i.value, i.lead_id
-        FROM unnest($1::text[], $2::text[], $3::text[]) AS w (tenant, kind, value)
+        SELECT w.n, i.lead_id
+        FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY AS w (tenant, kind, value, n)
         JOIN identities i USING (tenant, kind, value)
         """,
         *_columns(wanted, 3),
     )
-    return {(row[0], row[1], row[2]): str(row[3]) for row in rows}
+    return {wanted[n - 1]: str(lead_id) for n, lead_id in rows}
 
 
 async def bind(connection: asyncpg.Connection, bindings: Mapping[Identity, str]) -> None:
-    """Store new identities. Raises Contended where another worker has just stored one of them."""
+    """Store new identities by COPY. Raises UniqueViolationError where another worker has just stored one of them."""
     if not bindings:
         return
     rows = sorted((*identity, lead_id) for identity, lead_id in bindings.items())
-    status = await connection.execute(
-        """
-        INSERT INTO identities (tenant, kind, value, lead_id)
-        SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::uuid[]) ON CONFLICT DO NOTHING
-        """,
-        *_columns(rows, 4),
-    )
-    if int(status.rpartition(" ")[2]) != len(rows):
-        raise Contended
+    await connection.copy_records_to_table("identities", records=rows, columns=["tenant", "kind", "value", "lead_id"])
 
 
 async def lock(connection: asyncpg.Connection, lead_ids: Iterable[str]) -> dict[str, Lead]:
@@ -119,8 +121,8 @@ async def read(connection: asyncpg.Connection, lead_ids: Iterable[str], suffix: 
             lead_id,
             row[1],
             row[2],
-            _micros(row[3]),
-            _micros(row[4]),
+            row[3],
+            row[4],
             str(row[5] or ""),
             orjson.loads(row[6]),
             orjson.loads(row[7]),
@@ -131,16 +133,15 @@ async def read(connection: asyncpg.Connection, lead_ids: Iterable[str], suffix: 
 
 async def save(connection: asyncpg.Connection, leads: Mapping[str, Lead], fresh: frozenset[str], now: int) -> None:
     """Insert the ``fresh`` ones of ``leads`` by COPY and replace the others, which this transaction has locked."""
-    at = _datetime(now)
     inserted = [
         (
             lead.lead_id,
             lead.tenant,
             lead.version,
-            at,
-            at,
-            *(lead.attributes.get(name) for name in _FILTERED),
-            orjson.dumps(lead.attributes).decode(),
+            now,
+            now,
+            *map(lead.attributes.get, _FILTERED),
+            lead.told,
             orjson.dumps(lead.provenance).decode(),
         )
         for lead_id, lead in leads.items()
@@ -150,7 +151,7 @@ async def save(connection: asyncpg.Connection, leads: Mapping[str, Lead], fresh:
         columns = ["lead_id", "tenant", "version", "created_at", "updated_at", *_FILTERED, "attributes", "provenance"]
         await connection.copy_records_to_table("leads", records=inserted, columns=columns)
     updated = [
-        (lead_id, lead.version, orjson.dumps(lead.attributes).decode(), orjson.dumps(lead.provenance).decode())
+        (lead_id, lead.version, lead.told, orjson.dumps(lead.provenance).decode())
         for lead_id, lead in leads.items()
         if lead_id not in fresh
     ]
@@ -162,14 +163,13 @@ async def save(connection: asyncpg.Connection, leads: Mapping[str, Lead], fresh:
             FROM unnest($1::uuid[], $2::bigint[], $3::jsonb[], $4::jsonb[]) AS w (l, v, a, p) WHERE lead_id = w.l
             """,
             *_columns(updated, 4),
-            at,
+            now,
         )
 
 
 async def remember(connection: asyncpg.Connection, changes: Sequence[Change], now: int) -> None:
     """Write receipts and history by COPY. Raises UniqueViolationError where another worker has just accepted one."""
-    at = _datetime(now)
-    month = at.date().replace(day=1)
+    month = datetime.fromtimestamp(now / 1e6, UTC).date().replace(day=1)
     await connection.copy_records_to_table(
         "receipts",
         records=[
@@ -178,28 +178,20 @@ async def remember(connection: asyncpg.Connection, changes: Sequence[Change], no
         ],
         columns=["key", "month", "topic", "partition", "offset", "lead_id", "version"],
     )
-    await connection.copy_records_to_table(
-        "lead_history",
-        records=[
-            (
-                c.lead_id,
-                c.version,
-                month,
-                at,
-                c.event.tenant,
-                c.event.event_id,
-                c.event.type.name,
-                c.event.source,
-                _datetime(c.event.occurred_at),
-                orjson.dumps(c.changes).decode(),
-                list(c.merged),
-            )
-            for c in changes
-        ],
-        columns=[
-            *("lead_id", "version", "month", "decided_at", "tenant", "event_id", "event_type", "source"),
-            *("occurred_at", "changes", "merged"),
-        ],
+    columns = ["lead_id", "version", "month", "decided_at", "tenant", "event_id", "event_type", "source", "occurred_at"]
+    columns += ["changes", "merged"]  # an array costs more to write than the rest, and hardly a change merges
+    plain = [_history(change, month, now) for change in changes if not change.merged]
+    await connection.copy_records_to_table("lead_history", records=plain, columns=columns[:-1])
+    if len(plain) < len(changes):
+        merging = [(*_history(change, month, now), [*change.merged]) for change in changes if change.merged]
+        await connection.copy_records_to_table("lead_history", records=merging, columns=columns)
+
+
+def _history(change: Change, month: date, now: int) -> tuple[Any, ...]:
+    event = change.event
+    return (
+        *(change.lead_id, change.version, month, now, event.tenant, event.event_id, event.type.name, event.source),
+        *(event.occurred_at, change.changes),
     )
 
 
@@ -262,7 +254,7 @@ async def decided(
         """,
         *_columns([(receipt.lead_id, receipt.version) for _, receipt in redelivered], 2),
     )
-    return {(str(row[0]), row[1]): (_micros(row[2]), orjson.loads(row[3]), tuple(map(str, row[4]))) for row in rows}
+    return {(str(row[0]), row[1]): (row[2], orjson.loads(row[3]), tuple(map(str, row[4]))) for row in rows}
 
 
 def snapshot(lead: Lead) -> bytes:
@@ -272,11 +264,3 @@ def snapshot(lead: Lead) -> bytes:
 
 def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:
     return [list(column) for column in zip(*rows, strict=True)] if rows else [[] for _ in range(width)]
-
-
-def _datetime(micros: int) -> datetime:
-    return _EPOCH + timedelta(microseconds=micros)
-
-
-def _micros(at: datetime) -> int:
-    return (at - _EPOCH) // _MICROSECOND

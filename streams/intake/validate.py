@@ -20,9 +20,9 @@ def validate(decoded: Decoded, message: Message, now: int, max_ahead: int) -> Ev
         problem = Problem("/type", f"{decoded.type} is written by the pipeline, it is not a lead event")
         return Dead(Reason.UNKNOWN_EVENT_TYPE, (problem,))
     record = decoded.record
-    dead = rules.check(kind, record, now, max_ahead)
-    if dead is not None:
-        return dead
+    properties = rules.check(kind, record, now, max_ahead)
+    if isinstance(properties, Dead):
+        return properties
     envelope = record["envelope"]
     tenant, event_id = envelope["tenant"], envelope["event_id"]
     headers = message.headers()
@@ -39,5 +39,6 @@ def validate(decoded: Decoded, message: Message, now: int, max_ahead: int) -> Ev
         message.partition(),
         message.offset(),
         message.timestamp()[1] * 1000,
+        properties,
         dict(headers).get("traceparent") if headers else None,
     )

@@ -21,12 +21,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from infra.errors import DependencyAway
-from infra.kafka.batches import Effects
+from infra.kafka.processor import Effects
 from infra.outcomes import Reason
 from infra.postgres.pool import connect
 from streams.intake.merge import Lead, merge
 from streams.intake.pipeline import Intake
 from streams.intake.route import Router
+from streams.intake.store import speak_microseconds
 from streams.intake.validate import validate
 from tests.conftest import Stack
 from tests.events import CODEC, HOUR, NOW, message, payload, record
@@ -52,7 +53,7 @@ def intake(pool: asyncpg.Pool) -> Intake:
 
 @asynccontextmanager
 async def open_pool(dsn: str) -> AsyncIterator[asyncpg.Pool]:
-    pool = await connect(dsn, size=4, application="tests")
+    pool = await connect(dsn, size=4, application="tests", init=speak_microseconds)
     try:
         yield pool
     finally:
@@ -69,7 +70,7 @@ async def put(stage: Intake, *found: Message) -> dict[str, list[dict[str, Any]]]
     """Take one batch and return what was told, by the type of its records."""
     effects = await stage.apply(stage.prepare(found))
     told: dict[str, list[dict[str, Any]]] = {name: [] for name in TOPICS.values()}
-    for output in effects.outputs:
+    for output in effects.to_deliver():
         decoded = CODEC.decode(output.value or b"")
         assert decoded.type == TOPICS[output.topic]
         about = decoded.record["lead"] if output.topic in LEAD_INSIDE else decoded.record
@@ -312,7 +313,7 @@ async def test_what_is_no_event_is_a_dead_letter_with_its_bytes_intact(pool: asy
     found = [Message("leads.received", 5, n, b"key\xff", v, headers, None, (2, 1)) for n, v in enumerate(values)]
     stage = intake(pool)
     effects: Effects = await stage.apply(stage.prepare(found))
-    letters = [output for output in effects.outputs if output.topic == "leads.dead"]
+    letters = [output for output in effects.to_deliver() if output.topic == "leads.dead"]
     assert effects.dead == len(letters) == len(BROKEN)
     said = [{k: v for k, v in letter.headers or [] if k.startswith("leadstream.")} for letter in letters]
     assert [(each["leadstream.reason"].decode(), letter.value) for each, letter in zip(said, letters, strict=True)] == [
@@ -332,7 +333,7 @@ async def test_a_batch_of_nothing_but_dead_letters_needs_no_database() -> None:
     async with open_pool("postgresql://leadstream@127.0.0.1:1/leadstream") as away:
         stage = intake(away)
         effects = await stage.apply(stage.prepare([message(b"hello")]))
-        assert effects.dead == len(effects.outputs) == 1
+        assert effects.dead == len(effects.to_deliver()) == 1
 
 
 @settings(max_examples=150, deadline=None)
