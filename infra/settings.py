@@ -53,7 +53,7 @@ class Settings(BaseModel):
     batch_size: int = Field(5000, ge=1, le=100_000, description="Most records intake decides in one transaction.")
     batch_linger_ms: int = Field(40, ge=0, le=10_000, description="Longest wait for a batch to fill.")
     sink_batch_size: int = Field(50_000, ge=1, le=1_000_000, description="Most rows in one ClickHouse insert.")
-    sink_batch_linger_ms: int = Field(300, ge=0, le=60_000)
+    sink_batch_linger_ms: int = Field(500, ge=0, le=60_000)
     max_event_bytes: int = Field(262_144, ge=1024, le=4_194_304, description="Larger events are dead letters.")
     max_dead_share: float = Field(0.5, gt=0, le=1, description="Stop when a larger share of the window is dead.")
     dead_window: int = Field(2000, ge=10, le=1_000_000, description="Records in that window.")

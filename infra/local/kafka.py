@@ -67,7 +67,7 @@ def kafka(home: Path, port: int, controller_port: int) -> Part:
     data.mkdir(parents=True, exist_ok=True)
     properties = home / "kafka.properties"
     properties.write_text(_PROPERTIES.format(port=port, controller=controller_port, data=data), "utf-8")
-    start = [java, "-Xshare:auto", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=4"]
+    start = [java, "-Xshare:auto", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
     start += ["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", classpath]
     if not (data / "meta.properties").exists():
         cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")

@@ -12,6 +12,7 @@ root itself lacks that right, the folder must be one that everybody can get to.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -51,8 +52,21 @@ def _become(user: int) -> None:
         libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _CAP_DAC_OVERRIDE, 0, 0)
 
 
-def _main(parent: int, number: int, user: int, nice: int, command: list[str]) -> None:
+def _give_way(nice: int) -> None:
+    """Come after those that do not give way, within the session and, on Linux, among sessions.
+
+    Where the kernel groups by session (sched_autogroup, on in most distributions), a niceness counts within the session
+    alone, and each process of the stack has a session to itself: the group has a niceness of its own. sched(7)
+    """
     os.nice(nice)
+    if os.getsid(0) == os.getpid():
+        with contextlib.suppress(OSError), open("/proc/self/autogroup", "w", encoding="ascii") as group:  # noqa: PTH123
+            group.write(str(nice))
+
+
+def _main(parent: int, number: int, user: int, nice: int, command: list[str]) -> None:
+    if nice:
+        _give_way(nice)
     if user != _NO_USER:
         _become(user)
     if sys.platform.startswith("linux"):

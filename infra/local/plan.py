@@ -20,7 +20,7 @@ from infra.local.redis import redis
 from infra.settings import Settings
 
 PARTS = ("kafka", "postgres", "clickhouse", "redis")
-_GIVES_WAY = 10  # niceness
+_GIVES_WAY = 19  # niceness
 _WORKER_STOP_S = 5.0  # beyond the time that a worker gives its work in hand
 
 
