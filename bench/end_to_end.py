@@ -25,7 +25,7 @@ _WANTED_RATE = 10_000
 _PACED_RATE = 1_000
 _PACED_S = 20
 _SLICE = 20
-_LOOK_S = 0.02
+_LOOK_S = 0.1  # between two looks at a store: they cost it something, too
 _LIMITS_MS = {"postgres": 250.0, "clickhouse": 1500.0}
 
 Count = Callable[[], Awaitable[int]]

@@ -16,7 +16,7 @@ class Process:
     """One process of the pipeline; ``module`` and ``args`` follow ``python -m``.
 
     ``section`` is the settings section of the connector it runs, empty where it runs none. ``gives_way``: on one
-    machine with the others its processor time comes after that of the main flow.
+    machine with the others its processor time comes after that of the main flow. ``replicas``: how many of it run.
     """
 
     name: str
@@ -24,6 +24,7 @@ class Process:
     args: tuple[str, ...] = ()
     section: str = ""
     gives_way: bool = False
+    replicas: int = 1
 
 
 @cache
@@ -36,7 +37,12 @@ def load(file: Path = FILE, root: Path = ROOT) -> dict[str, Process]:
             own = {key: value.replace("*", stem) for key, value in table.items() if isinstance(value, str)}
             module, *args = own["run"].split()
             process = Process(
-                name.replace("*", stem), module, tuple(args), own.get("section", ""), bool(table.get("gives_way"))
+                name.replace("*", stem),
+                module,
+                tuple(args),
+                own.get("section", ""),
+                gives_way=table.get("gives_way", False),
+                replicas=table.get("replicas", 1),
             )
             found[process.name] = process
     return found

@@ -126,7 +126,7 @@ def _ports(
     home: Path, settings: Settings, parts: list[str], simulated: list[str], workers: list[processes.Process]
 ) -> dict[str, int]:
     names = [*parts, *(["kafka-controller"] if "kafka" in parts else []), *simulated]
-    names += [process.name if process.name == "api" else f"health-{process.name}" for process in workers]
+    names += [name if process.name == "api" else f"health-{name}" for process in workers for name in _names(process)]
     wants_one = "api_port" in settings.model_fields_set and settings.api_port
     return state.ports(home, names, {"api": settings.api_port} if wants_one and "api" in names else {})
 
@@ -170,12 +170,18 @@ def _simulators(home: Path, ports: Mapping[str, int], names: list[str]) -> Itera
 def _workers(settings: Settings, ports: Mapping[str, int], listed: list[processes.Process]) -> Iterator[Part]:
     for process in listed:
         is_api = process.name == "api"
-        port = ports["api" if is_api else f"health-{process.name}"]
-        own = {} if is_api else {"LEADSTREAM_HEALTH_PORT": str(port), "LEADSTREAM_INSTANCE": "local"}
         command = [sys.executable, "-m", process.module, *process.args]
         stop_s = settings.shutdown_s + _WORKER_STOP_S
         nice = _GIVES_WAY if process.gives_way else 0
-        yield Part(process.name, command, partial(answers, port), own, stop_s=stop_s, nice=nice)
+        for name in _names(process):
+            port = ports["api" if is_api else f"health-{name}"]
+            own = {} if is_api else {"LEADSTREAM_HEALTH_PORT": str(port), "LEADSTREAM_INSTANCE": f"local-{name}"}
+            yield Part(name, command, partial(answers, port), own, stop_s=stop_s, nice=nice)
+
+
+def _names(process: processes.Process) -> list[str]:
+    """Return the name of each replica: the first has that of the process."""
+    return [process.name, *(f"{process.name}-{number}" for number in range(2, process.replicas + 1))]
 
 
 def _secret(home: Path, name: str) -> str:

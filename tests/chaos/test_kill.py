@@ -21,7 +21,8 @@ from infra.kafka.producer import Deliverer, Output
 from infra.settings import child_environment
 from tests.conftest import Stack, eventually
 
-WORKERS = {"intake": ["streams.intake"], "sink-clickhouse": ["sinks", "clickhouse"]}
+_INTAKE = ["streams.intake"]
+WORKERS = {"intake": _INTAKE, "sink-clickhouse": ["sinks", "clickhouse"], "intake-2": _INTAKE}
 
 
 class Worker:
@@ -31,7 +32,7 @@ class Worker:
         self._command = [sys.executable, "-m", *WORKERS[name]]
         # Small batches, so that there are many moments between a commit and a delivery to be killed in.
         environment = stack.environment(
-            LEADSTREAM_INSTANCE="chaos", LEADSTREAM_BATCH_SIZE="200", LEADSTREAM_SINK_BATCH_LINGER_MS="50"
+            LEADSTREAM_INSTANCE=name, LEADSTREAM_BATCH_SIZE="200", LEADSTREAM_SINK_BATCH_LINGER_MS="50"
         )
         self._environment = child_environment(environment)
         self._log = (logs / f"{name}.log").open("ab")
@@ -96,7 +97,7 @@ async def test_nothing_is_lost_or_doubled_when_intake_and_the_sink_are_killed(
             feed = asyncio.ensure_future(sending())
             for number in range(kills):
                 await pace(pause_s * rng.uniform(0.5, 1.5))
-                running[list(WORKERS)[number % 2]].kill()
+                running[list(WORKERS)[number % len(WORKERS)]].kill()
             await feed
 
             async def accepted() -> bool:

@@ -93,6 +93,8 @@ def defaults(text: str) -> str:
 def test_the_pipeline_is_that_of_the_embedded_stack(services: Services) -> None:
     wanted = {process.name: [process.module, *process.args] for process in load().values()}
     assert pipeline(services) == wanted
+    wanted_replicas = {process.name: process.replicas for process in load().values() if process.name != "api"}
+    assert {name: services[name].get("deploy", {}).get("replicas", 1) for name in wanted_replicas} == wanted_replicas
 
 
 def test_there_are_two_front_doors_behind_the_load_balancer(services: Services) -> None:
