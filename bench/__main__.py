@@ -13,6 +13,7 @@ from pathlib import Path
 from bench import clickhouse, end_to_end, hop, intake
 from bench.result import Result, publish
 from infra.local.attached import AttachedStack
+from infra.runtime import collect_garbage_rarely
 from infra.settings import Settings
 
 _GROUPS = ("hop", "intake", "clickhouse", "end_to_end")
@@ -27,6 +28,7 @@ def main() -> None:
     wanted = words.only.split(",")
     home = Path(tempfile.mkdtemp(prefix="leadstream-bench-"))
     results: list[Result] = []
+    collect_garbage_rarely()  # as every worker does
     try:
         with AttachedStack(home / "parts", "--no-pipeline") as stack:
             state = stack.state

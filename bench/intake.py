@@ -22,7 +22,6 @@ from bench.events import payloads
 from bench.result import Result, compare
 from infra.kafka.processor import Effects
 from infra.postgres.pool import connect
-from infra.runtime import collect_garbage_rarely
 from schemas.codec import Codec
 from streams.intake.pipeline import Intake, Prepared
 from streams.intake.route import Router
@@ -54,7 +53,6 @@ def measure(dsn: str, batch: int, runs: int) -> list[Result]:
         for n, (key, value) in enumerate(events)
     ]
     batches = [messages[start : start + batch] for start in range(0, _COUNT, batch)]
-    collect_garbage_rarely()
     uvloop.run(_copy(dsn, batches))
     return [
         compare(

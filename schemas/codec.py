@@ -171,11 +171,10 @@ def container_header(form: RecordType) -> bytes:
     return out.getvalue()
 
 
-def container_block(payloads: Iterable[bytes]) -> bytes:
-    """Return single-object ``payloads`` of one schema as one block of a container: nothing is decoded."""
+def container(head: bytes, payloads: Iterable[bytes]) -> bytes:
+    """Return single-object ``payloads`` of one schema as a container whose header is ``head``: nothing is decoded."""
     datums = [payload[HEADER:] for payload in payloads]
-    body = b"".join(datums)
-    return b"".join((_long(len(datums)), _long(len(body)), body, _SYNC))
+    return b"".join((head, _long(len(datums)), _long(sum(map(len, datums))), *datums, _SYNC))
 
 
 def _long(number: int) -> bytes:

@@ -1,7 +1,8 @@
 """The ClickHouse sink: what intake and the others told, for analysts. It never decodes.
 
 A payload's datum is what an Avro container file holds, so the payloads of one schema are joined under one header and
-inserted as they are: one insert a table a batch. Dead letters become rows from their headers alone; their bytes, which
+inserted as they are: one insert a table a batch, and of a large batch two side by side, for an insert works on one
+core for the most part. Dead letters become rows from their headers alone; their bytes, which
 may be personal data, stay on the topic.
 
 Guarantee: at least once, and once for readers. The same batch again carries the same deduplication token and is not
@@ -15,6 +16,7 @@ bad record is alone. Where ClickHouse refuses everything (no such table, not all
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -27,12 +29,13 @@ from infra.kafka.dead_letters import TOPIC as DEAD
 from infra.kafka.processor import Effects
 from infra.kafka.producer import Output
 from infra.outcomes import Dead, Problem, Reason
-from schemas.codec import HEADER, MARK, Codec, container_block, container_header
+from schemas.codec import HEADER, MARK, Codec, container, container_header
 from schemas.registry import Registry, registry
 
 STAGE = "sink-clickhouse"
 TOPICS = ("leads.changed", "leads.outcomes", DEAD)
 _RECORDS = {"leads.changed": "lead_change", "leads.outcomes": "outcome"}
+_SIDE_BY_SIDE = 20_000  # rows from which on two inserts are worth their two parts
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +47,24 @@ class _Group:
     messages: list[Message]
     payloads: list[bytes]
 
+    def part(self, start: int, end: int) -> _Group:
+        """Return the messages from ``start`` to ``end`` as a group."""
+        return _Group(self.table, self.head, self.messages[start:end], self.payloads[start:end])
+
+
+@dataclass(frozen=True, slots=True)
+class _Insert:
+    """A group and its container file."""
+
+    group: _Group
+    container: bytes
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A batch by schema, and what is none of ours."""
 
-    groups: list[_Group]
+    inserts: list[_Insert]
     dead: list[Output]
 
 
@@ -66,23 +81,29 @@ class ClickHouseSink:
 
     def prepare(self, messages: Sequence[Message]) -> Prepared:
         """Sort a batch by schema; nothing is decoded."""
-        groups: dict[bytes, _Group] = {}
+        groups: dict[tuple[str, bytes], _Group | None] = {}
         dead: list[Output] = []
         for message in messages:
             topic, payload = message.topic(), message.value() or b""
             if topic == DEAD:
                 payload = self._row(message)
-            name, head = self._forms.get(payload[:HEADER], ("", b""))
-            if name != _RECORDS.get(topic, "dead_letter"):
+            mark = payload[:HEADER]
+            try:
+                group = groups[topic, mark]
+            except KeyError:
+                group = groups[topic, mark] = self._group(topic, mark)
+            if group is None:
                 problem = Problem("", f"no {_RECORDS[topic]} in single-object encoding")
                 dead.append(dead_letter(message, STAGE, Dead(Reason.UNKNOWN_SCHEMA, (problem,))))
-                continue
-            group = groups.get(payload[:HEADER])
-            if group is None:
-                group = groups[payload[:HEADER]] = _Group(f"landing_{name}", head, [], [])
-            group.messages.append(message)
-            group.payloads.append(payload)
-        return Prepared(list(groups.values()), dead)
+            else:
+                group.messages.append(message)
+                group.payloads.append(payload)
+        return Prepared([_packed(part) for group in groups.values() if group for part in _parts(group)], dead)
+
+    def _group(self, topic: str, mark: bytes) -> _Group | None:
+        """Return a group for what begins with ``mark``, or nothing where that does not belong on ``topic``."""
+        name, head = self._forms.get(mark, ("", b""))
+        return _Group(f"landing_{name}", head, [], []) if name == _RECORDS.get(topic, "dead_letter") else None
 
     async def apply(self, prepared: Prepared) -> Effects:
         """Insert every group.
@@ -92,14 +113,14 @@ class ClickHouseSink:
             ClickHouseError: it refuses whatever we send, so that nothing is wrong with the records.
 
         """
-        refused = await asyncio.gather(*(self._insert(group) for group in prepared.groups))
+        refused = await asyncio.gather(*(self._insert(insert) for insert in prepared.inserts))
         dead = prepared.dead + [output for outputs in refused for output in outputs]
         return Effects(dead, len(dead))
 
-    async def _insert(self, group: _Group) -> list[Output]:
+    async def _insert(self, insert: _Insert) -> list[Output]:
+        group = insert.group
         try:
-            container = group.head + container_block(group.payloads)
-            await self._server.insert(group.table, "Avro", container, token(group.table, group.messages))
+            await self._server.insert(group.table, "Avro", insert.container, token(group.table, group.messages))
         except ClickHouseError as error:
             if len(group.messages) == 1:
                 # A server that does not take even a container without records refuses us, not this record.
@@ -107,9 +128,8 @@ class ClickHouseSink:
                 problem = Problem("", f"ClickHouse refuses it with code {error.code}")
                 return [dead_letter(group.messages[0], STAGE, Dead(Reason.REJECTED, (problem,)), "ClickHouseError")]
             half = len(group.messages) // 2
-            first = _Group(group.table, group.head, group.messages[:half], group.payloads[:half])
-            second = _Group(group.table, group.head, group.messages[half:], group.payloads[half:])
-            return await self._insert(first) + await self._insert(second)
+            first, second = group.part(0, half), group.part(half, len(group.messages))
+            return await self._insert(_packed(first)) + await self._insert(_packed(second))
         return []
 
     def _row(self, message: Message) -> bytes:
@@ -132,14 +152,26 @@ class ClickHouseSink:
         return self._dead_letter(record)
 
 
+def _parts(group: _Group) -> list[_Group]:
+    count = len(group.messages)
+    if count < _SIDE_BY_SIDE:
+        return [group]
+    return [group.part(0, count // 2), group.part(count // 2, count)]
+
+
+def _packed(group: _Group) -> _Insert:
+    return _Insert(group, container(group.head, group.payloads))
+
+
 def token(table: str, messages: Sequence[Message]) -> str:
-    """Return what names this very batch: its table and the range and number of offsets of each partition."""
-    ranges: dict[tuple[str, int], tuple[int, int, int]] = {}
-    for message in messages:
-        key, offset = (message.topic(), message.partition()), message.offset()
-        first, _, count = ranges.get(key, (offset, offset, 0))
-        ranges[key] = (first, offset, count + 1)
-    return f"{table}-{blake2b(repr(sorted(ranges.items())).encode(), digest_size=16).hexdigest()}"
+    """Return what names this very batch: its table and the range and number of offsets of each partition of a topic."""
+    partitions = [message.partition() for message in messages]
+    offsets = [message.offset() for message in messages]
+    last = dict(zip(partitions, offsets, strict=True))
+    first = dict(zip(reversed(partitions), reversed(offsets), strict=True))
+    counts = Counter(partitions)
+    ranges = [(partition, first[partition], last[partition], counts[partition]) for partition in sorted(counts)]
+    return f"{table}-{blake2b(repr((messages[0].topic(), ranges)).encode(), digest_size=16).hexdigest()}"
 
 
 def _number(said: Mapping[str, str], name: str, otherwise: int, *, bits: int = 64) -> int:

@@ -48,7 +48,7 @@ class ClickHouse:
 
     async def insert(self, table: str, form: str, data: bytes, token: str = "") -> None:
         """Insert ``data`` in format ``form``; the same ``token`` again changes nothing, in dependent views neither."""
-        settings = {"query": f"INSERT INTO {table} FORMAT {form}"}
+        settings = {"query": f"INSERT INTO {table} FORMAT {form}", "parallel_view_processing": "1"}
         if token:
             settings |= {
                 "insert_deduplication_token": token,

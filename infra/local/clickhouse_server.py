@@ -27,7 +27,7 @@ import sys
 import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import cramjam
 import orjson
@@ -75,17 +75,33 @@ class _Engine:
         for index, connection in enumerate(self._everything):
             (self._writers if index < _WRITERS else self._readers).put_nowait(connection)
 
+    def spool(self) -> IO[bytes]:
+        """Return a new file for the data of an insert; it is gone when it is closed."""
+        return tempfile.NamedTemporaryFile(dir=self._spool)
+
     async def run(
-        self, statement: bytes, form: str, database: str, settings: dict[str, str], params: dict[str, Any]
+        self,
+        statement: bytes,
+        form: str,
+        database: str,
+        settings: dict[str, str],
+        params: dict[str, Any],
+        data: IO[bytes] | None = None,
     ) -> bytes:
-        """Run one statement and return its output in format ``form``. Raises the engine's error."""
+        """Run one statement and return its output in format ``form``; close ``data``. Raises the engine's error."""
         lane = self._writers if _INSERT.match(statement) else self._readers
         connection = await lane.get()
         work = asyncio.ensure_future(
             asyncio.to_thread(self._run, connection, statement, form, database, settings, params)
         )
-        # Not when this call ends: it may be cancelled while the engine is still at work.
-        work.add_done_callback(lambda _: lane.put_nowait(connection))
+
+        def done(_: object) -> None:
+            # Not when this call ends: it may be cancelled while the engine is still at work.
+            lane.put_nowait(connection)
+            if data is not None:
+                data.close()
+
+        work.add_done_callback(done)
         return await asyncio.shield(work)
 
     def _run(
@@ -103,16 +119,6 @@ class _Engine:
         if settings:
             connection.query("SET " + ", ".join(f"{name} = {_quoted(value)}" for name, value in settings.items()))
         try:
-            inline = _INLINE.match(statement)
-            if inline is not None:
-                # Handed over apart: within a statement the engine would end the data at the first blank line. And as a
-                # file: chDB's send_insert keeps silent when a materialized view cannot take the data.
-                head, name = inline.group(1).decode(), inline.group(2).decode()
-                with tempfile.NamedTemporaryFile(dir=self._spool) as data:
-                    data.write(memoryview(statement)[inline.end() :])
-                    data.flush()
-                    connection.query(f"{head} FROM INFILE {_quoted(data.name)} FORMAT {name}")
-                return b""
             result = connection.query(statement, form, params=params or None)
             return result.bytes() if hasattr(result, "bytes") else bytes(result or b"")
         finally:
@@ -149,12 +155,11 @@ async def _ping(_: Request) -> Response:
 
 async def _query(request: Request) -> Response:
     asked = dict(request.query_params)
+    engine: _Engine = request.app.state.engine
     try:
-        body = _unpacked(await request.body(), request.headers.get("content-encoding", ""))
-    except Exception as error:  # noqa: BLE001 - whatever the decompressor raises: the body is not what it says
+        statement, data = await _read(request, asked.get("query", "").encode(), engine)
+    except _UnreadableError as error:
         return Response(f"the body cannot be decompressed: {error}\n", 400)
-    head = asked.get("query", "").encode()
-    statement = head + b"\n" + body if head and body else head or body
     if not statement.strip():
         return Response("Ok.\n")
     form = request.headers.get("x-clickhouse-format") or asked.get("default_format") or "TabSeparated"
@@ -162,7 +167,7 @@ async def _query(request: Request) -> Response:
     settings = {k: v for k, v in asked.items() if k not in _OWN and not k.startswith("param_") and _WORD.fullmatch(k)}
     params = {k.removeprefix("param_"): v for k, v in asked.items() if k.startswith("param_")}
     try:
-        output = await request.app.state.engine.run(statement, form, database, settings, params)
+        output = await engine.run(statement, form, database, settings, params, data)
     except Exception as error:  # noqa: BLE001 - the engine's errors are one type with the code in the text
         return _failed(str(error))
     headers = {
@@ -178,7 +183,48 @@ async def _query(request: Request) -> Response:
     return Response(output, 200, headers)
 
 
+async def _read(request: Request, head: bytes, engine: _Engine) -> tuple[bytes, IO[bytes] | None]:
+    """Return the statement of a request, and the data of an insert as a file that the statement names.
+
+    Handed over apart: within a statement the engine would end the data at the first blank line. And as a file: chDB's
+    send_insert keeps silent when a materialized view cannot take the data.
+    """
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding == "identity" and (insert := _INLINE.match(head + b"\n")):
+        data = engine.spool()  # straight from the wire: an insert may be large
+        try:
+            async for chunk in request.stream():
+                data.write(chunk)
+        except BaseException:
+            data.close()
+            raise
+        return _from_file(insert, data), data
+    body = _unpacked(await request.body(), encoding)
+    statement = head + b"\n" + body if head and body else head or body
+    if insert := _INLINE.match(statement):
+        data = engine.spool()
+        data.write(memoryview(statement)[insert.end() :])
+        return _from_file(insert, data), data
+    return statement, None
+
+
+def _from_file(insert: re.Match[bytes], data: IO[bytes]) -> bytes:
+    data.flush()
+    return b"%s FROM INFILE %s FORMAT %s" % (insert.group(1), _quoted(data.name).encode(), insert.group(2))
+
+
+class _UnreadableError(Exception):
+    """A body is not what its Content-Encoding says."""
+
+
 def _unpacked(body: bytes, encoding: str) -> bytes:
+    try:
+        return _decompressed(body, encoding)
+    except Exception as error:
+        raise _UnreadableError(str(error)) from error
+
+
+def _decompressed(body: bytes, encoding: str) -> bytes:
     if encoding == "gzip":
         return gzip.decompress(body)
     if encoding == "lz4":

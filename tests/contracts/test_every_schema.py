@@ -10,7 +10,7 @@ import orjson
 import pytest
 
 from schemas import rules
-from schemas.codec import HEADER, Codec, container_block, container_header
+from schemas.codec import HEADER, Codec, container, container_header
 from schemas.registry import EventType, RecordType, registry
 
 CODEC = Codec()
@@ -31,7 +31,7 @@ def test_the_example_round_trips(form: RecordType) -> None:
 def test_payloads_joined_are_a_container_that_avro_reads(form: RecordType) -> None:
     payload = CODEC.encoder(form.name)(form.example)
 
-    rows = list(fastavro.reader(io.BytesIO(container_header(form) + container_block([payload] * 3))))
+    rows = list(fastavro.reader(io.BytesIO(container(container_header(form), [payload] * 3))))
 
     assert len(rows) == 3
 
