@@ -24,6 +24,9 @@ from sinks.messages import Channel, DeliveryConfig, requests
 from sinks.messages.delivery import Delivery
 from sinks.messages.store import Store as MessageStore
 
+# A sink takes many records at a time, so the broker need not answer for each few: half as many requests of it.
+_FETCH = {"fetch.min.bytes": 65_536, "fetch.wait.max.ms": 200}
+
 
 async def crm(settings: Settings, stop: Stop, name: str) -> None:
     """Keep the CRM ``name`` in step with the canonical record.
@@ -62,6 +65,7 @@ async def clickhouse(settings: Settings, stop: Stop) -> None:
                 size=settings.sink_batch_size,
                 linger_ms=settings.sink_batch_linger_ms,
                 deliverer=deliverer,
+                config=_FETCH,
             )
     finally:
         await deliverer.close()
@@ -143,6 +147,7 @@ async def _sync(
                     size=settings.batch_size,
                     linger_ms=settings.batch_linger_ms,
                     deliverer=deliverer,
+                    config=_FETCH,
                 )
             )
     except BaseExceptionGroup as group:

@@ -39,7 +39,7 @@ from infra.settings import Settings
 
 _IDLE_S = 0.25  # longest wait for a first record: bounds how late a stop is seen
 _BLOCKED_S = 1.0  # a batch that waits this long for its predecessor pauses the partitions
-_COMMIT_EVERY_S = 0.1  # how long a delivered batch waits to be committed together with the next ones
+_COMMIT_EVERY_S = 0.25  # how long a delivered batch waits to be committed together with the next ones
 _COMMIT_AGAIN_S = 1.0
 _REVOKE_S = 10.0  # partitions are held back at most this long at a rebalance
 _BACKOFF_S = (0.1, 5.0)
