@@ -27,7 +27,7 @@ _SETTINGS = {
     "max_connections": "100",
     "shared_buffers": "256MB",
     "max_wal_size": "4GB",
-    "wal_compression": "on",
+    "wal_compression": "off",  # the wheel has pglz alone, which costs more than the writing it saves
     "checkpoint_timeout": "15min",
     "random_page_cost": "1.1",
     "jit": "off",

@@ -74,7 +74,8 @@ WHERE l.lead_id <> ALL($5::uuid[])
 """
 
 _LEADS = """
-SELECT l.lead_id, l.version, l.merged_into, l.attributes::text AS attributes, l.provenance ? '_erased' AS erased,
+SELECT l.lead_id, l.version, l.merged_into, l.attributes::text AS attributes,
+       l.provenance -> '_erased' IS NOT NULL AS erased,
        CASE WHEN l.merged_into IS NOT NULL THEN
            (SELECT s.remote_id FROM crm_sync s WHERE s.destination = $1 AND s.lead_id = l.merged_into)
        END AS survivor_remote_id

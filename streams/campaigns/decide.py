@@ -53,8 +53,8 @@ class Decider:
             signal = self._read(record.value() or b"")
         except DecodeError as error:
             return [self._dead(record, error.dead)]
-        except ValueError:
-            return [self._dead(record, Dead(Reason.NOT_JSON, (Problem("/properties", "is no JSON object"),)))]
+        except ValueError as error:
+            return [self._dead(record, Dead(Reason.NOT_JSON, (Problem("", str(error)),)))]
         outputs: list[Output] = []
         decided: dict[_Decision, list[str]] = {}
         for campaign in self._campaigns:

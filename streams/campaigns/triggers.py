@@ -19,6 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from infra import processes
 from infra.settings import SettingsError
+from schemas.lead import whole_lead
 from schemas.registry import registry
 
 Value = str | bool | int | float
@@ -117,11 +118,11 @@ class Signal:
 
 
 def signal_of(record: Mapping[str, Any]) -> Signal:
-    """Return the signal of a ``campaign_signal`` record; ValueError when its properties are no JSON object."""
+    """Return the signal of a ``campaign_signal`` record; ValueError when its properties or lead are no JSON object."""
     event = orjson.loads(record["properties"])
     if not isinstance(event, dict):
         raise ValueError("properties are no object")  # noqa: TRY004 - a wrong value, as wrong JSON is
-    return Signal(record["tenant"], record["event_id"], record["event_type"], event, record["lead"])
+    return Signal(record["tenant"], record["event_id"], record["event_type"], event, whole_lead(record["lead"]))
 
 
 def read(folder: Path) -> tuple[dict[str, Campaign], list[str]]:

@@ -16,6 +16,7 @@ from infra.kafka.dead_letters import dead_letter
 from infra.kafka.producer import Headers, Output
 from infra.outcomes import Dead, Problem, Reason, What
 from schemas.codec import Codec, DecodeError
+from schemas.lead import whole_lead
 from streams.enrichment.providers import FIELDS, Failed, Found
 from streams.enrichment.waterfall import Result, Waterfall
 from streams.ordered import Record
@@ -54,7 +55,10 @@ class Enrich:
         if decoded.type != "enrichment_request":
             problem = Problem("", f"a record of the type {decoded.type} does not belong on {TOPIC}")
             return [self._dead(record, Dead(Reason.INVALID_FIELD, (problem,)))]
-        request = decoded.record
+        try:
+            request = decoded.record | {"lead": whole_lead(decoded.record["lead"])}
+        except ValueError as error:
+            return [self._dead(record, Dead(Reason.NOT_JSON, (Problem("/lead", str(error)),)))]
         identifiers = identify(request["lead"])
         result = await self._waterfall.enrich(request["tenant"], request["lead"]) if identifiers else None
         outputs = [self._say(record, request, result)]

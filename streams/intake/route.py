@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-import orjson
-
 from infra.kafka.producer import Output
 from infra.outcomes import Reason, What
 from schemas.codec import Codec
@@ -44,7 +42,7 @@ class Router:
                     "tenant": event.tenant,
                     "event_id": event.event_id,
                     "decided_at": change.decided_at,
-                    "lead": orjson.loads(change.lead),
+                    "lead": change.lead,
                 }
                 value = self._enrichment_request(request)
                 outputs.append(Output("leads.enrichment-requested", key, value, headers))
@@ -56,11 +54,12 @@ class Router:
                     "occurred_at": event.occurred_at,
                     "decided_at": change.decided_at,
                     "properties": properties,
-                    "lead": orjson.loads(change.lead),
+                    "lead": change.lead,
                 }
                 outputs.append(Output("leads.campaign-signals", key, self._campaign_signal(signal), headers))
             newest[change.lead_id] = (event.tenant, max(change.lead_version, newest.get(change.lead_id, ("", 0))[1]))
-            newest |= {loser: (event.tenant, version) for loser, version in change.merged.items()}
+            if change.merged:
+                newest |= {loser: (event.tenant, version) for loser, version in change.merged.items()}
         for lead_id, (tenant, version) in newest.items():
             record = {"tenant": tenant, "lead_id": lead_id, "version": version, "decided_at": now}
             outputs += [Output(topic, lead_id.encode(), self._crm_wanted(record)) for topic in self._crm_topics]

@@ -160,7 +160,7 @@ async def save(connection: asyncpg.Connection, leads: Mapping[str, Lead], fresh:
             """
             UPDATE leads SET version = w.v, updated_at = $5, attributes = w.a, provenance = w.p, email = w.a->>'email',
                 status = w.a->>'status', owner = w.a->>'owner', region = w.a->>'region', score = (w.a->>'score')::float8
-            FROM unnest($1::uuid[], $2::bigint[], $3::jsonb[], $4::jsonb[]) AS w (l, v, a, p) WHERE lead_id = w.l
+            FROM unnest($1::uuid[], $2::bigint[], $3::jsonb[], $4::json[]) AS w (l, v, a, p) WHERE lead_id = w.l
             """,
             *_columns(updated, 4),
             now,

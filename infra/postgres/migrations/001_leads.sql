@@ -23,7 +23,8 @@ CREATE TABLE leads (
     score       double precision,
     attributes  jsonb            NOT NULL,
     -- field -> [authority rank, occurred_at in microseconds, event_id]: what the next event has to outrank
-    provenance  jsonb            NOT NULL,
+    -- json, not jsonb: only intake reads it, whole, and for that text costs a third
+    provenance  json             NOT NULL,
     PRIMARY KEY (lead_id)
 ) PARTITION BY HASH (lead_id);
 

@@ -93,7 +93,7 @@ def _signal(lead_id: str, event_id: str, **lead: Any) -> bytes:
             "occurred_at": now,
             "decided_at": now,
             "properties": orjson.dumps({"form_id": "demo", "answers": {}}).decode(),
-            "lead": known | {"email": f"{lead_id}@example.com", "first_name": "Ada"} | lead,
+            "lead": orjson.dumps(known | {"email": f"{lead_id}@example.com", "first_name": "Ada"} | lead).decode(),
         }
     )
 

@@ -31,7 +31,7 @@ def record(event_id: str = "e-1", form_id: str = "demo", kind: str = "form_submi
         "occurred_at": NOW,
         "decided_at": NOW,
         "properties": orjson.dumps({"form_id": form_id, "answers": {}, "identifiers": {}}).decode(),
-        "lead": names | {"email": "ada@example.com", "first_name": "Ada"} | lead,
+        "lead": orjson.dumps(names | {"email": "ada@example.com", "first_name": "Ada"} | lead).decode(),
     }
     return raw(CODEC.encoder("campaign_signal")(signal))
 

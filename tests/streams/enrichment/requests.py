@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from typing import Any
 
@@ -17,7 +18,7 @@ def request(number: int, tenant: str = "acme", **given: Any) -> bytes:
     lead = {field["name"]: field.get("default") for field in registry().lead.source["fields"]}
     lead |= {"lead_id": lead_id(tenant, number), "tenant": tenant, "version": 1, "created_at": NOW, "updated_at": NOW}
     lead |= {"email": f"lead{number}@example.com"} | given
-    return _ENCODE({"tenant": tenant, "event_id": f"request-{number}", "decided_at": NOW, "lead": lead})
+    return _ENCODE({"tenant": tenant, "event_id": f"request-{number}", "decided_at": NOW, "lead": json.dumps(lead)})
 
 
 def lead_id(tenant: str, number: int) -> str:

@@ -73,7 +73,7 @@ async def put(stage: Intake, *found: Message) -> dict[str, list[dict[str, Any]]]
     for output in effects.to_deliver():
         decoded = CODEC.decode(output.value or b"")
         assert decoded.type == TOPICS[output.topic]
-        about = decoded.record["lead"] if output.topic in LEAD_INSIDE else decoded.record
+        about = json.loads(decoded.record["lead"]) if output.topic in LEAD_INSIDE else decoded.record
         assert output.key == (about.get("lead_id") or about["event_id"]).encode()
         told[decoded.type].append(decoded.record)
     return told
@@ -115,7 +115,7 @@ async def test_a_new_event_makes_a_lead_and_everybody_is_told(pool: asyncpg.Pool
     assert json.loads(change["changes"])["email"] == "ada@example.com"
     assert json.loads(change["lead"])["first_name"] == "Ada"
     assert [(w["lead_id"], w["version"]) for w in told["crm_wanted"]] == [(lead["lead_id"], 1)]
-    assert [r["lead"]["email"] for r in told["enrichment_request"]] == ["ada@example.com"]
+    assert [json.loads(r["lead"])["email"] for r in told["enrichment_request"]] == ["ada@example.com"]
     assert [json.loads(s["properties"])["form_id"] for s in told["campaign_signal"]] == ["demo"]
     assert told["outcome"] == []
     stored = await state(pool, unique)
@@ -418,7 +418,8 @@ async def check(pool: asyncpg.Pool, tenant: str, values: Sequence[bytes]) -> set
         assert versions == list(range(1, lead["version"] + 1))
     assert len(stored["lead_history"]) == len(stored["receipts"]) == len(set(values))
     groups = {lead_id: sorted(i for i, of in owner.items() if of == lead_id) for lead_id in live}
-    return {repr((groups[lead_id], lead["attributes"], lead["provenance"])) for lead_id, lead in live.items()}
+    known = ([groups[lead_id], lead["attributes"], lead["provenance"]] for lead_id, lead in live.items())
+    return {json.dumps(lead, sort_keys=True) for lead in known}
 
 
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
