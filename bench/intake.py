@@ -1,31 +1,29 @@
 """Intake against a server-only ``INSERT … SELECT … ON CONFLICT`` of the same rows.
 
-``ours`` is the whole stage in one process: records in memory are decoded, validated, decided in one transaction a batch
-and encoded for everybody who has to know; preparing, deciding and telling overlap as they do in the batch loop.
+``ours`` is the stage as it is installed, with as many workers as processes.toml says (see ``intake_worker.py``).
 ``reference`` is Postgres alone, on one connection: each row that intake wrote, batch by batch and a transaction each,
 is written again from a copy of it.
 """
 
 from __future__ import annotations
 
-import asyncio
+import pickle
+import subprocess
+import sys
 import time
 import uuid
-from collections.abc import Sequence
+import zlib
+from pathlib import Path
 from typing import Any
 
 import asyncpg
 import uvloop
-from confluent_kafka import Message
 
 from bench.events import payloads
+from bench.intake_worker import batches_of, stage
 from bench.result import Result, compare
-from infra.kafka.processor import Effects
-from infra.postgres.pool import connect
-from schemas.codec import Codec
-from streams.intake.pipeline import Intake, Prepared
-from streams.intake.route import Router
-from streams.intake.store import speak_microseconds
+from infra import processes
+from infra.settings import child_environment
 
 _COUNT = 60_000
 _TABLES = {
@@ -45,93 +43,93 @@ _WRITTEN = {
 }
 
 
-def measure(dsn: str, batch: int, runs: int) -> list[Result]:
+def measure(dsn: str, home: Path, batch: int, runs: int) -> list[Result]:
     """Return the comparison, events a second."""
     events = payloads(_COUNT, uuid.uuid4().hex[:12])
-    messages = [
-        Message("leads.received", 0, n, key, value, None, None, (1, time.time_ns() // 1_000_000))
-        for n, (key, value) in enumerate(events)
-    ]
-    batches = [messages[start : start + batch] for start in range(0, _COUNT, batch)]
-    uvloop.run(_copy(dsn, batches))
+    workers = processes.load()["intake"].replicas
+    files = []
+    for number in range(workers):  # one person's events go to one worker, as by the key's partition
+        file = home / f"intake-{number}.pickle"
+        file.write_bytes(pickle.dumps([event for event in events if zlib.crc32(event[0]) % workers == number]))
+        files.append(file)
+    parts = uvloop.run(_copy(dsn, events, batch))
     return [
         compare(
             "intake / server-only INSERT … ON CONFLICT",
-            lambda: uvloop.run(_ours(dsn, batches)),
-            lambda: uvloop.run(_reference(dsn, len(batches))),
+            lambda: _ours(dsn, files, batch),
+            lambda: uvloop.run(_reference(dsn, parts)),
             wanted=0.6,
             runs=runs,
+            note=f"{workers} workers",
         )
     ]
 
 
-class _Clock:
-    """A clock that each batch moves on by a second."""
-
-    def __init__(self) -> None:
-        self.now = time.time_ns() // 1000
-
-    def __call__(self) -> int:
-        return self.now
-
-
-async def _stage(dsn: str, clock: Any) -> tuple[asyncpg.Pool, Intake]:
-    pool = await connect(dsn, size=1, application="bench", init=speak_microseconds)
-    await pool.execute(f"TRUNCATE {', '.join(_TABLES)}")
-    router = Router(Codec(), ["leads.crm-hubspot"], frozenset({"form_submitted"}))
-    return pool, Intake(pool, Codec(), router, max_event_bytes=262_144, max_ahead_s=86_400, now=clock)
-
-
-async def _ours(dsn: str, batches: Sequence[Sequence[Message]]) -> float:
-    pool, intake = await _stage(dsn, lambda: time.time_ns() // 1000)
-    prepared: asyncio.Queue[Prepared | None] = asyncio.Queue(1)
-    applied: asyncio.Queue[Effects | None] = asyncio.Queue(1)
-
-    async def prepare() -> None:
-        for messages in batches:
-            await prepared.put(intake.prepare(messages))
-        await prepared.put(None)
-
-    async def apply() -> None:
-        while (batch := await prepared.get()) is not None:
-            await applied.put(await intake.apply(batch))
-        await applied.put(None)
-
-    async def tell() -> None:
-        while (effects := await applied.get()) is not None:
-            effects.to_deliver()
-
+def _ours(dsn: str, files: list[Path], batch: int) -> float:
+    uvloop.run(_empty(dsn))
+    root = Path(__file__).parents[1]
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-m", "bench.intake_worker", dsn, str(file), str(batch)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=root,
+            env=child_environment({}, inherit=False),
+        )
+        for file in files
+    ]
+    _said(workers, "ready")
     began = time.perf_counter()
-    await asyncio.gather(prepare(), apply(), tell())
+    for worker in workers:
+        worker.stdin.write("go\n")  # type: ignore[union-attr]
+        worker.stdin.flush()  # type: ignore[union-attr]
+    _said(workers, "done")
     took = time.perf_counter() - began
-    await pool.close()
+    for worker in workers:
+        worker.communicate()
     return _COUNT / took
 
 
-async def _copy(dsn: str, batches: Sequence[Sequence[Message]]) -> None:
-    """Run intake once, and after each batch copy the rows that it wrote aside."""
-    clock = _Clock()
-    pool, intake = await _stage(dsn, clock)
+def _said(workers: list[subprocess.Popen[str]], word: str) -> None:
+    for worker in workers:
+        if worker.stdout.readline().strip() != word:  # type: ignore[union-attr]
+            raise RuntimeError(f"a worker of the measurement ended before it was {word}")
+
+
+async def _empty(dsn: str) -> None:
+    connection: Any = await asyncpg.connect(dsn)
+    await connection.execute(f"TRUNCATE {', '.join(_TABLES)}")
+    await connection.close()
+
+
+async def _copy(dsn: str, events: list[tuple[bytes, bytes]], batch: int) -> int:
+    """Run intake once, and after each batch copy the rows that it wrote aside; return the number of batches."""
+    await _empty(dsn)
+    now = time.time_ns() // 1000
+    pool, intake = await stage(dsn, lambda: now)
     for table in _TABLES:
         await pool.execute(f"CREATE UNLOGGED TABLE bench_{table} AS SELECT *, 0 AS part FROM {table} LIMIT 0")  # noqa: S608
+    batches = batches_of(events, batch)
     for part, messages in enumerate(batches):
-        clock.now += 1_000_000
+        now += 1_000_000  # each batch has a time of its own, which its rows are found by
         await intake.apply(intake.prepare(messages))
         for table, written in _WRITTEN.items():
-            words = [clock.now] if "$1" in written else []
+            words = [now] if "$1" in written else []
             await pool.execute(f"INSERT INTO bench_{table} SELECT t.*, {part} FROM ({written}) AS t", *words)  # noqa: S608
     for table in _TABLES:
         await pool.execute(f"CREATE INDEX ON bench_{table} (part)")
         await pool.execute(f"ANALYZE bench_{table}")
     await pool.close()
+    return len(batches)
 
 
 async def _reference(dsn: str, parts: int) -> float:
+    await _empty(dsn)
     connection: Any = await asyncpg.connect(dsn)
     columns = {
         table: ", ".join(f'"{row["attname"]}"' for row in await connection.fetch(_COLUMNS, table)) for table in _TABLES
     }
-    await connection.execute(f"TRUNCATE {', '.join(_TABLES)}")
     began = time.perf_counter()
     for part in range(parts):
         async with connection.transaction():

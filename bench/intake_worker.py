@@ -1,0 +1,77 @@
+"""One intake worker of the measurement: ``python bench/intake_worker.py DSN FILE BATCH``.
+
+It reads its events from FILE, says ``ready``, begins when it is told to on its standard input, and says ``done``. The
+stage is whole: records in memory are decoded, validated, decided in one transaction a batch and encoded for everybody
+who has to know; preparing, deciding and telling overlap as they do in the batch loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import asyncpg
+import uvloop
+from confluent_kafka import Message
+
+from infra.kafka.processor import Effects
+from infra.postgres.pool import connect
+from infra.runtime import collect_garbage_rarely
+from schemas.codec import Codec
+from streams.intake.pipeline import Intake, Prepared
+from streams.intake.route import Router
+from streams.intake.store import speak_microseconds
+
+
+def batches_of(events: Sequence[tuple[bytes, bytes]], size: int) -> list[list[Message]]:
+    """Return (key, value) pairs as the batches of records that the loop would hand over."""
+    at = (1, time.time_ns() // 1_000_000)
+    found = [Message("leads.received", 0, n, key, value, None, None, at) for n, (key, value) in enumerate(events)]
+    return [found[start : start + size] for start in range(0, len(found), size)]
+
+
+async def stage(dsn: str, clock: Callable[[], int]) -> tuple[asyncpg.Pool, Intake]:
+    """Return the stage on one connection."""
+    pool = await connect(dsn, size=1, application="bench", init=speak_microseconds)
+    await pool.execute("SELECT 1")
+    router = Router(Codec(), ["leads.crm-hubspot"], frozenset({"form_submitted"}))
+    return pool, Intake(pool, Codec(), router, max_event_bytes=262_144, max_ahead_s=86_400, now=clock)
+
+
+async def _main(dsn: str, events: Sequence[tuple[bytes, bytes]], size: int) -> None:
+    batches = batches_of(events, size)
+    pool, intake = await stage(dsn, lambda: time.time_ns() // 1000)
+    prepared: asyncio.Queue[Prepared | None] = asyncio.Queue(1)
+    applied: asyncio.Queue[Effects | None] = asyncio.Queue(1)
+
+    async def prepare() -> None:
+        for messages in batches:
+            await prepared.put(intake.prepare(messages))
+        await prepared.put(None)
+
+    async def apply() -> None:
+        while (batch := await prepared.get()) is not None:
+            await applied.put(await intake.apply(batch))
+        await applied.put(None)
+
+    async def tell() -> None:
+        while (effects := await applied.get()) is not None:
+            effects.to_deliver()
+
+    collect_garbage_rarely()
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    await asyncio.to_thread(sys.stdin.readline)
+    await asyncio.gather(prepare(), apply(), tell())
+    sys.stdout.write("done\n")
+    sys.stdout.flush()
+    await pool.close()
+
+
+if __name__ == "__main__":
+    found = pickle.loads(Path(sys.argv[2]).read_bytes())  # noqa: S301 - our own file
+    uvloop.run(_main(sys.argv[1], found, int(sys.argv[3])))
