@@ -88,6 +88,10 @@ def ours(bootstrap: str, source: str, target: str, count: int) -> float:
 
     import uvloop  # noqa: PLC0415
 
+    from infra.runtime import collect_garbage_rarely  # noqa: PLC0415
+
+    collect_garbage_rarely()  # as every worker does
+
     return float(uvloop.run(main()))
 
 

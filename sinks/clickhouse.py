@@ -16,6 +16,7 @@ bad record is alone. Where ClickHouse refuses everything (no such table, not all
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +36,7 @@ from schemas.registry import Registry, registry
 STAGE = "sink-clickhouse"
 TOPICS = ("leads.changed", "leads.outcomes", DEAD)
 _RECORDS = {"leads.changed": "lead_change", "leads.outcomes": "outcome"}
-_SIDE_BY_SIDE = 20_000  # rows from which on two inserts are worth their two parts
+_SIDE_BY_SIDE = 25_000  # rows of an insert, at most: a larger batch is worth more parts, and work on both cores
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,9 +155,8 @@ class ClickHouseSink:
 
 def _parts(group: _Group) -> list[_Group]:
     count = len(group.messages)
-    if count < _SIDE_BY_SIDE:
-        return [group]
-    return [group.part(0, count // 2), group.part(count // 2, count)]
+    size = math.ceil(count / math.ceil(count / _SIDE_BY_SIDE))
+    return [group.part(start, start + size) for start in range(0, count, size)]
 
 
 def _packed(group: _Group) -> _Insert:

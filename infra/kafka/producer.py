@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import repeat
 from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
@@ -103,7 +104,7 @@ class Deliverer:
         if not outputs:
             return
         pending = _Pending(len(outputs), asyncio.get_running_loop())
-        await self._enqueue(outputs, [pending.settled] * len(outputs))
+        await self._enqueue(outputs, repeat(pending.settled))
         await pending.done
         if pending.error is not None:
             raise _as_exception(pending.error)
@@ -129,12 +130,11 @@ class Deliverer:
         await pending.done
         return results
 
-    async def _enqueue(self, outputs: Sequence[Output], callbacks: Sequence[Any]) -> None:
+    async def _enqueue(self, outputs: Sequence[Output], callbacks: Iterable[Any]) -> None:
         produce = self._producer.produce
-        for output, callback in zip(outputs, callbacks, strict=True):
+        for (topic, key, value, headers, partition), callback in zip(outputs, callbacks, strict=False):
             while True:
                 try:
-                    topic, key, value, headers, partition = output
                     if headers:
                         produce(topic, value, key, partition, on_delivery=callback, headers=list(headers))
                     else:
