@@ -35,7 +35,7 @@ def main() -> None:
             if "hop" in wanted:
                 results += hop.measure(state["kafka"]["bootstrap"], home, words.runs)
             if "intake" in wanted:
-                results += intake.measure(state["postgres"]["dsn"], home, Settings.load({}).batch_size, words.runs)
+                results += intake.measure(state["postgres"]["dsn"], home, Settings.load().batch_size, words.runs)
             if "clickhouse" in wanted:
                 results += clickhouse.measure(state["clickhouse"]["url"], words.runs)
         if "end_to_end" in wanted:

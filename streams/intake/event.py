@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+from confluent_kafka import Message
+
 from schemas.registry import EventType
 
 Identity = tuple[str, str, str]  # tenant, kind, normalised value
@@ -27,6 +29,7 @@ class Event(NamedTuple):
     offset: int
     received_at: int
     properties: bytes  # the record without its envelope, as JSON
+    message: Message  # as it came, should it turn out to be dead
     traceparent: bytes | None = None
 
     @property

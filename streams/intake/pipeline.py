@@ -22,7 +22,7 @@ from infra import metrics
 from infra.kafka.dead_letters import dead_letter
 from infra.kafka.processor import Effects
 from infra.kafka.producer import Output
-from infra.outcomes import Dead, What
+from infra.outcomes import Dead, Problem, Reason, What
 from infra.postgres.pool import transaction
 from infra.runtime import log
 from schemas.codec import Codec
@@ -37,6 +37,7 @@ from streams.intake.store import Change, Contended, Merge
 from streams.intake.validate import validate
 
 STAGE = "intake"
+_LARGEST_LEAD = 1 << 20  # bytes of a lead's fields as JSON: with the event they have to fit one record of Kafka
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,52 +93,67 @@ class Intake:
         while True:
             try:
                 async with transaction(self._pool) as connection:
-                    changes, duplicates = await _decide(connection, prepared.events, self._now())
+                    changes, duplicates, refused = await _decide(connection, prepared.events, self._now())
                 break
             except (Contended, *store.CONTENDED) as contended:
                 # Another worker met the same people in the same moment; it is done now, so look again.
                 self._log.info("contended", extra={"fields": {"why": type(contended).__name__}})
         metrics.OUTCOMES.labels(STAGE, What.ACCEPTED.value, "").inc(len(changes))
         metrics.OUTCOMES.labels(STAGE, What.DUPLICATE.value, "duplicate_event").inc(len(duplicates))
+        metrics.OUTCOMES.labels(STAGE, What.DEAD.value, Reason.TOO_LARGE.value).inc(len(refused))
+        dead = prepared.dead + [dead_letter(event.message, STAGE, _TOO_LARGE) for event in refused]
         now = self._now()
 
         def outputs() -> list[Output]:
-            return self._router.route(changes, now) + self._router.duplicates(duplicates, now) + prepared.dead
+            return self._router.route(changes, now) + self._router.duplicates(duplicates, now) + dead
 
-        return Effects(outputs, len(prepared.dead))
+        return Effects(outputs, len(dead))
 
 
-async def _decide(connection: asyncpg.Connection, events: list[Event], now: int) -> tuple[list[Change], list[Event]]:
-    """Return what changed and what was a duplicate; all of it is in the database when the transaction commits."""
+async def _decide(
+    connection: asyncpg.Connection, events: list[Event], now: int
+) -> tuple[list[Change], list[Event], list[Event]]:
+    """Return what changed, what was a duplicate, and what would make its lead too large.
+
+    All of it is in the database when the transaction commits.
+    """
     found = dedupe(events, await store.receipts_of(connection, events))
     changes = await _again(connection, found.redelivered)
+    refused: list[Event] = []
     if found.new:
         known = await store.leads_of(connection, (i for event in found.new for i in event.identities))
         who = identify(found.new, known, now)
         # Identities first: whoever binds the same one waits here for the other to commit, and then looks again.
         await store.bind(connection, who.bindings)
         leads = await store.lock(connection, {*who.lead_ids, *who.merges} - who.fresh)
-        fresh, merges = _change(found.new, who.lead_ids, who.merges, leads, now)
+        fresh, merges, refused = _change(found.new, who.lead_ids, who.merges, leads, now)
         await store.record_merges(connection, merges)
         await store.save(connection, leads, who.fresh, now)
         await store.remember(connection, fresh, now)
         changes += fresh
-    return changes, found.duplicates
+    return changes, found.duplicates, refused
 
 
 def _change(
     events: list[Event], lead_ids: list[str], merges: dict[str, str], leads: dict[str, Lead], now: int
-) -> tuple[list[Change], list[Merge]]:
-    """Merge ``events`` into ``leads`` (which gain the new ones), each making the next version of its lead."""
+) -> tuple[list[Change], list[Merge], list[Event]]:
+    """Merge ``events`` into ``leads`` (which gain the new ones), each making the next version of its lead.
+
+    Returns the changes, the merges, and the events that are refused because their lead would grow too large.
+    """
     losers: dict[str, list[Lead]] = {}
     for loser_id, survivor_id in merges.items():
         losers.setdefault(survivor_id, []).append(leads[loser_id])
     changes: list[Change] = []
     merged: list[Merge] = []
+    refused: list[Event] = []
     for event, lead_id in zip(events, lead_ids, strict=True):
         lead = leads.get(lead_id)
         if lead is None:
             lead = leads[lead_id] = Lead(lead_id, event.tenant, created_at=now)
+        if len(lead.told) + len(event.properties) > _LARGEST_LEAD:
+            refused.append(event)
+            continue
         # The first event of the group carries the merge: from then on there is one lead.
         absorbed = losers.pop(lead_id, [])
         for loser in absorbed:
@@ -154,7 +170,7 @@ def _change(
         lead.told = _json(lead.attributes)
         told = _json(changed) if changed else "{}"
         changes.append(Change(event, lead_id, lead.version, now, changed, told, gone, lead.version, _told(lead)))
-    return changes, merged
+    return changes, merged, refused
 
 
 async def _again(connection: asyncpg.Connection, redelivered: list[tuple[Event, Receipt]]) -> list[Change]:
@@ -183,6 +199,12 @@ def _told(lead: Lead) -> str:
         f'"merged_into":"{lead.merged_into}","created_at":{lead.created_at},"updated_at":{lead.updated_at}'
         f"{',' if lead.attributes else ''}{lead.told[1:]}"
     )
+
+
+_TOO_LARGE = Dead(
+    Reason.TOO_LARGE,
+    (Problem("", f"with it the lead would be larger than {_LARGEST_LEAD} bytes; send fewer or shorter custom fields"),),
+)
 
 
 def _json(value: Any) -> str:

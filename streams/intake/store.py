@@ -126,13 +126,14 @@ async def read(connection: asyncpg.Connection, lead_ids: Iterable[str], suffix: 
             str(row[5] or ""),
             orjson.loads(row[6]),
             orjson.loads(row[7]),
+            row[6],
         )
         for row in rows
     }
 
 
 async def save(connection: asyncpg.Connection, leads: Mapping[str, Lead], fresh: frozenset[str], now: int) -> None:
-    """Insert the ``fresh`` ones of ``leads`` by COPY and replace the others, which this transaction has locked."""
+    """Insert the ``fresh`` ones of ``leads`` by COPY and replace of the others, which are locked, those changed now."""
     inserted = [
         (
             lead.lead_id,
@@ -153,7 +154,7 @@ async def save(connection: asyncpg.Connection, leads: Mapping[str, Lead], fresh:
     updated = [
         (lead_id, lead.version, lead.told, orjson.dumps(lead.provenance).decode())
         for lead_id, lead in leads.items()
-        if lead_id not in fresh
+        if lead_id not in fresh and lead.updated_at == now
     ]
     if updated:
         await connection.execute(

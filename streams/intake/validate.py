@@ -40,5 +40,6 @@ def validate(decoded: Decoded, message: Message, now: int, max_ahead: int) -> Ev
         message.offset(),
         message.timestamp()[1] * 1000,
         properties,
+        message,
         dict(headers).get("traceparent") if headers else None,
     )

@@ -329,6 +329,27 @@ async def test_what_is_no_event_is_a_dead_letter_with_its_bytes_intact(pool: asy
     assert (await leads(pool, unique))[0]["version"] == 2
 
 
+async def test_a_lead_that_would_outgrow_a_record_of_kafka_takes_no_more_and_stops_nobody(
+    pool: asyncpg.Pool, unique: str
+) -> None:
+    def growing(n: int) -> bytes:
+        custom = {f"key-{n}-{k}": "x" * 8000 for k in range(7)}
+        return payload("lead_updated", f"e-{n}", tenant=unique, email="grows@example.com", custom=custom)
+
+    values = [growing(n) for n in range(24)]
+    values.append(payload("lead_updated", "other", tenant=unique, email="other@example.com"))
+    found = [message(value, offset=n) for n, value in enumerate(values)]
+    stage = intake(pool)
+    outcome: list[Effects] = [await stage.apply(stage.prepare(part)) for part in (found[:10], found[10:])]
+    letters = [output for effects in outcome for output in effects.to_deliver() if output.topic == "leads.dead"]
+    grown = next(lead for lead in await leads(pool, unique) if lead["email"] == "grows@example.com")
+    assert grown["version"] == 24 - len(letters) > 10
+    assert [letter.value for letter in letters] == values[24 - len(letters) : 24]
+    assert {dict(letter.headers or [])["leadstream.reason"] for letter in letters} == {b"too_large"}
+    assert max(len(o.value or b"") for effects in outcome for o in effects.to_deliver()) < 4_194_304
+    assert len(await leads(pool, unique)) == 2
+
+
 async def test_a_batch_of_nothing_but_dead_letters_needs_no_database() -> None:
     async with open_pool("postgresql://leadstream@127.0.0.1:1/leadstream") as away:
         stage = intake(away)
