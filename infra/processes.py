@@ -15,15 +15,15 @@ ROOT = Path(__file__).parents[1]
 class Process:
     """One process of the pipeline; ``module`` and ``args`` follow ``python -m``.
 
-    ``section`` is the settings section of the connector it runs, empty where it runs none. ``gives_way``: on one
-    machine with the others its processor time comes after that of the main flow. ``replicas``: how many of it run.
+    ``section`` is the settings section of the connector it runs, empty where it runs none. ``nice``: its niceness on
+    one machine with the others. ``replicas``: how many of it run.
     """
 
     name: str
     module: str
     args: tuple[str, ...] = ()
     section: str = ""
-    gives_way: bool = False
+    nice: int = 0
     replicas: int = 1
 
 
@@ -41,7 +41,7 @@ def load(file: Path = FILE, root: Path = ROOT) -> dict[str, Process]:
                 module,
                 tuple(args),
                 own.get("section", ""),
-                gives_way=table.get("gives_way", False),
+                nice=table.get("nice", 0),
                 replicas=table.get("replicas", 1),
             )
             found[process.name] = process

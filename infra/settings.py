@@ -16,6 +16,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 PREFIX = "LEADSTREAM_"
+_SHIPPED = Path(__file__).parents[1] / "campaigns"
 # A connector's own settings: LEADSTREAM_CRM_HUBSPOT_TOKEN belongs to the section "crm_hubspot".
 SECTIONS = ("PROVIDER_", "CRM_", "CHANNEL_")
 
@@ -60,7 +61,10 @@ class Settings(BaseModel):
     max_clock_ahead_s: int = Field(86_400, ge=0, description="How far in the future occurred_at may lie.")
     shutdown_s: float = Field(15.0, gt=0, le=300, description="Longest wait for work in hand at shutdown.")
 
-    campaigns_dir: Path = Field(Path("campaigns"), description="Folder of the installation's campaigns (*.yaml).")
+    campaigns_dir: Path = Field(
+        default_factory=lambda: _SHIPPED if not (here := Path("campaigns")).is_dir() else here,
+        description="Folder of the installation's campaigns (*.yaml): ./campaigns; where there is none, the examples.",
+    )
 
     log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
     otlp_endpoint: str = Field("", description="OpenTelemetry collector, OTLP over HTTP; empty: no export.")

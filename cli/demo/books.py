@@ -103,8 +103,9 @@ class Books:
                    (SELECT count(*) FROM leads WHERE tenant = $1 AND merged_into IS NULL) AS leads,
                    (SELECT count(*) FROM leads WHERE tenant = $1 AND merged_into IS NOT NULL) AS merged,
                    (SELECT count(*) FROM messages_sent WHERE tenant = $1 AND state = 'sent') AS messages_sent,
-                   (SELECT count(DISTINCT lead_id) FROM lead_history
-                    WHERE tenant = $1 AND source LIKE $2 AND event_type = 'enrichment_completed') AS enriched
+                   (SELECT count(DISTINCT coalesce(a.lead_id, h.lead_id))
+                    FROM lead_history h LEFT JOIN lead_aliases a ON a.alias_id = h.lead_id
+                    WHERE h.tenant = $1 AND h.source LIKE $2 AND h.event_type = 'enrichment_completed') AS enriched
             """,
             self._tenant,
             _OWN,

@@ -20,7 +20,7 @@ from infra.local.redis import redis
 from infra.settings import Settings
 
 PARTS = ("kafka", "postgres", "clickhouse", "redis")
-_GIVES_WAY = 19  # niceness
+_OTHERS = 10  # niceness of stand-ins for others' services, which would have machines of their own
 _WORKER_STOP_S = 5.0  # beyond the time that a worker gives its work in hand
 
 
@@ -164,7 +164,7 @@ def _simulators(home: Path, ports: Mapping[str, int], names: list[str]) -> Itera
         words = [sys.executable, "-m", "infra.simulators", name, "--port", str(ports[name]), "--state", str(folder)]
         if limits := SIMULATORS[name].limits:
             state.write(folder / f"{name}.json", json.dumps(dict(limits)))
-        yield Part(f"simulator-{name}", words, partial(listens, ports[name]), nice=_GIVES_WAY)
+        yield Part(f"simulator-{name}", words, partial(listens, ports[name]), nice=_OTHERS)
 
 
 def _workers(settings: Settings, ports: Mapping[str, int], listed: list[processes.Process]) -> Iterator[Part]:
@@ -172,11 +172,10 @@ def _workers(settings: Settings, ports: Mapping[str, int], listed: list[processe
         is_api = process.name == "api"
         command = [sys.executable, "-m", process.module, *process.args]
         stop_s = settings.shutdown_s + _WORKER_STOP_S
-        nice = _GIVES_WAY if process.gives_way else 0
         for name in _names(process):
             port = ports["api" if is_api else f"health-{name}"]
             own = {} if is_api else {"LEADSTREAM_HEALTH_PORT": str(port), "LEADSTREAM_INSTANCE": f"local-{name}"}
-            yield Part(name, command, partial(answers, port), own, stop_s=stop_s, nice=nice)
+            yield Part(name, command, partial(answers, port), own, stop_s=stop_s, nice=process.nice)
 
 
 def _names(process: processes.Process) -> list[str]:
