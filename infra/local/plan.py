@@ -20,7 +20,7 @@ from infra.local.redis import redis
 from infra.settings import Settings
 
 PARTS = ("kafka", "postgres", "clickhouse", "redis")
-_OTHERS = 10  # niceness of stand-ins for others' services, which would have machines of their own
+_OTHERS = 15  # niceness of stand-ins for others' services, which would have machines of their own
 _WORKER_STOP_S = 5.0  # beyond the time that a worker gives its work in hand
 
 

@@ -11,7 +11,7 @@ from infra.processes import Process, load
 def test_every_process_of_the_agreement_is_there() -> None:
     names = set(load())
     assert {"api", "intake", "enrichment", "campaigns", "sink-clickhouse", "crm-hubspot", "messages-email"} <= names
-    assert load()["crm-hubspot"] == Process("crm-hubspot", "sinks", ("crm", "hubspot"), "crm_hubspot", nice=10)
+    assert load()["crm-hubspot"] == Process("crm-hubspot", "sinks", ("crm", "hubspot"), "crm_hubspot", nice=15)
 
 
 def test_every_module_can_be_run() -> None:
