@@ -12,10 +12,10 @@ root itself lacks that right, the folder must be one that everybody can get to.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import sys
+import time
 from collections.abc import Sequence
 
 _PR_SET_PDEATHSIG = 1
@@ -25,6 +25,8 @@ _PR_CAP_AMBIENT_RAISE = 2
 _CAP_DAC_OVERRIDE = 1
 _CAPABILITY_VERSION_3 = 0x20080522
 _NO_USER = -1
+_TURN_S = 0.11
+_TURNS = 50
 
 
 def launched(command: Sequence[str], *, signal: int, user: int | None = None, nice: int = 0) -> list[str]:
@@ -57,11 +59,21 @@ def _give_way(nice: int) -> None:
 
     Where the kernel groups by session (sched_autogroup, on in most distributions), a niceness counts within the session
     alone, and each process of the stack has a session to itself: the group has a niceness of its own. sched(7)
+    Others than root may set one such in a tenth of a second, whoever they are, so those that start together take turns.
     """
     os.nice(nice)
-    if os.getsid(0) == os.getpid():
-        with contextlib.suppress(OSError), open("/proc/self/autogroup", "w", encoding="ascii") as group:  # noqa: PTH123
-            group.write(str(nice))
+    if os.getsid(0) != os.getpid():
+        return
+    for _ in range(_TURNS):
+        try:
+            with open("/proc/self/autogroup", "w", encoding="ascii") as group:  # noqa: PTH123 - starts fast
+                group.write(str(nice))
+        except BlockingIOError:
+            time.sleep(_TURN_S)
+        except OSError:
+            return  # a kernel without such groups, where niceness counts among all
+        else:
+            return
 
 
 def _main(parent: int, number: int, user: int, nice: int, command: list[str]) -> None:
