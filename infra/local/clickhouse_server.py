@@ -90,7 +90,12 @@ class _Engine:
     ) -> bytes:
         """Run one statement and return its output in format ``form``; close ``data``. Raises the engine's error."""
         lane = self._writers if _INSERT.match(statement) else self._readers
-        connection = await lane.get()
+        try:
+            connection = await lane.get()
+        except asyncio.CancelledError:  # whoever asked is gone, and nothing has begun
+            if data is not None:
+                data.close()
+            raise
         work = asyncio.ensure_future(
             asyncio.to_thread(self._run, connection, statement, form, database, settings, params)
         )
