@@ -7,11 +7,15 @@ maximum: any order and any repetition of the same events gives the same lead, an
 Authority goes before time: what a person said about herself outlives what a CRM user typed, that what an app sent, that
 what a provider believes. The first and the last touch are the earliest and the latest event of a person or an app.
 
-``lead_erased`` forgets every value whose stamp is not later than it, and refuses such values from then on.
+``lead_erased`` forgets every value whose stamp is not later than it, and refuses such values from then on. What it
+forgets may outrank something that was said later with less authority: such values are kept too, hidden, at most one for
+each lesser authority, and show again. Of touches a lead keeps the first and the last only: an erasure that comes late
+needs all its ``touches`` to find the first after it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,11 +24,16 @@ from streams.intake.identify import e164
 
 RANKS = {"enrichment": 1, "app": 2, "crm_user": 3, "person": 4}
 MAPS = frozenset({"consent", "crm_ids", "custom"})
+ERASURE = "lead_erased"
 _ERASED = "_erased"
-_TOUCHING = frozenset({"app", "person"})
+_HIDDEN = (
+    "_hidden"  # in ``provenance``: field -> [[rank, occurred_at, event_id, value], ...], falling rank, rising time
+)
+TOUCHING = frozenset({"app", "person"})  # the authorities whose events are touches
 _IDENTIFIERS = frozenset({"external_id", "email", "phone"})  # identities that are fields of the lead, too
 
 Stamp = list[Any]  # [rank, occurred_at, event_id]: a list, as JSON gives it back
+Touch = tuple[int, str, str]  # occurred_at, event_id, source
 
 
 @dataclass(slots=True)
@@ -38,47 +47,50 @@ class Lead:
     updated_at: int = 0
     merged_into: str = ""
     attributes: dict[str, Any] = field(default_factory=dict)
-    provenance: dict[str, Stamp] = field(default_factory=dict)
+    provenance: dict[str, Any] = field(default_factory=dict)  # field -> Stamp
     told: str = ""  # ``attributes`` as JSON, as they were last told
+    touches: list[Touch] | None = field(default=None, compare=False)  # all of them; None: they were not looked up
+
+    @property
+    def erased(self) -> bool:
+        """Whether it was ever erased; it may have learnt new values since."""
+        return _ERASED in self.provenance
 
 
 def merge(lead: Lead, event: Event) -> dict[str, Any]:
-    """Bring ``lead`` up to ``event`` and return what changed: field, or ``map.key``, to its new value."""
+    """Bring ``lead`` up to ``event`` and return what changed: field, or ``map.key``, to its new value.
+
+    Where ``event`` is an erasure, ``lead`` has to know all its touches.
+    """
     stamp = [RANKS[event.type.authority], event.occurred_at, event.event_id]
     changes: dict[str, Any] = {}
-    if event.type.name == "lead_erased":
+    if event.type.name == ERASURE:
         _erase(lead, stamp, changes)
-    provenance, attributes = lead.provenance, lead.attributes
-    erased = provenance.get(_ERASED)
+    erased = lead.provenance.get(_ERASED)
     if erased is not None and event.occurred_at <= erased[1]:
         return changes
-    for name, value in _said(event):
-        had = provenance.get(name)
-        if had is None or had < stamp:
-            provenance[name] = stamp
-            if _put(attributes, name, value):
-                changes[name] = value
-    if event.type.authority in _TOUCHING:
+    changes |= {name: value for name, value in _said(event) if _claim(lead, name, stamp, value)}
+    if event.type.authority in TOUCHING:
         _touch(lead, event.occurred_at, event.source, event.event_id)
     return changes
 
 
 def absorb(survivor: Lead, loser: Lead) -> None:
-    """Merge ``loser``'s values into ``survivor`` by the same rule; ``loser`` itself stays as it is."""
+    """Merge ``loser``'s values into ``survivor`` by the same rule; ``loser`` itself stays as it is.
+
+    Where one of them was erased, both have to know all their touches.
+    """
     erased = loser.provenance.get(_ERASED)
     if erased:
         _erase(survivor, erased, {})
     limit = survivor.provenance.get(_ERASED, (0, -1))[1]
     for name, stamp in loser.provenance.items():
-        if name == _ERASED or stamp[1] <= limit:
-            continue
-        if name in ("first_touch", "last_touch"):
-            _touch(survivor, stamp[1], loser.attributes[name + "_source"], stamp[2])
-            continue
-        had = survivor.provenance.get(name)
-        if had is None or had < stamp:
-            survivor.provenance[name] = stamp
-            _put(survivor.attributes, name, _get(loser.attributes, name))
+        if name not in (_ERASED, _HIDDEN) and stamp[1] > limit:
+            if name in ("first_touch", "last_touch"):
+                _touch(survivor, stamp[1], loser.attributes[name + "_source"], stamp[2])
+            else:
+                _claim(survivor, name, stamp, _get(loser.attributes, name))
+    _show_again(survivor, loser.provenance.get(_HIDDEN, {}), loser.touches or (), limit)
     survivor.created_at = min(survivor.created_at or loser.created_at, loser.created_at)
 
 
@@ -107,6 +119,37 @@ def _said(event: Event) -> list[tuple[str, Any]]:
     return said
 
 
+def _claim(lead: Lead, name: str, stamp: Stamp, value: Any) -> bool:
+    """Let ``value`` stand unless it is outranked; return whether the field changes."""
+    provenance, attributes = lead.provenance, lead.attributes
+    had = provenance.get(name)
+    if had is None:
+        provenance[name] = stamp
+        return _put(attributes, name, value)
+    if had < stamp:
+        if had[1] > stamp[1] or _HIDDEN in provenance:
+            _hide(provenance, name, [*had, _get(attributes, name)], stamp[1])
+        provenance[name] = stamp
+        return _put(attributes, name, value)
+    if stamp[1] > had[1]:
+        _hide(provenance, name, [*stamp, value], had[1])
+    return False
+
+
+def _hide(provenance: dict[str, Any], name: str, said: list[Any], after: int) -> None:
+    """Keep what was said later than ``after``, when what stands was said, and than all of more authority."""
+    hidden = provenance.setdefault(_HIDDEN, {})
+    kept: list[list[Any]] = []
+    for one in sorted([*hidden.pop(name, ()), said], key=lambda one: one[:3], reverse=True):
+        if one[1] > after:
+            kept.append(one)
+            after = one[1]
+    if kept:
+        hidden[name] = kept
+    if not hidden:
+        del provenance[_HIDDEN]
+
+
 def _put(attributes: dict[str, Any], name: str, value: Any) -> bool:
     """Set a field or a map's key; return whether that is a change."""
     top, _, key = name.partition(".")
@@ -128,6 +171,8 @@ def _get(attributes: dict[str, Any], name: str) -> Any:
 
 
 def _touch(lead: Lead, at: int, source: str, event_id: str) -> None:
+    if lead.touches is not None:
+        lead.touches.append((at, event_id, source))
     stamp: Stamp = [0, at, event_id]
     first = lead.provenance.get("first_touch")
     if first is None or stamp < first:
@@ -143,17 +188,38 @@ def _erase(lead: Lead, stamp: Stamp, changes: dict[str, Any]) -> None:
     had = lead.provenance.get(_ERASED)
     if had is not None and had >= stamp:
         return
+    hidden = lead.provenance.pop(_HIDDEN, {})
     for name, old in list(lead.provenance.items()):
         if old[1] > stamp[1]:
             continue
         del lead.provenance[name]
-        top, _, key = name.partition(".")
-        if key:
-            lead.attributes[top].pop(key, None)
-        elif name in ("first_touch", "last_touch"):
-            lead.attributes.pop(name + "_at", None)
-            lead.attributes.pop(name + "_source", None)
-        else:
-            lead.attributes.pop(name, None)
+        if name in ("first_touch", "last_touch"):
+            lead.attributes.pop(name + "_at")
+            lead.attributes.pop(name + "_source")
+        elif name != _ERASED:
+            _drop(lead.attributes, name)
             changes[name] = None
     lead.provenance[_ERASED] = stamp
+    changes |= _show_again(lead, hidden, lead.touches or (), stamp[1])
+
+
+def _show_again(
+    lead: Lead, hidden: Mapping[str, list[list[Any]]], touches: Sequence[Touch], after: int
+) -> dict[str, Any]:
+    """Let stand what was said and touched later than ``after``; return the fields that it changes."""
+    for at, event_id, source in [touch for touch in touches if touch[0] > after]:
+        _touch(lead, at, source, event_id)
+    return {
+        name: value
+        for name, many in hidden.items()
+        for *stamp, value in many
+        if stamp[1] > after and _claim(lead, name, stamp, value)
+    }
+
+
+def _drop(attributes: dict[str, Any], name: str) -> None:
+    top, _, key = name.partition(".")
+    if key:
+        del attributes[top][key]
+    if not key or not attributes[top]:
+        del attributes[top]

@@ -10,7 +10,7 @@ is told at least once, and a version of a lead is made exactly once.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,8 +30,8 @@ from streams.intake import store
 from streams.intake.decode import decode
 from streams.intake.dedupe import Receipt, dedupe
 from streams.intake.event import Event
-from streams.intake.identify import identify
-from streams.intake.merge import Lead, absorb, merge
+from streams.intake.identify import Identified, identify
+from streams.intake.merge import ERASURE, Lead, absorb, merge
 from streams.intake.route import Router
 from streams.intake.store import Change, Contended, Merge
 from streams.intake.validate import validate
@@ -126,12 +126,24 @@ async def _decide(
         # Identities first: whoever binds the same one waits here for the other to commit, and then looks again.
         await store.bind(connection, who.bindings)
         leads = await store.lock(connection, {*who.lead_ids, *who.merges} - who.fresh)
+        await _look_up_touches(connection, found.new, who, leads)
         fresh, merges, refused = _change(found.new, who.lead_ids, who.merges, leads, now)
         await store.record_merges(connection, merges)
         await store.save(connection, leads, who.fresh, now)
         await store.remember(connection, fresh, now)
         changes += fresh
     return changes, found.duplicates, refused
+
+
+async def _look_up_touches(
+    connection: asyncpg.Connection, events: list[Event], who: Identified, leads: Mapping[str, Lead]
+) -> None:
+    """Give their touches to those of ``leads`` that are erased now, or merged with one that once was."""
+    to_erase = {lead_id for event, lead_id in zip(events, who.lead_ids, strict=True) if event.type.name == ERASURE}
+    to_erase |= {to for loser, to in who.merges.items() if leads[loser].erased or leads[to].erased}
+    wanted = to_erase | {loser for loser, to in who.merges.items() if to in to_erase}
+    for lead_id, touches in (await store.touches_of(connection, wanted - who.fresh)).items():
+        leads[lead_id].touches = touches
 
 
 def _change(
@@ -150,8 +162,8 @@ def _change(
     for event, lead_id in zip(events, lead_ids, strict=True):
         lead = leads.get(lead_id)
         if lead is None:
-            lead = leads[lead_id] = Lead(lead_id, event.tenant, created_at=now)
-        if len(lead.told) + len(event.properties) > _LARGEST_LEAD:
+            lead = leads[lead_id] = Lead(lead_id, event.tenant, created_at=now, touches=[])
+        if len(lead.told) + len(event.properties) > _LARGEST_LEAD and event.type.name != ERASURE:
             refused.append(event)
             continue
         # The first event of the group carries the merge: from then on there is one lead.

@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import asyncpg
 import orjson
 
+from schemas.registry import registry
 from streams.intake.dedupe import Receipt
 from streams.intake.event import Event, Identity
-from streams.intake.merge import Lead
+from streams.intake.merge import TOUCHING, Lead, Touch
 
 _POSTGRES_EPOCH = 946_684_800_000_000  # 2000-01-01 in microseconds since 1970: what timestamptz counts from
 
@@ -130,6 +131,28 @@ async def read(connection: asyncpg.Connection, lead_ids: Iterable[str], suffix: 
         )
         for row in rows
     }
+
+
+async def touches_of(connection: asyncpg.Connection, lead_ids: Collection[str]) -> dict[str, list[Touch]]:
+    """Return every touch of existing leads, those of the leads merged into them included, from their history."""
+    found: dict[str, list[Touch]] = {lead_id: [] for lead_id in lead_ids}
+    if not found:
+        return found
+    rows = await connection.fetch(
+        """
+        WITH own AS (
+            SELECT w AS lead_id, w AS alias_id FROM unnest($1::uuid[]) AS w
+            UNION ALL SELECT lead_id, alias_id FROM lead_aliases WHERE lead_id = ANY($1::uuid[])
+        )
+        SELECT own.lead_id, h.occurred_at, h.event_id, h.source
+        FROM own JOIN lead_history h ON h.lead_id = own.alias_id WHERE h.event_type = ANY($2::text[])
+        """,
+        list(found),
+        [kind.name for kind in registry().events.values() if kind.authority in TOUCHING],
+    )
+    for row in rows:
+        found[str(row[0])].append((row[1], row[2], row[3]))
+    return found
 
 
 async def save(connection: asyncpg.Connection, leads: Mapping[str, Lead], fresh: frozenset[str], now: int) -> None:

@@ -22,7 +22,8 @@ CREATE TABLE leads (
     region      text,
     score       double precision,
     attributes  jsonb            NOT NULL,
-    -- field -> [authority rank, occurred_at in microseconds, event_id]: what the next event has to outrank
+    -- field -> [authority rank, occurred_at in microseconds, event_id]: what the next event has to outrank;
+    -- _erased -> the last erasure's; _hidden -> what an erasure that comes late would show again
     -- json, not jsonb: only intake reads it, whole, and for that text costs a third
     provenance  json             NOT NULL,
     PRIMARY KEY (lead_id)

@@ -405,6 +405,8 @@ def crowd(rng: random.Random, tenant: str, count: int) -> list[bytes]:
         said = {name: ids[name] for name in rng.sample(sorted(ids), rng.choice((1, 1, 1, 2)))}
         own: dict[str, Any] = {"at": NOW - rng.randrange(4) * HOUR, "tenant": tenant, **said}
         kind = rng.choice(["lead_updated", "form_submitted", "enrichment_completed", "page_viewed", "consent_changed"])
+        if rng.random() < 0.1:
+            kind = "lead_erased"
         if kind in ("lead_updated", "form_submitted", "enrichment_completed"):
             own |= {"first_name": rng.choice("ABC"), "employees": rng.choice((None, 1, 2))}
         if kind == "lead_updated":
@@ -425,7 +427,7 @@ async def check(pool: asyncpg.Pool, tenant: str, values: Sequence[bytes]) -> set
     live = {lead["lead_id"]: lead for lead in await leads(pool, tenant)}
     owner = {(kind, value): str(lead_id) for kind, value, lead_id in stored["identities"]}
     assert set(owner.values()) == set(live)
-    alone = {lead_id: Lead(lead_id, tenant) for lead_id in live}
+    alone = {lead_id: Lead(lead_id, tenant, touches=[]) for lead_id in live}
     for value in set(values):
         event = validate(CODEC.decode(value), message(value), NOW, HOUR)
         found = {owner[identity[1:]] for identity in event.identities}  # type: ignore[union-attr]
