@@ -117,6 +117,7 @@ async def _decide(
 
     All of it is in the database when the transaction commits.
     """
+    await store.take_turns(connection, now)
     found = dedupe(events, await store.receipts_of(connection, events))
     changes = await _again(connection, found.redelivered)
     refused: list[Event] = []

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, NamedTuple
 
 import asyncpg
@@ -21,6 +21,9 @@ from streams.intake.event import Event, Identity
 from streams.intake.merge import TOUCHING, Lead, Touch
 
 _POSTGRES_EPOCH = 946_684_800_000_000  # 2000-01-01 in microseconds since 1970: what timestamptz counts from
+
+_TURN_S = 300  # a clock may be wrong by as much
+_TURN_LOCK = 7017840
 
 _FILTERED = ("email", "status", "owner", "region", "score")  # attributes that are columns too
 
@@ -64,6 +67,18 @@ class Merge:
     loser: Lead
     event_id: str
     survivor_before: bytes  # JSON of attributes and provenance
+
+
+async def take_turns(connection: asyncpg.Connection, now: int) -> None:
+    """Around a month's turn have one worker decide at a time.
+
+    The receipts' key holds the month, so nothing else would stop two workers that have the same event in hand, one a
+    moment before and one after it.
+    """
+    at = datetime.fromtimestamp(now / 1e6, UTC)
+    around = (at - timedelta(seconds=_TURN_S), at + timedelta(seconds=_TURN_S))
+    if around[0].month != around[1].month:
+        await connection.execute("SELECT pg_advisory_xact_lock($1)", _TURN_LOCK)
 
 
 async def receipts_of(connection: asyncpg.Connection, events: Iterable[Event]) -> dict[str, Receipt]:

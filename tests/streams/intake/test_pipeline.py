@@ -11,6 +11,7 @@ import struct
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import asyncpg
@@ -46,9 +47,9 @@ LEAD_INSIDE = ("leads.enrichment-requested", "leads.campaign-signals")
 EVENT_PART = ("event_id", "event_type", "lead_id", "version", "decided_at", "changes", "merged", "properties", "offset")
 
 
-def intake(pool: asyncpg.Pool) -> Intake:
+def intake(pool: asyncpg.Pool, **settings: Any) -> Intake:
     router = Router(CODEC, ["leads.crm-hubspot"], frozenset({"form_submitted"}))
-    return Intake(pool, CODEC, router, max_event_bytes=65_536, max_ahead_s=86_400)
+    return Intake(pool, CODEC, router, max_event_bytes=65_536, max_ahead_s=86_400, **settings)
 
 
 @asynccontextmanager
@@ -466,6 +467,19 @@ async def test_any_order_and_cut_of_batches_gives_the_same_leads(stack: Stack, s
                 del found_messages[:size]
             found.append(await check(pool, tenant, values))
     assert found[0] == found[1]
+
+
+async def test_two_workers_at_a_months_turn_accept_an_event_once(pool: asyncpg.Pool, unique: str) -> None:
+    turn = (datetime.now(UTC).replace(day=1) + timedelta(days=32)).replace(day=1, hour=0, minute=0, second=0)
+    before, after = ((turn + timedelta(seconds=s)).timestamp() for s in (-2, 2))
+    stages = [intake(pool, now=lambda at=at: int(at * 1e6)) for at in (before, after)]
+    await put(stages[0], message(payload("page_viewed", "e-0", tenant=unique, email="ada@example.com")))
+    for number in range(1, 11):  # the lead is there, so that its identity does not make one of them wait
+        value = payload("page_viewed", f"e-{number}", tenant=unique, email="ada@example.com")
+
+        told = await asyncio.gather(*(put(stage, message(value, partition=n)) for n, stage in enumerate(stages)))
+
+        assert sorted((len(each["lead_change"]), len(each["outcome"])) for each in told) == [(0, 1), (1, 0)]
 
 
 async def take(pool: asyncpg.Pool, partition: int, values: list[bytes]) -> list[dict[str, list[dict[str, Any]]]]:
