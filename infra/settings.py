@@ -35,7 +35,11 @@ class Settings(BaseModel):
     home: Path = Field(Path(".leadstream"), description="Folder that holds all state of an embedded stack.")
 
     kafka_bootstrap: str = Field("127.0.0.1:9092", min_length=3, description="Kafka bootstrap servers, host:port.")
-    schema_registry_url: str = Field("", description="Confluent-compatible schema registry; empty: none.")
+    schema_registry_url: str = Field(
+        "",
+        pattern=r"^(https?://.+)?$",
+        description="Confluent-compatible registry that intake asks for schema ids which are not ours; empty: none.",
+    )
     database_url: str = Field("postgresql://leadstream@127.0.0.1:5432/leadstream", pattern=r"^postgres(ql)?://")
     database_pool_size: int = Field(4, ge=1, le=100)
     clickhouse_url: str = Field("http://127.0.0.1:8123/leadstream", pattern=r"^https?://")

@@ -70,20 +70,20 @@ class _Reader:
 
 
 class Codec:
-    """Decodes and encodes by one registry. ``fetch`` asks a Confluent registry for ids that are not ours."""
+    """Decodes and encodes by one registry. ``fetch`` asks a Confluent registry, whose ids then go before ours."""
 
     def __init__(self, schemas: Registry | None = None, fetch: Fetch | None = None) -> None:
         self._schemas = schemas or registry()
         self._fetch = fetch
         self._by_mark: dict[bytes, _Reader] = {}
-        self._by_id: dict[int, _Reader] = {}
+        self._by_id: dict[int, _Reader] = {}  # what ``fetch`` found
+        self._by_own_id: dict[int, _Reader] = {}
         present = self._schemas.types
         for form in self._schemas.forms():
             now = present[form.name]
             reader = _Reader(form.name, form.bare, None if form is now else now.bare)
             self._by_mark.setdefault(MARK + form.fingerprint, reader)
-            if fetch is None:
-                self._by_id.setdefault(form.confluent_id, reader)
+            self._by_own_id.setdefault(form.confluent_id, reader)
 
     def decode(self, payload: bytes) -> Decoded:
         """Decode one payload.
@@ -128,6 +128,7 @@ class Codec:
                 reader = self._by_id[schema_id] = self._adopt(self._fetch(schema_id))
             except KeyError:
                 reader = None
+        reader = reader or self._by_own_id.get(schema_id)
         if reader is None:
             raise DecodeError(Reason.UNKNOWN_SCHEMA, f"no schema with id {schema_id}")
         return reader

@@ -144,7 +144,7 @@ class _Loop(Generic[Prepared]):
             if messages:
                 with self._lock:
                     self._in_hand += 1
-                await self._hand_over(self._prepare(messages))
+                await self._hand_over(messages)
         await self._to_apply.put(None)
 
     async def _poll(self) -> list[Message]:
@@ -171,7 +171,7 @@ class _Loop(Generic[Prepared]):
         self._log.warning("kafka", extra={"fields": {"error": error.name()}})
         return False
 
-    def _prepare(self, messages: list[Message]) -> _Batch[Prepared]:
+    async def _prepare(self, messages: list[Message]) -> _Batch[Prepared]:
         next_offsets: dict[_Key, int] = {}
         for message in messages:
             next_offsets[message.topic(), message.partition()] = message.offset() + 1
@@ -182,18 +182,23 @@ class _Loop(Generic[Prepared]):
         metrics.BATCH_RECORDS.labels(self._group).observe(len(messages))
         return _Batch(prepared, len(messages), next_offsets, epochs)
 
-    async def _hand_over(self, batch: _Batch[Prepared]) -> None:
-        handed = asyncio.ensure_future(self._to_apply.put(batch))
-        await asyncio.wait({handed}, timeout=_BLOCKED_S)
-        if handed.done():
-            return
+    async def _put(self, messages: list[Message]) -> None:
+        await self._to_apply.put(await self._persist(self._prepare, messages))
+
+    async def _hand_over(self, messages: list[Message]) -> None:
+        handed = asyncio.ensure_future(self._put(messages))
+        blocked = False
         try:
+            await asyncio.wait({handed}, timeout=_BLOCKED_S)
             while not handed.done():
                 await asyncio.to_thread(self._poll_paused)
                 await asyncio.wait({handed}, timeout=_IDLE_S)
+                blocked = True
+            handed.result()
         finally:
             handed.cancel()
-        await asyncio.to_thread(self._resume)
+        if blocked:
+            await asyncio.to_thread(self._resume)
 
     def _poll_paused(self) -> None:
         # Pausing each time also catches partitions that were assigned meanwhile; what slipped through is kept.

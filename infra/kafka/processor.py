@@ -32,7 +32,10 @@ class Processor(Protocol[Prepared]):
     """What a stage or a sink is to the loop. Both methods may be called again with the same records after a crash."""
 
     def prepare(self, messages: Sequence[Message]) -> Prepared:
-        """Decode ``messages`` (in offset order per partition): CPU only, no effect."""
+        """Decode ``messages`` (in offset order per partition), without any effect.
+
+        Raises DependencyAway to be called again with the same ``messages`` after a while.
+        """
         ...
 
     async def apply(self, prepared: Prepared) -> Effects:

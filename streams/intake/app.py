@@ -7,6 +7,7 @@ from infra.kafka.producer import Deliverer
 from infra.kafka.topics import load
 from infra.postgres.pool import connect
 from infra.runtime import Stop
+from infra.schema_registry import schema_fetch
 from infra.settings import Settings
 from schemas.codec import Codec
 from streams.campaigns.triggers import event_types, load_campaigns
@@ -17,7 +18,7 @@ from streams.intake.store import speak_microseconds
 
 async def main(settings: Settings, stop: Stop) -> None:
     """Run intake until ``stop``."""
-    codec = Codec()
+    codec = Codec(fetch=schema_fetch(settings.schema_registry_url))
     crm_topics = [name for name in load() if name.startswith(CRM_TOPICS)]
     router = Router(codec, crm_topics, event_types(load_campaigns(settings.campaigns_dir)))
     deliverer = Deliverer(settings.kafka_bootstrap)

@@ -58,6 +58,7 @@ class Recorder:
     dead: Callable[[Message], bool] = lambda _: False
     applied: list[Coordinates] = field(default_factory=list)
     batches: list[list[Message]] = field(default_factory=list)
+    preparing: Callable[[Sequence[Message]], Any] = lambda _: None
     prepared: int = 0
     tries: list[int] = field(default_factory=list)
     entered: asyncio.Event = field(default_factory=asyncio.Event)
@@ -68,6 +69,7 @@ class Recorder:
 
     def prepare(self, messages: Sequence[Message]) -> list[Message]:
         self.prepared += 1
+        self.preparing(messages)
         return list(messages)
 
     async def apply(self, prepared: list[Message]) -> Effects:
@@ -237,6 +239,24 @@ async def test_the_same_batch_is_tried_until_the_dependency_is_back(place: Calla
     assert sorted(processor.applied) == [(p, o) for p in range(2) for o in range(30)]
     assert len(processor.tries) == len(processor.batches) + 5
     assert len(set(processor.tries[:4])) == 1
+    assert here.stop.status.waiting == ""
+
+
+async def test_what_is_away_while_preparing_is_waited_for_too(place: Callable[..., Place]) -> None:
+    here = place(2)
+    left = [3]
+
+    def away(_: Sequence[Message]) -> None:
+        if left[0]:
+            left[0] -= 1
+            raise DependencyAway("the schema registry", "refused")
+
+    processor = Recorder(here.out, preparing=away)
+    await here.send(*numbers(60))
+    task = here.run(processor, size=20)
+    await eventually(lambda: asyncio.sleep(0, here.stop.status.waiting == "waiting for the schema registry"))
+    await here.finish(task, 60)
+    assert sorted(processor.applied) == [(p, o) for p in range(2) for o in range(30)]
     assert here.stop.status.waiting == ""
 
 
