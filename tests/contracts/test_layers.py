@@ -51,7 +51,7 @@ FACTORIES = {
     "infra/kafka/batches.py": "the loop is the consumer's owner: it alone knows assignment, position and commit",
     "infra/kafka/lag.py": "owns the admin client and the consumer that look at offsets; the CLI closes it",
     "infra/kafka/producer.py": "is the producer",
-    "infra/schema_registry.py": "is the registry's client: a decoder asks in the middle of a batch, so it does not await",
+    "infra/schema_registry.py": "is the registry's client: a decoder asks within a batch, it cannot await",
     "infra/kafka/topics.py": "one admin client, for the one call that `prepare` makes",
     "infra/postgres/migrate.py": "one connection, opened and closed by the one call that `prepare` makes",
     "infra/postgres/pool.py": "is the factory of Postgres pools",
