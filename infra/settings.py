@@ -55,7 +55,7 @@ class Settings(BaseModel):
         description="A name that only this replica has and keeps over restarts: Kafka then gives a restarted "
         "worker its partitions back at once instead of after the session timeout. Empty: none.",
     )
-    batch_size: int = Field(5000, ge=1, le=100_000, description="Most records intake decides in one transaction.")
+    batch_size: int = Field(10_000, ge=1, le=100_000, description="Most records in one transaction of Postgres.")
     batch_linger_ms: int = Field(40, ge=0, le=10_000, description="Longest wait for a batch to fill.")
     sink_batch_size: int = Field(50_000, ge=1, le=1_000_000, description="Most rows in one ClickHouse insert.")
     sink_batch_linger_ms: int = Field(500, ge=0, le=60_000)
