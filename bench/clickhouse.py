@@ -38,7 +38,7 @@ def measure(url: str, runs: int) -> list[Result]:
             inserting: asyncio.Future[Effects] | None = None
             began = time.perf_counter()
             for batch in batches:
-                prepared = sink.prepare(batch)
+                prepared = await asyncio.to_thread(sink.prepare, batch)
                 if inserting is not None:
                     await inserting
                 inserting = asyncio.ensure_future(sink.apply(prepared))

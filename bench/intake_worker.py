@@ -50,7 +50,7 @@ async def _main(dsn: str, events: Sequence[tuple[bytes, bytes]], size: int) -> N
 
     async def prepare() -> None:
         for messages in batches:
-            await prepared.put(intake.prepare(messages))
+            await prepared.put(await asyncio.to_thread(intake.prepare, messages))
         await prepared.put(None)
 
     async def apply() -> None:

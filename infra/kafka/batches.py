@@ -178,7 +178,7 @@ class _Loop(Generic[Prepared]):
         with self._lock:
             epochs = {key: self._epochs.get(key, -1) for key in next_offsets}
         with metrics.BATCH_SECONDS.labels(self._group, "prepare").time():
-            prepared = self._processor.prepare(messages)
+            prepared = await asyncio.to_thread(self._processor.prepare, messages)
         metrics.BATCH_RECORDS.labels(self._group).observe(len(messages))
         return _Batch(prepared, len(messages), next_offsets, epochs)
 

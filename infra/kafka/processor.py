@@ -34,6 +34,8 @@ class Processor(Protocol[Prepared]):
     def prepare(self, messages: Sequence[Message]) -> Prepared:
         """Decode ``messages`` (in offset order per partition), without any effect.
 
+        Called in a thread of its own, one call at a time, while ``apply`` is at work on the batch before.
+
         Raises DependencyAway to be called again with the same ``messages`` after a while.
         """
         ...
