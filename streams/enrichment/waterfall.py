@@ -45,7 +45,7 @@ class Waterfall:
         providers: Sequence[Provider],
         answers: Answers,
         *,
-        deadline_s: float = 10.0,
+        deadline_s: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
