@@ -10,6 +10,13 @@ from uuid import uuid4
 import httpx
 import pytest
 from confluent_kafka import Message, Producer
+from confluent_kafka.schema_registry import (
+    Schema,
+    SchemaRegistryClient,
+    SchemaRegistryError,
+    topic_record_subject_name_strategy,
+)
+from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerializer
 from confluent_kafka.serialization import MessageField, SerializationContext
 
 from schemas.codec import Codec
@@ -67,12 +74,6 @@ def _example(name: str) -> dict[str, Any]:
 
 def _produce(url: str, bootstrap: str) -> list[Message]:
     """Write every event type as an upstream app would: Confluent's serializer and nothing of ours."""
-    from confluent_kafka.schema_registry import (  # noqa: PLC0415 - an extra, see below
-        SchemaRegistryClient,
-        topic_record_subject_name_strategy,
-    )
-    from confluent_kafka.schema_registry.avro import AvroDeserializer, AvroSerializer  # noqa: PLC0415
-
     context = SerializationContext("leads.received", MessageField.VALUE)
     producer = Producer({"bootstrap.servers": bootstrap, "acks": "all"})
     delivered: list[Message] = []
@@ -92,7 +93,6 @@ def _produce(url: str, bootstrap: str) -> list[Message]:
 
 
 async def test_a_stock_confluent_producer_needs_no_other_registry(running: Any, stack: Any) -> None:
-    pytest.importorskip("authlib", reason="confluent-kafka's extra schemaregistry is not installed")
     async with running() as (_, url):
         delivered = await asyncio.to_thread(_produce, url, stack.settings.kafka_bootstrap)
     assert [message.error() for message in delivered] == [None] * len(delivered)
@@ -101,9 +101,6 @@ async def test_a_stock_confluent_producer_needs_no_other_registry(running: Any, 
 
 
 async def test_a_stock_producer_with_another_schema_is_told_what_to_do(running: Any) -> None:
-    pytest.importorskip("authlib", reason="confluent-kafka's extra schemaregistry is not installed")
-    from confluent_kafka.schema_registry import Schema, SchemaRegistryClient, SchemaRegistryError  # noqa: PLC0415
-
     schema = json.dumps({"type": "record", "name": "lead_found", "fields": [{"name": "x", "type": "string"}]})
     async with running() as (_, url):
         with (
