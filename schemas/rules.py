@@ -13,6 +13,7 @@ from math import isfinite
 from typing import Any
 
 import orjson
+import phonenumbers
 
 from infra.outcomes import Dead, Problem, Reason
 from schemas.registry import EventType
@@ -41,9 +42,11 @@ def check(kind: EventType, record: dict[str, Any], now: int, max_ahead: int) -> 
         return told
     problems = [*_envelope(envelope), *_identifiers(record["identifiers"]), *_sizes(kind, record)]
     reasons = [Reason.INVALID_FIELD] if problems else []
-    if not any(record["identifiers"].values()):
+    if not _says_of_somebody(record["identifiers"]):
         reasons.append(Reason.NO_IDENTIFIER)
-        problems.append(Problem("/identifiers", "says of nobody; give one of external_id, email, phone, anonymous_id"))
+        hint = "; a phone number needs its country code (+44...)" if record["identifiers"]["phone"] else ""
+        problem = "says of nobody; give one of external_id, email, phone, anonymous_id, crm_ids"
+        problems.append(Problem("/identifiers", problem + hint))
     if not in_time:
         reasons.append(Reason.ABSURD_TIME)
         problems.append(
@@ -61,7 +64,7 @@ def _is_surely_good(kind: EventType, envelope: dict[str, Any], own: dict[str, An
         len(told) > _MAX_STRING  # else no string in it is too long
         or rb"\u0000" in told
         or identifiers["crm_ids"]
-        or not (email or phone or external_id or anonymous_id)
+        or not (email or external_id or anonymous_id or e164(phone))
         or (email and (len(email) > _MAX_EMAIL or not _EMAIL.fullmatch(email)))
         or len(phone) > _MAX_ID
         or len(external_id) > _MAX_ID
@@ -98,6 +101,24 @@ def _is_good_map(value: dict[str, Any]) -> bool:
     return True
 
 
+def _says_of_somebody(identifiers: dict[str, Any]) -> bool:
+    """Whether somebody can be found by them: a phone number that cannot be made E.164 is told, but finds nobody."""
+    others = (value for name, value in identifiers.items() if name != "phone")
+    return any(others) or bool(e164(identifiers["phone"]))
+
+
+@lru_cache(maxsize=65_536)
+def e164(phone: str) -> str:
+    """Return ``phone`` in E.164, or "" where it is no possible number with a country code."""
+    try:
+        number = phonenumbers.parse(phone, None)
+    except phonenumbers.NumberParseException:
+        return ""
+    if not phonenumbers.is_possible_number(number):
+        return ""
+    return phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
+
+
 def _envelope(envelope: dict[str, Any]) -> Iterator[Problem]:
     if not _TENANT.fullmatch(envelope["tenant"]):
         yield Problem("/envelope/tenant", "has to be 1 to 63 of a-z, 0-9, - and _, beginning with a letter or digit")
@@ -117,8 +138,8 @@ def _identifiers(identifiers: dict[str, Any]) -> Iterator[Problem]:
         elif identifiers[name] and not identifiers[name].strip():
             yield Problem(f"/identifiers/{name}", "is blank")
     for crm, value in identifiers["crm_ids"].items():
-        if not _is_word(value) or not _is_word(crm):
-            problem = f"its key and its value have to be 1 to {_MAX_ID} characters, none of them NUL"
+        if not _is_word(value) or not _is_word(crm) or value.isspace():
+            problem = f"its key and its value have to be 1 to {_MAX_ID} characters, none of them NUL, and not blank"
             yield Problem("/identifiers/crm_ids", problem)
 
 

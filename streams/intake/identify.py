@@ -10,11 +10,9 @@ from __future__ import annotations
 import secrets
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any
 
-import phonenumbers
-
+from schemas.rules import e164
 from streams.intake.event import Event, Identity
 
 
@@ -31,18 +29,6 @@ def identities(tenant: str, identifiers: Mapping[str, Any]) -> tuple[Identity, .
         found.append((tenant, "anonymous_id", value))
     found += [(tenant, f"crm:{crm}", value) for crm, value in identifiers["crm_ids"].items() if value]
     return tuple(found)
-
-
-@lru_cache(maxsize=65_536)
-def e164(phone: str) -> str:
-    """Return ``phone`` in E.164, or "" where it is no possible number with a country code."""
-    try:
-        number = phonenumbers.parse(phone, None)
-    except phonenumbers.NumberParseException:
-        return ""
-    if not phonenumbers.is_possible_number(number):
-        return ""
-    return phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
 
 
 def new_lead_id(now: int) -> str:

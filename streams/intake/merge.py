@@ -19,8 +19,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from schemas.rules import e164
 from streams.intake.event import Event
-from streams.intake.identify import e164
 
 RANKS = {"enrichment": 1, "app": 2, "crm_user": 3, "person": 4}
 MAPS = frozenset({"consent", "crm_ids", "custom"})

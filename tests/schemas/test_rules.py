@@ -24,6 +24,8 @@ def check(kind: str, **own: Any) -> Any:
     ("own", "reason", "path"),
     [
         ({}, Reason.NO_IDENTIFIER, "/identifiers"),
+        ({"phone": "020 7183 8750"}, Reason.NO_IDENTIFIER, "/identifiers"),
+        ({"phone": "call me"}, Reason.NO_IDENTIFIER, "/identifiers"),
         ({"email": "a@example.com", "at": 1}, Reason.ABSURD_TIME, "/envelope/occurred_at"),
         ({"email": "a@example.com", "at": NOW + 2 * HOUR}, Reason.ABSURD_TIME, "/envelope/occurred_at"),
         ({"email": "nobody"}, Reason.INVALID_FIELD, "/identifiers/email"),

@@ -6,7 +6,8 @@ from itertools import permutations
 
 import pytest
 
-from streams.intake.identify import e164, identify, new_lead_id
+from schemas.rules import e164
+from streams.intake.identify import identify, new_lead_id
 from tests.events import NOW, event
 
 
