@@ -29,7 +29,7 @@ from schemas.codec import Codec
 from streams.intake import store
 from streams.intake.decode import decode
 from streams.intake.dedupe import Receipt, dedupe
-from streams.intake.event import Event
+from streams.intake.event import Event, Identity
 from streams.intake.identify import Identified, identify
 from streams.intake.merge import ERASURE, Lead, absorb, merge
 from streams.intake.route import Router
@@ -37,7 +37,10 @@ from streams.intake.store import Change, Contended, Merge
 from streams.intake.validate import validate
 
 STAGE = "intake"
-_LARGEST_LEAD = 1 << 20  # bytes of a lead's fields as JSON: with the event they have to fit one record of Kafka
+_DAY = 86_400_000_000  # microseconds
+# Bytes of a lead's fields as JSON, with those of the leads that become part of it and of the event: what intake tells
+# holds them up to three times over, and has to fit one record of Kafka (max.message.bytes in topics.toml).
+_LARGEST_LEAD = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +70,7 @@ class Intake:
         self._max_bytes = max_event_bytes
         self._max_ahead = max_ahead_s * 1_000_000
         self._now = now
+        self._months_at = 0  # when to look next whether the months to come have their partitions
         self._log = log(STAGE)
 
     def prepare(self, messages: Sequence[Message]) -> Prepared:
@@ -90,18 +94,25 @@ class Intake:
         """Decide the batch in one transaction, then say who has to know."""
         if not prepared.events:
             return Effects(prepared.dead, len(prepared.dead))
+        await self._make_months()
+        events, refused = prepared.events, list[Event]()
         while True:
             try:
                 async with transaction(self._pool) as connection:
-                    changes, duplicates, refused = await _decide(connection, prepared.events, self._now())
+                    changes, duplicates = await _decide(connection, events, self._now())
                 break
+            except _TooLarge as found:
+                # Without them from the beginning: what is dead binds no identity, merges nobody and makes no lead.
+                refused += found.events
+                offsets = {(event.topic, event.partition, event.offset) for event in found.events}
+                events = [event for event in events if (event.topic, event.partition, event.offset) not in offsets]
             except (Contended, *store.CONTENDED) as contended:
                 # Another worker met the same people in the same moment; it is done now, so look again.
                 self._log.info("contended", extra={"fields": {"why": type(contended).__name__}})
         metrics.OUTCOMES.labels(STAGE, What.ACCEPTED.value, "").inc(len(changes))
         metrics.OUTCOMES.labels(STAGE, What.DUPLICATE.value, "duplicate_event").inc(len(duplicates))
         metrics.OUTCOMES.labels(STAGE, What.DEAD.value, Reason.TOO_LARGE.value).inc(len(refused))
-        dead = prepared.dead + [dead_letter(event.message, STAGE, _TOO_LARGE) for event in refused]
+        dead = prepared.dead + [dead_letter(event.message, STAGE, _GROWN) for event in refused]
         now = self._now()
 
         def outputs() -> list[Output]:
@@ -109,18 +120,30 @@ class Intake:
 
         return Effects(outputs, len(dead))
 
+    async def _make_months(self) -> None:
+        """Look at the start and once a day: without the month's partitions nothing could be decided."""
+        if (now := self._now()) >= self._months_at:
+            async with transaction(self._pool) as connection:
+                await store.make_months(connection)
+            self._months_at = now + _DAY
 
-async def _decide(
-    connection: asyncpg.Connection, events: list[Event], now: int
-) -> tuple[list[Change], list[Event], list[Event]]:
-    """Return what changed, what was a duplicate, and what would make its lead too large.
 
-    All of it is in the database when the transaction commits.
+class _TooLarge(Exception):  # noqa: N818 - it asks for another try without them
+    """The events whose leads would grow too large with them."""
+
+    def __init__(self, events: list[Event]) -> None:
+        super().__init__(f"{len(events)} events")
+        self.events = events
+
+
+async def _decide(connection: asyncpg.Connection, events: list[Event], now: int) -> tuple[list[Change], list[Event]]:
+    """Return what changed and what was a duplicate; it is all in the database when the transaction commits.
+
+    Raises _TooLarge where a lead would outgrow a record of Kafka: roll back and decide without those events.
     """
     await store.take_turns(connection, now)
     found = dedupe(events, await store.receipts_of(connection, events))
     changes = await _again(connection, found.redelivered)
-    refused: list[Event] = []
     if found.new:
         known = await store.leads_of(connection, (i for event in found.new for i in event.identities))
         who = identify(found.new, known, now)
@@ -128,12 +151,14 @@ async def _decide(
         await store.bind(connection, who.bindings)
         leads = await store.lock(connection, {*who.lead_ids, *who.merges} - who.fresh)
         await _look_up_touches(connection, found.new, who, leads)
-        fresh, merges, refused = _change(found.new, who.lead_ids, who.merges, leads, now)
+        fresh, merges, large = _change(found.new, who.lead_ids, who.merges, leads, now)
+        if large:
+            raise _TooLarge(_for_sure(large, fresh, known))
         await store.record_merges(connection, merges)
         await store.save(connection, leads, who.fresh, now)
         await store.remember(connection, fresh, now)
         changes += fresh
-    return changes, found.duplicates, refused
+    return changes, found.duplicates
 
 
 async def _look_up_touches(
@@ -149,26 +174,28 @@ async def _look_up_touches(
 
 def _change(
     events: list[Event], lead_ids: list[str], merges: dict[str, str], leads: dict[str, Lead], now: int
-) -> tuple[list[Change], list[Merge], list[Event]]:
+) -> tuple[list[Change], list[Merge], list[tuple[Event, str]]]:
     """Merge ``events`` into ``leads`` (which gain the new ones), each making the next version of its lead.
 
-    Returns the changes, the merges, and the events that are refused because their lead would grow too large.
+    Returns the changes, the merges, and the events that are too large for their leads, with those. Where there is one
+    of the latter, the rest is as if it were not there, but for whom it merges and groups: decide again without it.
     """
     losers: dict[str, list[Lead]] = {}
     for loser_id, survivor_id in merges.items():
         losers.setdefault(survivor_id, []).append(leads[loser_id])
     changes: list[Change] = []
     merged: list[Merge] = []
-    refused: list[Event] = []
+    large: list[tuple[Event, str]] = []
     for event, lead_id in zip(events, lead_ids, strict=True):
         lead = leads.get(lead_id)
         if lead is None:
             lead = leads[lead_id] = Lead(lead_id, event.tenant, created_at=now, touches=[])
-        if len(lead.told) + len(event.properties) > _LARGEST_LEAD and event.type.name != ERASURE:
-            refused.append(event)
-            continue
         # The first event of the group carries the merge: from then on there is one lead.
         absorbed = losers.pop(lead_id, [])
+        size = _bytes(lead.told) + sum(_bytes(loser.told) for loser in absorbed) + len(event.properties)
+        if size > _LARGEST_LEAD and event.type.name != ERASURE:
+            large.append((event, lead_id))
+            continue
         for loser in absorbed:
             merged.append(Merge(lead, loser, event.event_id, store.snapshot(lead)))
             absorb(lead, loser)
@@ -181,9 +208,30 @@ def _change(
         lead.updated_at = now
         gone = {loser.lead_id: loser.version for loser in absorbed}
         lead.told = _json(lead.attributes)
+        if size > _LARGEST_LEAD < _bytes(lead.told):
+            return changes, merged, [*large, (event, lead_id)]  # an erasure that erases too little of what it merges
         told = _json(changed) if changed else "{}"
         changes.append(Change(event, lead_id, lead.version, now, changed, told, gone, lead.version, _told(lead)))
-    return changes, merged, refused
+    return changes, merged, large
+
+
+def _for_sure(large: list[tuple[Event, str]], changes: list[Change], known: Mapping[Identity, str]) -> list[Event]:
+    """Return those of the ``large`` events that have the same lead without the others: of each lead at least one.
+
+    One of them may be what makes another's identities the lead's; whether that one is too large shows without it.
+    """
+    theirs = {lead_id for _, lead_id in large}
+    whose = {i: c.lead_id for c in changes if c.lead_id in theirs for i in c.event.identities} | dict(known)
+    sure: list[Event] = []
+    for event, lead_id in large:
+        if lead_id in theirs or any(whose.get(identity) == lead_id for identity in event.identities):
+            theirs.discard(lead_id)
+            sure.append(event)
+    return sure
+
+
+def _bytes(text: str) -> int:
+    return len(text) if text.isascii() else len(text.encode())
 
 
 async def _again(connection: asyncpg.Connection, redelivered: list[tuple[Event, Receipt]]) -> list[Change]:
@@ -214,7 +262,7 @@ def _told(lead: Lead) -> str:
     )
 
 
-_TOO_LARGE = Dead(
+_GROWN = Dead(
     Reason.TOO_LARGE,
     (Problem("", f"with it the lead would be larger than {_LARGEST_LEAD} bytes; send fewer or shorter custom fields"),),
 )

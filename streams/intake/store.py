@@ -69,6 +69,11 @@ class Merge:
     survivor_before: bytes  # JSON of attributes and provenance
 
 
+async def make_months(connection: asyncpg.Connection) -> None:
+    """Make the partitions of the months to come, where they are not there yet."""
+    await connection.execute("SELECT make_month_partitions()")
+
+
 async def take_turns(connection: asyncpg.Connection, now: int) -> None:
     """Around a month's turn have one worker decide at a time.
 

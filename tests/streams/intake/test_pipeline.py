@@ -8,6 +8,7 @@ import json
 import math
 import random
 import struct
+import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -23,6 +24,8 @@ from hypothesis import strategies as st
 
 from infra.errors import DependencyAway
 from infra.kafka.processor import Effects
+from infra.kafka.producer import Output
+from infra.kafka.topics import load as topics
 from infra.outcomes import Reason
 from infra.postgres.pool import connect
 from streams.intake.merge import Lead, merge
@@ -49,7 +52,7 @@ EVENT_PART = ("event_id", "event_type", "lead_id", "version", "decided_at", "cha
 
 def intake(pool: asyncpg.Pool, **settings: Any) -> Intake:
     router = Router(CODEC, ["leads.crm-hubspot"], frozenset({"form_submitted"}))
-    return Intake(pool, CODEC, router, max_event_bytes=65_536, max_ahead_s=86_400, **settings)
+    return Intake(pool, CODEC, router, **{"max_event_bytes": 65_536, "max_ahead_s": 86_400} | settings)
 
 
 @asynccontextmanager
@@ -358,6 +361,76 @@ async def test_a_batch_of_nothing_but_dead_letters_needs_no_database() -> None:
         assert effects.dead == len(effects.to_deliver()) == 1
 
 
+LIMIT = 1 << 20  # of a lead, in bytes of JSON
+LARGEST = {name: int(topic.config["max.message.bytes"]) for name, topic in topics().items()}
+
+
+async def offer(stage: Intake, *values: bytes) -> dict[str, str]:
+    """Take one batch; return the ids of its dead letters with their reasons, and look that all told fits its topic."""
+    found = [message(value, offset=n) for n, value in enumerate(values)]
+    outputs: Sequence[Output] = (await stage.apply(stage.prepare(found))).to_deliver()
+    for output in outputs:
+        assert len(output.value or b"") + 1000 < LARGEST[output.topic]
+    dead = [output for output in outputs if output.topic == "leads.dead"]
+    ids = [CODEC.decode(output.value or b"").record["envelope"]["event_id"] for output in dead]
+    return {n: dict(o.headers or [])["leadstream.reason"].decode() for n, o in zip(ids, dead, strict=True)}
+
+
+def large(event_id: str, tenant: str, size: int, letter: str = "x", kind: str = "lead_updated", **own: Any) -> bytes:
+    """Return an event of about ``size`` bytes, as JSON, of values that no other event has."""
+    each = 8000 * len(json.dumps(letter, ensure_ascii=False).encode().strip(b'"'))
+    name = "answers" if kind == "form_submitted" else "custom"
+    values = {f"{event_id}-{n}": letter * 8000 for n in range(size // each)}
+    return payload(kind, event_id, tenant=tenant, **{name: values}, **own)
+
+
+@pytest.mark.parametrize("letter", ["x", "\x01", "\u6f22"], ids=["ascii", "escaped", "three bytes"])
+async def test_an_event_too_large_for_any_lead_leaves_nothing_behind(
+    pool: asyncpg.Pool, unique: str, letter: str
+) -> None:
+    stage = intake(pool, max_event_bytes=2 * LIMIT)
+    first = large("e-1", unique, LIMIT + 50_000, letter, email="a@example.com", external_id="a")
+    small = payload("lead_updated", "e-2", tenant=unique, email="a@example.com", first_name="Ada")
+
+    assert await offer(stage, first, small) == {"e-1": "too_large"}
+    (lead,) = await leads(pool, unique)
+    assert (lead["version"], lead["attributes"]["first_name"]) == (1, "Ada")
+    assert [row[:2] for row in (await state(pool, unique))["identities"]] == [("email", "a@example.com")]
+    assert await offer(stage, first) == {"e-1": "too_large"}
+
+
+async def test_leads_that_would_be_too_large_together_stay_two(pool: asyncpg.Pool, unique: str) -> None:
+    stage = intake(pool, max_event_bytes=2 * LIMIT)
+    ways: list[dict[str, Any]] = [{"email": "a@example.com"}, {"external_id": "a"}]
+    form = "form_submitted"
+    for n, way in enumerate(ways):
+        assert not await offer(stage, large(f"l-{n}", unique, LIMIT * 5 // 8, "\u6f22", **way))
+    before = await state(pool, unique)
+    joining = payload(
+        "lead_updated", "joining", tenant=unique, email="a@example.com", external_id="a", phone="+442071838750"
+    )
+    after = [payload(form, f"f-{n}", tenant=unique, form_id="demo", **way) for n, way in enumerate(ways)]
+
+    assert await offer(stage, joining, *after) == {"joining": "too_large"}
+    assert [lead["version"] for lead in await leads(pool, unique)] == [2, 2]
+    assert (await state(pool, unique))["identities"] == before["identities"]
+    assert not await offer(stage, large("last", unique, LIMIT // 4, kind=form, form_id="demo", **ways[0]))
+
+
+async def test_an_erasure_that_joins_leads_too_large_together_is_dead(pool: asyncpg.Pool, unique: str) -> None:
+    stage = intake(pool, max_event_bytes=2 * LIMIT)
+    ways: list[dict[str, Any]] = [{"email": "a@example.com"}, {"external_id": "a"}]
+    for n, way in enumerate(ways):
+        assert not await offer(stage, large(f"l-{n}", unique, LIMIT * 5 // 8, **way))
+    who = {"email": "a@example.com", "external_id": "a", "reason": "request"}
+    early = payload("lead_erased", "early", tenant=unique, at=NOW - HOUR, **who)
+
+    assert await offer(stage, early) == {"early": "too_large"}
+    assert await offer(stage, payload("lead_erased", "late", tenant=unique, at=NOW + 1, **who)) == {}
+    (lead,) = await leads(pool, unique)
+    assert "custom" not in lead["attributes"]
+
+
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_no_bytes_make_prepare_fail(data: st.DataObject) -> None:
@@ -467,6 +540,20 @@ async def test_any_order_and_cut_of_batches_gives_the_same_leads(stack: Stack, s
                 del found_messages[:size]
             found.append(await check(pool, tenant, values))
     assert found[0] == found[1]
+
+
+async def test_the_months_to_come_are_made_at_the_start_and_every_day(pool: asyncpg.Pool, unique: str) -> None:
+    months = "SELECT relname FROM pg_class WHERE relname ~ '^(receipts|lead_history)_[0-9_]*$' ORDER BY 1"
+    made = [row[0] for row in await pool.fetch(months)]
+    start = clock = time.time_ns() // 1000
+    stage = intake(pool, now=lambda: clock)
+    for number, passed in enumerate((0, 23 * HOUR, 24 * HOUR)):
+        for table in (made[len(made) // 2 - 1], made[-1]):  # the last of each
+            await pool.execute(f"DROP TABLE IF EXISTS {table}")
+        clock = start + passed
+        await put(stage, message(payload("page_viewed", f"e-{number}", tenant=unique, email="a@x.com"), offset=number))
+        left = [row[0] for row in await pool.fetch(months)]
+        assert (left == made) is (passed != 23 * HOUR)
 
 
 async def test_two_workers_at_a_months_turn_accept_an_event_once(pool: asyncpg.Pool, unique: str) -> None:
