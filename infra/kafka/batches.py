@@ -48,6 +48,13 @@ _SAY_AGAIN_S = 30.0
 _Key = tuple[str, int]
 
 
+@dataclass(frozen=True, slots=True)
+class _Fetched:
+    messages: list[Message] = field(default_factory=list)
+    next_offsets: dict[_Key, int] = field(default_factory=dict)
+    epochs: dict[_Key, int] = field(default_factory=dict)  # the assignments that gave us their partitions
+
+
 @dataclass(slots=True)
 class _Batch(Generic[Prepared]):
     prepared: Prepared
@@ -140,21 +147,32 @@ class _Loop(Generic[Prepared]):
 
     async def _fetch(self) -> None:
         while not self._stop.requested:
-            messages = await self._poll()
-            if messages:
+            fetched = await self._poll()
+            if fetched.messages:
                 with self._lock:
                     self._in_hand += 1
-                await self._hand_over(messages)
+                await self._hand_over(fetched)
         await self._to_apply.put(None)
 
-    async def _poll(self) -> list[Message]:
+    async def _poll(self) -> _Fetched:
         """Return a batch: what is there at once, or what comes within the linger after its first record."""
         carried, self._carried = self._carried, []
         got = carried or await asyncio.to_thread(self._consume, 1, _IDLE_S)
+        before = dict(self._epochs)  # only the consumer's calls change them, and none runs now
+        more: list[Message] = []
         if got and len(got) < self._size:
-            got = got + await asyncio.to_thread(self._consume, self._size - len(got), self._linger_s)
-        with self._lock:  # a rebalance between the two calls may have taken the first record's partition
-            return [m for m in got if self._is_record(m) and (m.topic(), m.partition()) in self._epochs]
+            more = await asyncio.to_thread(self._consume, self._size - len(got), self._linger_s)
+        epochs = dict(self._epochs)
+        if epochs != before:
+            # A rebalance took a partition away and may have given it back: then it begins anew, before what we had.
+            got = [m for m in got if m.error() or before.get(_key(m)) == epochs.get(_key(m))]
+        fetched = _Fetched()
+        for message in (*got, *more):
+            if self._is_record(message) and (key := _key(message)) in epochs:
+                fetched.messages.append(message)
+                fetched.epochs[key] = epochs[key]
+                fetched.next_offsets[key] = message.offset() + 1
+        return fetched
 
     def _consume(self, most: int, wait_s: float) -> list[Message]:
         if time.monotonic() >= self._commit_at:
@@ -171,22 +189,17 @@ class _Loop(Generic[Prepared]):
         self._log.warning("kafka", extra={"fields": {"error": error.name()}})
         return False
 
-    async def _prepare(self, messages: list[Message]) -> _Batch[Prepared]:
-        next_offsets: dict[_Key, int] = {}
-        for message in messages:
-            next_offsets[message.topic(), message.partition()] = message.offset() + 1
-        with self._lock:
-            epochs = {key: self._epochs.get(key, -1) for key in next_offsets}
+    async def _prepare(self, fetched: _Fetched) -> _Batch[Prepared]:
         with metrics.BATCH_SECONDS.labels(self._group, "prepare").time():
-            prepared = await asyncio.to_thread(self._processor.prepare, messages)
-        metrics.BATCH_RECORDS.labels(self._group).observe(len(messages))
-        return _Batch(prepared, len(messages), next_offsets, epochs)
+            prepared = await asyncio.to_thread(self._processor.prepare, fetched.messages)
+        metrics.BATCH_RECORDS.labels(self._group).observe(len(fetched.messages))
+        return _Batch(prepared, len(fetched.messages), fetched.next_offsets, fetched.epochs)
 
-    async def _put(self, messages: list[Message]) -> None:
-        await self._to_apply.put(await self._persist(self._prepare, messages))
+    async def _put(self, fetched: _Fetched) -> None:
+        await self._to_apply.put(await self._persist(self._prepare, fetched))
 
-    async def _hand_over(self, messages: list[Message]) -> None:
-        handed = asyncio.ensure_future(self._put(messages))
+    async def _hand_over(self, fetched: _Fetched) -> None:
+        handed = asyncio.ensure_future(self._put(fetched))
         blocked = False
         try:
             await asyncio.wait({handed}, timeout=_BLOCKED_S)
@@ -198,15 +211,13 @@ class _Loop(Generic[Prepared]):
         finally:
             handed.cancel()
         if blocked:
-            await asyncio.to_thread(self._resume)
+            await asyncio.to_thread(lambda: self._consumer.resume(self._consumer.assignment()))
 
     def _poll_paused(self) -> None:
         # Pausing each time also catches partitions that were assigned meanwhile; what slipped through is kept.
         self._consumer.pause(self._consumer.assignment())
-        self._carried += self._consume(self._size, 0)
-
-    def _resume(self) -> None:
-        self._consumer.resume(self._consumer.assignment())
+        got = self._consume(self._size, 0)  # first: a rebalance in it may drop what is carried
+        self._carried += got
 
     # -- apply ------------------------------------------------------------------------------------------------------
 
@@ -322,6 +333,10 @@ class _Loop(Generic[Prepared]):
 
     def _on_error(self, error: KafkaError) -> None:
         self._log.warning("kafka", extra={"fields": {"error": error.name(), "detail": error.str()}})
+
+
+def _key(message: Message) -> _Key:
+    return message.topic(), message.partition()
 
 
 def _names(partitions: Sequence[TopicPartition]) -> str:

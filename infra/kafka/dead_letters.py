@@ -13,6 +13,7 @@ from infra.outcomes import Dead
 
 TOPIC = "leads.dead"
 PREFIX = "leadstream."
+LARGEST = 16_777_216  # bytes of a record that a dead letter holds; the topic takes as much and its headers
 
 
 def dead_letter(message: Message, stage: str, dead: Dead, exception: str = "") -> Output:
@@ -20,20 +21,29 @@ def dead_letter(message: Message, stage: str, dead: Dead, exception: str = "") -
 
     They are topic, partition, offset, stage, reason, detail (never a value of the record), exception (its type) and at
     (microseconds since 1970). Where the record itself died before (a replay), its old ``leadstream.*`` headers go.
+
+    A topic's limit counts compressed bytes, so a record can be any size here. One over ``LARGEST`` stays where it is:
+    the letter names its coordinates, and has no key, no value and no headers of it.
     """
+    key, value, headers = message.key(), message.value(), message.headers() or []
+    size = len(key or b"") + len(value or b"") + sum(len(name) + len(text or b"") for name, text in headers)
+    detail = dead.detail[:1000]
+    if size > LARGEST:
+        key, value, headers = None, None, []
+        detail = f"{size} bytes are too many for {TOPIC}: read them where they came from, while they last; {detail}"
     said = {
         "topic": message.topic(),
         "partition": message.partition(),
         "offset": message.offset(),
         "stage": stage,
         "reason": dead.reason.value,
-        "detail": dead.detail[:1000],
+        "detail": detail,
         "exception": exception,
         "at": time.time_ns() // 1000,
     }
-    headers = [(name, value) for name, value in message.headers() or [] if not name.startswith(PREFIX)]
-    headers += [(PREFIX + name, str(value).encode()) for name, value in said.items()]
-    return Output(TOPIC, message.key(), message.value(), headers)
+    kept = [(name, text) for name, text in headers if not name.startswith(PREFIX)]
+    kept += [(PREFIX + name, str(text).encode()) for name, text in said.items()]
+    return Output(TOPIC, key, value, kept)
 
 
 class DeadShare:
@@ -47,7 +57,7 @@ class DeadShare:
         self._deads = 0
 
     def saw(self, records: int, dead: int) -> None:
-        """Count a batch in. Raises TooManyDead when the window is full and the share too large."""
+        """Count a batch in. Raises TooManyDead when more of the window are dead than the share allows."""
         self._batches.append((records, dead))
         self._records += records
         self._deads += dead
@@ -55,8 +65,9 @@ class DeadShare:
             gone = self._batches.popleft()
             self._records -= gone[0]
             self._deads -= gone[1]
-        if self._records >= self._window and self._deads > self._most * self._records:
+        if self._deads > self._most * max(self._records, self._window):
             raise TooManyDead(
-                f"{self._deads} of the last {self._records} records were dead, more than a share of {self._most}. "
+                f"{self._deads} of the last {self._records} records were dead, more than a share of {self._most} of "
+                f"{max(self._records, self._window)}. "
                 "Nothing more is taken; look at `leadstream dead list`, mend the producer or the schema, start again."
             )

@@ -18,9 +18,9 @@ from confluent_kafka.admin import AdminClient, NewTopic
 from prometheus_client import REGISTRY
 
 from infra.errors import DependencyAway, TooManyDead
-from infra.kafka.batches import run_batches
+from infra.kafka.batches import _Loop, run_batches
+from infra.kafka.dead_letters import LARGEST, DeadShare, dead_letter
 from infra.kafka.dead_letters import TOPIC as DEAD
-from infra.kafka.dead_letters import dead_letter
 from infra.kafka.processor import Effects
 from infra.kafka.producer import Deliverer, Output
 from infra.outcomes import Dead, Reason
@@ -395,6 +395,15 @@ async def test_a_slow_worker_finishes_before_it_gives_a_partition_up(place: Call
     assert sorted(slow.applied + quick.applied) == [(p, o) for p in range(2) for o in range(20)]
 
 
+def test_too_many_dead_need_no_full_window() -> None:
+    """Or a stage that is restarted again and again would let that many through each time."""
+    share = DeadShare(100, 0.5)
+    for _ in range(5):
+        share.saw(10, 10)
+    with pytest.raises(TooManyDead):
+        share.saw(1, 1)
+
+
 async def test_too_many_dead_stop_the_process_before_their_dead_letters_are_written(
     place: Callable[..., Place],
 ) -> None:
@@ -426,22 +435,79 @@ async def test_a_stop_finishes_the_work_in_hand(place: Callable[..., Place], ins
     assert sum(map(len, (await here.told()).values())) == len(processor.applied)
 
 
-async def test_the_largest_record_that_a_topic_takes_still_fits_its_dead_letter(stack: Stack, unique: str) -> None:
-    largest = os.urandom(4_194_304 - 200)
-    raw = Deliverer(stack.kafka_bootstrap, config={"message.max.bytes": 5_000_000, "compression.type": "none"})
+@pytest.mark.parametrize(
+    ("record", "intact"),
+    [
+        (os.urandom(4_194_304 - 200), True),
+        (b"compressed on the way" * 500_000, True),  # a topic's limit is about compressed bytes
+        (b"a" * LARGEST, False),
+    ],
+    ids=["random", "ten megabytes", "more than a letter holds"],
+)
+async def test_whatever_a_topic_takes_has_its_dead_letter(
+    stack: Stack, unique: str, record: bytes, *, intact: bool
+) -> None:
     ours = Deliverer(stack.kafka_bootstrap)
     consumer = Consumer({"bootstrap.servers": stack.kafka_bootstrap, "group.id": unique})
     try:
-        (delivery,) = await raw.deliver_each([Output("leads.received", unique.encode(), largest)])
+        (delivery,) = await ours.deliver_each([Output("leads.received", unique.encode(), record)])
         assert delivery.error == ""
         consumer.assign([TopicPartition("leads.received", delivery.partition, delivery.offset)])
         message = await asyncio.to_thread(consumer.poll, 30)
-        assert message.value() == largest
+        assert message.value() == record
         (dead,) = await ours.deliver_each([dead_letter(message, "test", Dead(Reason.TOO_LARGE))])
         assert dead.error == ""
         consumer.assign([TopicPartition(DEAD, dead.partition, dead.offset)])
-        assert (await asyncio.to_thread(consumer.poll, 30)).value() == largest
+        letter = await asyncio.to_thread(consumer.poll, 30)
+        assert (letter.key(), letter.value()) == ((unique.encode(), record) if intact else (None, None))
+        headers = dict(letter.headers())
+        assert int(headers["leadstream.offset"]) == delivery.offset
+        assert (b"too many" in headers["leadstream.detail"]) is not intact
     finally:
         consumer.close()
-        await raw.close()
         await ours.close()
+
+
+class Rebalancing:
+    """A consumer in whose second read its only partition is taken away and, maybe, given back."""
+
+    def __init__(self, *reads: list[Message], back: bool) -> None:
+        self.reads = [*reads, []]
+        self.back = back
+        self.loop: Any = None
+
+    def consume(self, *_: Any) -> list[Message]:
+        if len(self.reads) == 2:
+            self.loop._on_revoke(self, [TopicPartition("t", 0)])
+            if self.back:
+                self.loop._on_assign(self, [TopicPartition("t", 0)])
+        return self.reads.pop(0)
+
+    def pause(self, _: Any) -> None:
+        pass
+
+    def assignment(self) -> list[TopicPartition]:
+        return []
+
+
+@pytest.mark.parametrize("back", [True, False])
+@pytest.mark.parametrize("paused", [True, False])
+async def test_what_was_read_before_a_rebalance_is_not_taken_for_what_came_after(
+    stack: Stack, unique: str, *, back: bool, paused: bool
+) -> None:
+    """Or its offset would be committed, though an earlier one was dropped with the partition."""
+    old, new = (Message("t", 0, offset, None, b"x", None, None, None) for offset in (7, 3))
+    consumer = Rebalancing([old], [new] if back else [], back=back)
+    deliverer = Deliverer(stack.kafka_bootstrap)
+    loop: Any = _Loop(stack.settings, unique, Recorder(""), Stop(), 10, 0.01, deliverer, {})
+    consumer.loop, loop._consumer = loop, consumer
+    loop._on_assign(consumer, [TopicPartition("t", 0)])
+    try:
+        if paused:
+            loop._poll_paused()
+            loop._poll_paused()
+        fetched = await loop._poll()
+    finally:
+        await deliverer.close()
+    assert [m.offset() for m in fetched.messages] == ([3] if back else [])
+    assert fetched.epochs == ({("t", 0): 2} if back else {})
