@@ -5,6 +5,7 @@ A reason is the same word in the dead letter's header, in the ``outcomes`` table
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -78,4 +79,13 @@ class Dead:
     @property
     def detail(self) -> str:
         """All problems in one line, without any value of the record (values may be personal data)."""
-        return "; ".join(f"{p.path}: {p.message}" if p.path else p.message for p in self.problems)
+        return "; ".join(f"{_path(p.path)}: {p.message}" if p.path else p.message for p in self.problems)
+
+
+_PERSONAL = re.compile(r"@|\d\D*\d\D*\d\D*\d\D*\d\D*\d")
+
+
+def _path(path: str) -> str:
+    """Return ``path``, with * for the key of a map that looks like an address or a number: the producer chose it."""
+    field, *key = path[1:].split("/", 1)
+    return f"/{field}/*" if key and _PERSONAL.search(key[0]) else path

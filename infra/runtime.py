@@ -1,7 +1,8 @@
 """How every worker process lives: settings, JSON logs, uvloop, signals, health page, exit codes.
 
 Exit codes: 0 stopped as asked; 78 (``EX_CONFIG``) a person has to mend something first, so a supervisor must not
-restart it (a wrong setting, or a topic full of dead records); 1 anything else, after which a restart is right.
+restart it (a wrong setting, or a topic full of dead records; ``LEADSTREAM_STAY_WHEN_DEAD`` is for a supervisor that
+would); 1 anything else, after which a restart is right.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
 import orjson
@@ -107,6 +108,9 @@ async def _live(main: Main, settings: Settings, name: str) -> int:
         return EX_CONFIG
     except TooManyDead as error:
         logger.critical(str(error))
+        if settings.stay_when_dead:
+            stop.status.waiting = f"stopped: {error}"
+            await stop.wait()
         return EX_CONFIG
     except Exception:
         logger.exception("stopped by an unexpected error")
@@ -164,8 +168,20 @@ class _JsonLines(logging.Formatter):
             line["logger"] = record.name
         line |= getattr(record, "fields", {})
         if record.exc_info:
+            for error in _with_causes(record.exc_info[1]):
+                if hasattr(error, "sqlstate"):
+                    error.detail = None  # type: ignore[attr-defined] # Postgres quotes the row there
             line["exception"] = self.formatException(record.exc_info)
         return orjson.dumps(line, default=str).decode()
+
+
+def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        if isinstance(error, BaseExceptionGroup):
+            for inner in error.exceptions:
+                yield from _with_causes(inner)
+        error = error.__cause__ or error.__context__
 
 
 def set_up_logs(level: str, process: str) -> None:

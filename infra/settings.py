@@ -62,6 +62,11 @@ class Settings(BaseModel):
     max_event_bytes: int = Field(262_144, ge=1024, le=4_194_304, description="Larger events are dead letters.")
     max_dead_share: float = Field(0.5, gt=0, le=1, description="Stop when a larger share of the window is dead.")
     dead_window: int = Field(2000, ge=10, le=1_000_000, description="Records in that window.")
+    stay_when_dead: bool = Field(
+        False,
+        description="After too many dead records stay, taking nothing, instead of exiting with 78: for what restarts "
+        "whatever exits, as Docker does.",
+    )
     max_clock_ahead_s: int = Field(86_400, ge=0, description="How far in the future occurred_at may lie.")
     shutdown_s: float = Field(15.0, gt=0, le=300, description="Longest wait for work in hand at shutdown.")
 

@@ -34,6 +34,7 @@ _SETTINGS = {
     "autovacuum_naptime": "10s",
     "track_commit_timestamp": "on",  # when a change became visible: latencies are measured by it
     "log_min_messages": "warning",
+    "log_error_verbosity": "terse",  # the details of an error quote rows
     "log_checkpoints": "off",
 }
 _INITDB = ["-U", "leadstream", "-A", "trust", "-E", "UTF8", "--locale=C", "--no-instructions"]

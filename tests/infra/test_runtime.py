@@ -1,0 +1,88 @@
+"""How a worker process ends, and what it logs when it does."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import httpx
+import pytest
+
+from infra.local.part import free_port
+from tests.conftest import Stack, eventually
+
+ROOT = Path(__file__).parents[2]
+TOO_MANY = """
+from infra.errors import TooManyDead
+from infra.runtime import run
+
+async def main(settings, stop):
+    raise TooManyDead("9 of the last 10 records were dead")
+
+run(main, "worker")
+"""
+DOUBLED = """
+import asyncpg
+from infra.runtime import run
+
+async def main(settings, stop):
+    connection = await asyncpg.connect(settings.database_url)
+    await connection.execute("CREATE TEMPORARY TABLE t (email text PRIMARY KEY)")
+    try:
+        await connection.execute("INSERT INTO t SELECT unnest($1::text[])", ["ada@example.com"] * 2)
+    except asyncpg.UniqueViolationError as error:
+        raise ExceptionGroup("several", [RuntimeError("it went wrong"), error]) from error
+
+run(main, "worker")
+"""
+
+
+def start(program: str, **settings: str) -> subprocess.Popen[bytes]:
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("LEADSTREAM_")} | settings
+    return subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=environment, stdout=subprocess.PIPE)
+
+
+def test_too_many_dead_end_the_process_with_a_code_that_says_do_not_restart() -> None:
+    out, _ = (worker := start(TOO_MANY)).communicate(timeout=60)
+    assert worker.returncode == 78
+    assert [json.loads(line)["level"] for line in out.splitlines()] == ["info", "critical"]
+
+
+async def test_where_every_exit_is_restarted_too_many_dead_leave_the_process_there_and_idle() -> None:
+    port = free_port()
+    worker = start(TOO_MANY, LEADSTREAM_STAY_WHEN_DEAD="true", LEADSTREAM_HEALTH_PORT=str(port))
+    try:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+
+            async def said() -> httpx.Response | None:
+                try:
+                    answer = await client.get("/ready")
+                except httpx.TransportError:
+                    return None
+                return answer if answer.status_code != httpx.codes.OK else None
+
+            answer = await eventually(said)
+            assert (answer.status_code, answer.text) == (503, "stopped: 9 of the last 10 records were dead\n")
+            assert (await client.get("/live")).status_code == httpx.codes.OK
+        worker.send_signal(signal.SIGTERM)
+        assert await asyncio.to_thread(worker.wait, 30) == 78
+    finally:
+        worker.kill()
+        worker.communicate()
+
+
+@pytest.mark.integration
+def test_an_unexpected_error_of_postgres_is_logged_without_the_row(stack: Stack) -> None:
+    worker = start(DOUBLED, LEADSTREAM_DATABASE_URL=stack.dsn)
+    out, _ = worker.communicate(timeout=60)
+    assert worker.returncode == 1
+    assert b"UniqueViolationError" in out
+    assert b"it went wrong" in out
+    servers = b"".join(file.read_bytes() for file in (stack.home / "logs").glob("postgres*"))
+    assert b"duplicate key" in servers
+    assert b"ada@" not in out + servers
