@@ -118,6 +118,7 @@ def _read(codec: Codec, message: Message) -> Ask | Dead:
         campaign=asked["campaign"],
         channel=asked["channel"],
         purpose=asked["purpose"],
+        once_per=asked["once_per"],
         topic=message.topic() or "",
         partition=message.partition() or 0,
         offset=message.offset() or 0,

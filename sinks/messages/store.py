@@ -19,29 +19,59 @@ from infra.postgres.pool import connection
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-# Returns the rows that were there already, so that a second event of a lead can be told from the same one again.
+# Returns what was asked for already, so that a second event of a lead can be told from the same one again: messages of
+# these ids, and where one a lead is enough, another message of the campaign to what is the same lead by now.
 _ASK = """
-WITH asked AS (
-    SELECT * FROM unnest($1::text[], $2::text[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[],
-                         $8::text[], $9::int[], $10::bigint[], $11::timestamptz[], $12::bytea[])
-        AS a(message_id, tenant, lead_id, event_id, campaign, channel, purpose,
-             topic, partition, "offset", requested_at, request)
+WITH asked AS MATERIALIZED (
+    SELECT a.*, COALESCE(r.lead_id, a.lead_id) AS lead
+    FROM unnest($1::text[], $2::text[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
+                $9::text[], $10::int[], $11::bigint[], $12::timestamptz[], $13::bytea[]) WITH ORDINALITY
+        AS a(message_id, tenant, lead_id, event_id, campaign, channel, purpose, once_per,
+             topic, partition, "offset", requested_at, request, n)
+    LEFT JOIN lead_aliases r ON r.alias_id = a.lead_id
+), same AS (
+    SELECT m.message_id, m.event_id FROM messages_sent m JOIN asked a USING (message_id)
+), others AS (
+    SELECT a.message_id, m.event_id
+    FROM asked a
+    CROSS JOIN LATERAL (
+        SELECT a.lead AS lead_id UNION ALL SELECT alias_id FROM lead_aliases WHERE lead_id = a.lead
+    ) own
+    JOIN messages_sent m ON m.lead_id = own.lead_id AND m.tenant = a.tenant AND m.campaign = a.campaign
+        AND m.channel = a.channel
+    WHERE a.once_per = 'lead'
+    UNION ALL
+    SELECT a.message_id, b.event_id
+    FROM asked a JOIN asked b ON b.n < a.n AND b.once_per = 'lead' AND b.lead = a.lead AND b.tenant = a.tenant
+        AND b.campaign = a.campaign AND b.channel = a.channel
+    WHERE a.once_per = 'lead'
+), before AS (
+    SELECT * FROM same
+    UNION ALL SELECT * FROM others WHERE message_id NOT IN (SELECT message_id FROM same)
 ), fresh AS (
     INSERT INTO messages_sent (message_id, tenant, lead_id, event_id, campaign, channel, purpose, topic, partition,
                                "offset", requested_at, request, next_attempt_at)
-    SELECT a.*, $13 FROM asked a ORDER BY message_id ON CONFLICT (message_id) DO NOTHING
+    SELECT message_id, tenant, lead_id, event_id, campaign, channel, purpose, topic, partition,
+           "offset", requested_at, request, $14
+    FROM asked WHERE message_id NOT IN (SELECT message_id FROM before) ORDER BY message_id
+    ON CONFLICT (message_id) DO NOTHING
 )
-SELECT m.message_id, m.event_id FROM messages_sent m JOIN asked a USING (message_id)
+SELECT message_id, event_id FROM before
 """
 
 # Consent is looked at now, not when the message was asked for: it may have waited, and the lead changed its mind.
 _CLAIM = """
 WITH due AS MATERIALIZED (
-    SELECT message_id, state AS before, lead_id, purpose FROM messages_sent
+    SELECT message_id, state AS before, lead_id, event_id, purpose FROM messages_sent
     WHERE channel = $1 AND state IN ('waiting', 'claimed', 'sending') AND next_attempt_at <= $2
     ORDER BY next_attempt_at LIMIT $4 FOR UPDATE SKIP LOCKED
 ), known AS MATERIALIZED (
-    SELECT d.*, l.lead_id IS NULL AS erased, l.attributes -> 'consent' ->> d.purpose = 'withdrawn' AS withdrawn
+    SELECT d.*, l.lead_id IS NULL OR l.provenance -> '_erased' IS NOT NULL AND NOT EXISTS (
+            -- asked for by what came after the erasure: that is the lead's own new wish
+            SELECT FROM lead_history h WHERE h.lead_id = d.lead_id AND h.event_id = d.event_id
+                AND extract(epoch FROM h.occurred_at) * 1000000 > (l.provenance -> '_erased' ->> 1)::numeric
+        ) AS erased,
+        l.attributes -> 'consent' ->> d.purpose = 'withdrawn' AS withdrawn
     FROM due d LEFT JOIN lead_aliases a ON a.alias_id = d.lead_id
     LEFT JOIN leads l ON l.lead_id = COALESCE(a.lead_id, d.lead_id)
 )
@@ -86,6 +116,7 @@ class Ask:
     campaign: str
     channel: str
     purpose: str
+    once_per: str  # "lead" or "event"
     topic: str
     partition: int
     offset: int

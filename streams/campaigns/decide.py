@@ -2,7 +2,8 @@
 
 Guarantee: the same signal always asks for the same messages. ``message_id`` is a hash of tenant, campaign, step and
 lead, and with ``once_per: event`` of the event; delivery takes each ``message_id`` once. So a replay asks again for
-what is there already, and with ``once_per: lead`` so does a lead's second event.
+what is there already, and with ``once_per: lead`` so does a lead's second event. Where leads became one since, delivery
+knows their former ids.
 """
 
 from __future__ import annotations
@@ -96,6 +97,7 @@ class Decider:
             "to": address,
             "sender": campaign.step.sender,
             "purpose": campaign.consent.purpose,
+            "once_per": campaign.once_per,
             "subject": rendered.subject,
             "body": rendered.body,
         }

@@ -8,6 +8,7 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -112,16 +113,28 @@ class World:
             self.store(), CODEC, channel=self.name, stage="messages-email", wake=asyncio.Event(), clock=self.clock
         )
 
-    async def lead(self, lead_id: str = "", **attributes: Any) -> str:
+    async def lead(self, lead_id: str = "", *, erased_at: int = 0, **attributes: Any) -> str:
         lead_id = lead_id or str(uuid.uuid4())
         await self.pool.execute(
             "INSERT INTO leads (lead_id, tenant, version, created_at, updated_at, attributes, provenance) "
-            "VALUES ($1, 'acme', 1, now(), now(), $2, '{}') "
-            "ON CONFLICT (lead_id) DO UPDATE SET attributes = EXCLUDED.attributes",
+            "VALUES ($1, 'acme', 1, now(), now(), $2, $3) ON CONFLICT (lead_id) DO UPDATE "
+            "SET attributes = EXCLUDED.attributes, provenance = EXCLUDED.provenance",
             lead_id,
             orjson.dumps(attributes).decode(),
+            orjson.dumps({"_erased": [4, erased_at, "gone"]} if erased_at else {}).decode(),
         )
         return lead_id
+
+    async def happened(self, lead_id: str, event_id: str, at: int) -> None:
+        """Note that a lead's event happened at ``at``, as intake does."""
+        await self.pool.execute(
+            "INSERT INTO lead_history (lead_id, version, month, decided_at, tenant, event_id, event_type, source, "
+            "occurred_at, changes) SELECT $1, count(*) + 1, date_trunc('month', now())::date, now(), 'acme', $2, "
+            "'form_submitted', 'web', $3, '{}' FROM lead_history WHERE lead_id = $1",
+            lead_id,
+            event_id,
+            datetime.fromtimestamp(at / 1e6, UTC),
+        )
 
     def request(self, lead_id: str, **changes: Any) -> Record:
         record = {
@@ -135,6 +148,7 @@ class World:
             "to": "ada@example.com",
             "sender": "",
             "purpose": "marketing",
+            "once_per": "event",
             "subject": "Hello",
             "body": "<p>Hello <b>Ada</b></p>",
         }

@@ -14,6 +14,7 @@ from infra.runtime import Stop
 from sinks.messages import Channel, HandingOver, Message, Result
 from sinks.messages.store import Claim, Store
 from tests.conftest import eventually
+from tests.events import CODEC
 
 pytestmark = pytest.mark.integration
 
@@ -316,6 +317,49 @@ async def test_an_erased_lead_gets_nothing(world: Any) -> None:
     await world.delivery().once()
     assert world.told() == [("skipped", "erased")]
     assert (await world.row(message_id))["request"] is None
+
+
+async def test_an_erasure_takes_what_waits_but_not_what_is_asked_for_later(world: Any) -> None:
+    lead_id, minute = await world.lead(), 60_000_000
+    await world.happened(lead_id, "before", world.clock() - 2 * minute)
+    await world.happened(lead_id, "after", world.clock() + minute)
+    before = await world.ask(lead_id, event_id="before")
+    await world.faults(code=451)
+    await world.delivery().once()
+    await world.lead(lead_id, erased_at=world.clock())
+    after = await world.ask(lead_id, event_id="after")
+    await world.faults()
+    world.clock.forward(3600)
+    await world.delivery().once()
+    assert sorted(world.told()) == [("parked", "unavailable"), ("sent", ""), ("skipped", "erased")]
+    assert [(await world.row(m))["state"] for m in (before, after)] == ["skipped", "sent"]
+    assert (await world.row(before))["request"] is None
+
+
+async def test_one_a_lead_is_one_also_where_it_was_several(world: Any) -> None:
+    mailed, other, survivor = [await world.lead() for _ in range(3)]
+
+    async def already(*leads: tuple[str, str], **changes: Any) -> list[tuple[str, str]]:
+        asked = [
+            world.request(lead, event_id=event, **{"message_id": f"{world.name}-{lead}", "once_per": "lead"} | changes)
+            for lead, event in leads
+        ]
+        told = [CODEC.decode(output.value or b"").record for output in await world.take(*asked)]
+        return [(outcome["event_id"], outcome["reason"]) for outcome in told]
+
+    assert await already((mailed, "e-1")) == []
+    for loser in (mailed, other):
+        await world.pool.execute("INSERT INTO lead_aliases (alias_id, lead_id) VALUES ($1, $2)", loser, survivor)
+    assert await already((survivor, "e-2"), (other, "e-3")) == [("e-2", "already_asked"), ("e-3", "already_asked")]
+    assert await already((mailed, "e-1"), (mailed, "e-4")) == [("e-4", "already_asked")]
+    assert await already((survivor, "e-5"), campaign="another", message_id=f"{world.name}-5") == []
+    assert await already((survivor, "e-6"), once_per="event", message_id=f"{world.name}-6") == []
+    await world.delivery().once()
+    assert (await world.stats())["messages"] == 3
+
+    one, two = await world.lead(), await world.lead()
+    await world.pool.execute("INSERT INTO lead_aliases (alias_id, lead_id) VALUES ($1, $2)", one, two)
+    assert await already((one, "e-7"), (two, "e-8")) == [("e-8", "already_asked")]
 
 
 async def test_what_waited_for_too_long_is_given_up(world: Any) -> None:
