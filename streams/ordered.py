@@ -16,7 +16,6 @@ import asyncio
 import faulthandler
 import logging
 import os
-import random
 import sys
 import threading
 import time
@@ -26,12 +25,11 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from infra import metrics
-from infra.errors import DependencyAway
+from infra.kafka.patience import Patience
 from infra.kafka.producer import Output
 from infra.runtime import Status, Stop, log
 
 EX_SOFTWARE = 70
-_BACKOFF_S = (0.1, 5.0)
 _BEAT_S = 1.0
 _STUCK_S = 60.0
 _REBALANCE_S = 120.0
@@ -111,16 +109,21 @@ class OrderedPipe:
     fatal: Callable[[str], None] = die
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
     inflight: int = field(default=0, init=False)
-    away: set[str] = field(default_factory=set, init=False)  # dependencies that are waited for now
 
     def __post_init__(self) -> None:
         self._log = log(self.group)
+        self._patience = Patience(self.group, self.status, self.sleep)
         self._taking = True
         self._held = 0  # taken and not acked
         self._lines: dict[tuple[str, int], deque[_InHand]] = {}
         self._last_of_key: dict[bytes, asyncio.Task[None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()  # the loop itself only holds weak references
         self._changed = asyncio.Condition()
+
+    @property
+    def away(self) -> set[str]:
+        """The dependencies that are waited for now."""
+        return self._patience.away
 
     async def submit(self, record: Record, ack: Ack) -> None:
         """Take ``record`` when there is room; records of one partition are given in offset order.
@@ -177,8 +180,8 @@ class OrderedPipe:
         try:
             if previous is not None:
                 await asyncio.wait({previous})
-            outputs = await self._persist(lambda: self.handler(item.record))
-            await self._persist(lambda: self.deliver(outputs))
+            outputs = await self._patience.persist(lambda: self.handler(item.record))
+            await self._patience.persist(lambda: self.deliver(outputs))
             item.done = True
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends the process
             where = {"topic": item.record.topic(), "partition": item.record.partition(), "offset": item.record.offset()}
@@ -197,31 +200,6 @@ class OrderedPipe:
             line.popleft().ack()
             self._held -= 1
             metrics.RECORDS.labels(self.group).inc()
-
-    async def _persist(self, step: Callable[[], Awaitable[Result]]) -> Result:
-        """Await ``step`` again and again until no dependency is away."""
-        wait = _BACKOFF_S[0]
-        waited_for = ""
-        while True:
-            try:
-                result = await step()
-            except DependencyAway as away:
-                if away.who not in self.away:
-                    self._log.warning("waiting", extra={"fields": {"for": away.who, "why": str(away)}})
-                waited_for = away.who
-                self._say(away.who, waiting=True)
-                await self.sleep(wait * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
-                wait = min(wait * 2, _BACKOFF_S[1])
-            else:
-                if waited_for in self.away:
-                    self._log.warning("going on", extra={"fields": {"with": waited_for}})
-                    self._say(waited_for, waiting=False)
-                return result
-
-    def _say(self, who: str, *, waiting: bool) -> None:
-        (self.away.add if waiting else self.away.discard)(who)
-        self.status.waiting = f"waiting for {', '.join(sorted(self.away))}" if self.away else ""
-        metrics.WAITING.labels(self.group, who).set(waiting)
 
     def _forget(self, key: bytes, task: asyncio.Task[None]) -> None:
         if self._last_of_key.get(key) is task:

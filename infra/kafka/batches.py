@@ -19,19 +19,19 @@ Guarantees:
 from __future__ import annotations
 
 import asyncio
-import random
 import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Generic
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from infra import metrics
-from infra.errors import DependencyAway
 from infra.kafka.consumer import consumer_config
 from infra.kafka.dead_letters import DeadShare
+from infra.kafka.patience import Patience
 from infra.kafka.processor import Effects, Prepared, Processor
 from infra.kafka.producer import Deliverer
 from infra.runtime import Stop, log
@@ -42,8 +42,6 @@ _BLOCKED_S = 1.0  # a batch that waits this long for its predecessor pauses the 
 _COMMIT_EVERY_S = 0.25  # how long a delivered batch waits to be committed together with the next ones
 _COMMIT_AGAIN_S = 1.0
 _REVOKE_S = 10.0  # partitions are held back at most this long at a rebalance
-_BACKOFF_S = (0.1, 5.0)
-_SAY_AGAIN_S = 30.0
 
 _Key = tuple[str, int]
 
@@ -110,6 +108,7 @@ class _Loop(Generic[Prepared]):
         self._linger_s = linger_s
         self._deliverer = deliverer
         self._log = log(group)
+        self._patience = Patience(group, stop.status)
         self._dead = DeadShare(settings.dead_window, settings.max_dead_share)
         own = {"error_cb": self._on_error} | dict(config)
         self._consumer = Consumer(consumer_config(settings.kafka_bootstrap, group, settings.instance) | own)
@@ -196,7 +195,7 @@ class _Loop(Generic[Prepared]):
         return _Batch(prepared, len(fetched.messages), fetched.next_offsets, fetched.epochs)
 
     async def _put(self, fetched: _Fetched) -> None:
-        await self._to_apply.put(await self._persist(self._prepare, fetched))
+        await self._to_apply.put(await self._patience.persist(lambda: self._prepare(fetched)))
 
     async def _hand_over(self, fetched: _Fetched) -> None:
         handed = asyncio.ensure_future(self._put(fetched))
@@ -225,41 +224,20 @@ class _Loop(Generic[Prepared]):
         while (batch := await self._to_apply.get()) is not None:
             if self._still_ours(batch):
                 with metrics.BATCH_SECONDS.labels(self._group, "apply").time():
-                    batch.effects = await self._persist(self._processor.apply, batch.prepared)
+                    batch.effects = await self._patience.persist(partial(self._processor.apply, batch.prepared))
                 self._dead.saw(batch.count, batch.effects.dead)
                 await self._to_deliver.put(batch)
             else:
                 self._let_go()
         await self._to_deliver.put(None)
 
-    async def _persist(self, step: Any, argument: Any) -> Any:
-        """Call ``step`` until no dependency is away; nothing is lost meanwhile, the batch is in hand."""
-        wait, say_at, who = _BACKOFF_S[0], 0.0, ""
-        while True:
-            try:
-                result = await step(argument)
-            except DependencyAway as away:
-                if time.monotonic() >= say_at:
-                    self._log.warning("waiting", extra={"fields": {"for": away.who, "why": str(away)}})
-                    say_at = time.monotonic() + _SAY_AGAIN_S
-                self._stop.status.waiting = f"waiting for {away.who}"
-                metrics.WAITING.labels(self._group, away.who).set(1)
-                await asyncio.sleep(wait * random.uniform(0.5, 1.5))  # noqa: S311 - jitter
-                wait = min(wait * 2, _BACKOFF_S[1])
-                who = away.who
-            else:
-                if who:
-                    self._log.warning("going on", extra={"fields": {"with": who}})
-                    self._stop.status.waiting = ""
-                    metrics.WAITING.labels(self._group, who).set(0)
-                return result
-
     # -- deliver and commit -----------------------------------------------------------------------------------------
 
     async def _deliver(self) -> None:
         while (batch := await self._to_deliver.get()) is not None:
             with metrics.BATCH_SECONDS.labels(self._group, "deliver").time():
-                await self._persist(self._deliverer.deliver, batch.effects.to_deliver())
+                outputs = batch.effects.to_deliver()
+                await self._patience.persist(partial(self._deliverer.deliver, outputs))
             with self._lock:
                 self._delivered |= {key: (epoch, batch.next_offsets[key]) for key, epoch in batch.epochs.items()}
                 self._delivered_records += batch.count
