@@ -22,6 +22,7 @@ from prometheus_client import generate_latest
 
 from infra.errors import TooManyDead
 from infra.settings import Settings, SettingsError
+from infra.tracing import tracing
 
 EX_CONFIG = 78
 
@@ -92,6 +93,7 @@ async def _live(main: Main, settings: Settings, name: str) -> int:
         loop.add_signal_handler(number, stop.request)
     server = await _serve_health(settings, stop) if settings.health_port else None
     logger = log(name)
+    tracing.set_up(settings.otlp_endpoint, name)
     logger.info("started")
     work = asyncio.ensure_future(main(settings, stop))
     asked = asyncio.ensure_future(stop.wait())
@@ -119,6 +121,7 @@ async def _live(main: Main, settings: Settings, name: str) -> int:
         asked.cancel()
         if server is not None:
             server.close()
+        await asyncio.to_thread(tracing.close)
     logger.info("stopped")
     return 0
 

@@ -24,7 +24,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from infra import metrics
+from infra import metrics, tracing
 from infra.kafka.patience import Patience
 from infra.kafka.producer import Output
 from infra.runtime import Status, Stop, log
@@ -180,8 +180,9 @@ class OrderedPipe:
         try:
             if previous is not None:
                 await asyncio.wait({previous})
-            outputs = await self._patience.persist(lambda: self.handler(item.record))
-            await self._patience.persist(lambda: self.deliver(outputs))
+            with tracing.record(self.group, item.record.headers()):
+                outputs = await self._patience.persist(lambda: self.handler(item.record))
+                await self._patience.persist(lambda: self.deliver(outputs))
             item.done = True
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends the process
             where = {"topic": item.record.topic(), "partition": item.record.partition(), "offset": item.record.offset()}

@@ -7,7 +7,6 @@ has an item for each event, in the order sent: ``{"accepted": n, "events": [{"ev
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import Awaitable, Callable
 
 import orjson
@@ -16,12 +15,11 @@ from starlette.responses import Response
 
 from api.errors import Refusal, answer, error
 from api.ingest.accept import Acceptor, Bad, Checked, Checker, Item
+from infra import tracing
 
 MAX_EVENTS = 500
 MAX_BYTES = 4 << 20
 _READ_S = 30
-# W3C Trace Context, level 1: version 00.
-_TRACEPARENT = re.compile(r"00-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _JSON = {"application/json", "text/json"}
 _NDJSON = {"application/x-ndjson", "application/ndjson", "application/jsonl"}
 _AVRO = {"application/avro", "application/vnd.leadstream", "avro/binary"}
@@ -45,8 +43,8 @@ class Native:
     async def events(self, request: Request) -> Response:
         """POST /v1/events."""
         checked = await self._read(request)
-        given = request.headers.get("traceparent", "")
-        accepted, items = await self._acceptor.accept(checked, given if _TRACEPARENT.fullmatch(given) else "")
+        with tracing.request("POST /v1/events", request.headers) as traceparent:
+            accepted, items = await self._acceptor.accept(checked, traceparent)
         body: Item = {"accepted": accepted, "events": items}
         if unknown := sum(item["status"] == "unknown" for item in items):
             words = f"the broker did not confirm {unknown} of {len(items)} events; send those again"

@@ -21,14 +21,16 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Generic
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+from opentelemetry.trace import Span
 
-from infra import metrics
+from infra import metrics, tracing
 from infra.kafka.consumer import consumer_config
 from infra.kafka.dead_letters import DeadShare
 from infra.kafka.patience import Patience
@@ -59,6 +61,7 @@ class _Batch(Generic[Prepared]):
     count: int
     next_offsets: dict[_Key, int]
     epochs: dict[_Key, int]
+    span: Span
     effects: Effects = field(default_factory=Effects)
 
 
@@ -188,14 +191,15 @@ class _Loop(Generic[Prepared]):
         self._log.warning("kafka", extra={"fields": {"error": error.name()}})
         return False
 
-    async def _prepare(self, fetched: _Fetched) -> _Batch[Prepared]:
-        with metrics.BATCH_SECONDS.labels(self._group, "prepare").time():
+    async def _prepare(self, fetched: _Fetched, span: Span) -> _Batch[Prepared]:
+        with self._step("prepare", span):
             prepared = await asyncio.to_thread(self._processor.prepare, fetched.messages)
         metrics.BATCH_RECORDS.labels(self._group).observe(len(fetched.messages))
-        return _Batch(prepared, len(fetched.messages), fetched.next_offsets, fetched.epochs)
+        return _Batch(prepared, len(fetched.messages), fetched.next_offsets, fetched.epochs, span)
 
     async def _put(self, fetched: _Fetched) -> None:
-        await self._to_apply.put(await self._patience.persist(lambda: self._prepare(fetched)))
+        span = tracing.begin_batch(self._group, fetched.messages)
+        await self._to_apply.put(await self._patience.persist(lambda: self._prepare(fetched, span)))
 
     async def _hand_over(self, fetched: _Fetched) -> None:
         handed = asyncio.ensure_future(self._put(fetched))
@@ -218,30 +222,35 @@ class _Loop(Generic[Prepared]):
         got = self._consume(self._size, 0)  # first: a rebalance in it may drop what is carried
         self._carried += got
 
+    @contextmanager
+    def _step(self, name: str, batch: Span) -> Iterator[None]:
+        with metrics.BATCH_SECONDS.labels(self._group, name).time(), tracing.step(name, batch):
+            yield
+
     # -- apply ------------------------------------------------------------------------------------------------------
 
     async def _apply(self) -> None:
         while (batch := await self._to_apply.get()) is not None:
             if self._still_ours(batch):
-                with metrics.BATCH_SECONDS.labels(self._group, "apply").time():
+                with self._step("apply", batch.span):
                     batch.effects = await self._patience.persist(partial(self._processor.apply, batch.prepared))
                 self._dead.saw(batch.count, batch.effects.dead)
                 await self._to_deliver.put(batch)
             else:
-                self._let_go()
+                self._let_go(batch)
         await self._to_deliver.put(None)
 
     # -- deliver and commit -----------------------------------------------------------------------------------------
 
     async def _deliver(self) -> None:
         while (batch := await self._to_deliver.get()) is not None:
-            with metrics.BATCH_SECONDS.labels(self._group, "deliver").time():
+            with self._step("deliver", batch.span):
                 outputs = batch.effects.to_deliver()
                 await self._patience.persist(partial(self._deliverer.deliver, outputs))
             with self._lock:
                 self._delivered |= {key: (epoch, batch.next_offsets[key]) for key, epoch in batch.epochs.items()}
                 self._delivered_records += batch.count
-            self._let_go()
+            self._let_go(batch)
 
     def _commit(self) -> None:
         """Commit what is delivered, several batches at once: a commit costs the broker as much as a small batch.
@@ -272,7 +281,8 @@ class _Loop(Generic[Prepared]):
         with self._lock:
             return any(self._epochs.get(key) == epoch for key, epoch in batch.epochs.items())
 
-    def _let_go(self) -> None:
+    def _let_go(self, batch: _Batch[Prepared]) -> None:
+        batch.span.end()
         with self._lock:
             self._in_hand -= 1
             self._lock.notify_all()

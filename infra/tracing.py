@@ -1,0 +1,138 @@
+"""Traces: a span for each request to the front door, and for each batch of a stage with its steps.
+
+A batch's span is linked to those of its records (W3C ``traceparent`` headers, up to 64 of them), so a trace leads from
+a request to every batch that its events were in; a stage that takes records one by one adds its span to their trace.
+Spans hold counts and names, nothing of a record. Off, and free, until :meth:`Tracing.set_up` is given a collector;
+while that is away spans are dropped, and nothing waits for it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+
+from confluent_kafka import Message
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+HEADER = "traceparent"
+_MOST_LINKS = 64
+_SEND_S = 3
+_W3C = TraceContextTextMapPropagator()
+_OFF = trace.NoOpTracer()
+
+
+class Tracing:
+    """The process's tracer; ``tracer`` does nothing until :meth:`set_up`."""
+
+    def __init__(self) -> None:
+        self.tracer: trace.Tracer = _OFF
+        self._shut_down: Callable[[], None] | None = None
+
+    def set_up(self, endpoint: str, process: str) -> None:
+        """Send the spans of ``process`` to the collector at ``endpoint`` (OTLP over HTTP); empty: none are made."""
+        if not endpoint:
+            return
+        # Only here: importing them takes a tenth of a second, and without a collector they are not needed.
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
+        from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
+        from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+
+        resource = Resource.create({"service.name": process, "service.namespace": "leadstream"})
+        provider = TracerProvider(resource=resource, shutdown_on_exit=False)
+        exporter = OTLPSpanExporter(endpoint.rstrip("/") + "/v1/traces", timeout=_SEND_S)
+        provider.add_span_processor(BatchSpanProcessor(exporter))
+        self.tracer, self._shut_down = provider.get_tracer("leadstream"), provider.shutdown
+
+    def close(self) -> None:
+        """Send what is left, for a few seconds at most, and make no more spans."""
+        self.tracer = _OFF
+        if self._shut_down is not None:
+            ending = threading.Thread(target=self._shut_down, daemon=True)
+            ending.start()
+            ending.join(_SEND_S)
+            self._shut_down = None
+
+    @property
+    def on(self) -> bool:
+        """Whether spans are made."""
+        return self.tracer is not _OFF
+
+
+tracing = Tracing()
+
+
+def begin_batch(group: str, messages: Sequence[Message]) -> Span:
+    """Return the span of a batch, with links to those of its records; end it when the batch is delivered."""
+    links = list(islice(_links(messages), _MOST_LINKS)) if tracing.on else ()
+    attributes: dict[str, str | int] = {
+        "messaging.system": "kafka",
+        "messaging.consumer.group.name": group,
+        "messaging.batch.message_count": len(messages),
+    }
+    return tracing.tracer.start_span(f"process {group}", kind=SpanKind.CONSUMER, attributes=attributes, links=links)
+
+
+@contextmanager
+def step(name: str, batch: Span) -> Iterator[None]:
+    """Make one step of ``batch`` a span of its own; an error is told by its type."""
+    context = trace.set_span_in_context(batch)
+    with tracing.tracer.start_as_current_span(
+        name, context, record_exception=False, set_status_on_exception=False
+    ) as span:
+        try:
+            yield
+        except Exception as error:
+            span.set_status(Status(StatusCode.ERROR, type(error).__name__))
+            raise
+
+
+@contextmanager
+def record(group: str, headers: Sequence[tuple[str, bytes | None]]) -> Iterator[None]:
+    """Make the work on one record a span of its trace; nothing where it has none or is not sampled."""
+    parent = next(_contexts(headers), None) if tracing.on else None
+    if parent is None or not trace.get_current_span(parent).get_span_context().trace_flags.sampled:
+        yield
+        return
+    with tracing.tracer.start_as_current_span(
+        f"process {group}", parent, kind=SpanKind.CONSUMER, record_exception=False, set_status_on_exception=False
+    ):
+        yield
+
+
+@contextmanager
+def request(name: str, headers: Mapping[str, str]) -> Iterator[str]:
+    """Make a request a span, part of the caller's trace where ``headers`` name one; yield the traceparent to pass on.
+
+    That is the caller's own while tracing is off.
+    """
+    given = headers.get(HEADER, "")
+    parent = _W3C.extract({HEADER: given})
+    if not tracing.on:
+        yield given if trace.get_current_span(parent).get_span_context().is_valid else ""
+        return
+    with tracing.tracer.start_as_current_span(
+        name, parent, kind=SpanKind.SERVER, record_exception=False, set_status_on_exception=False
+    ):
+        carrier: dict[str, str] = {}
+        _W3C.inject(carrier)
+        yield carrier[HEADER]
+
+
+def _links(messages: Sequence[Message]) -> Iterator[Link]:
+    for message in messages:
+        for context in _contexts(message.headers() or ()):
+            yield Link(trace.get_current_span(context).get_span_context())
+
+
+def _contexts(headers: Sequence[tuple[str, bytes | None]]) -> Iterator[Context]:
+    for name, value in headers:
+        if name == HEADER and value:
+            context = _W3C.extract({HEADER: value.decode("ascii", "replace")})
+            if trace.get_current_span(context).get_span_context().is_valid:
+                yield context
