@@ -74,6 +74,6 @@ def _quix_python(home: Path) -> str:
     python = home / "quix" / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(home / "quix")], check=True)
-        wanted = ["quixstreams==3.25.0", "fastavro", "orjson", "pydantic"]
+        wanted = ["quixstreams==3.25.0", "fastavro", "orjson", "phonenumbers", "pydantic"]
         subprocess.run([str(python), "-m", "pip", "install", "-q", *wanted], check=True)
     return str(python)

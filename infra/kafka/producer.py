@@ -82,8 +82,8 @@ class Deliverer:
                 "batch.size": 1_000_000,
                 "queue.buffering.max.messages": 500_000,
                 "queue.buffering.max.kbytes": 524_288,
-                # The client counts what is not compressed yet, a topic what is: the topic is to decide, not we.
-                "message.max.bytes": 1_000_000_000,
+                # The largest dead letter. The client counts what is not compressed yet, a topic what is.
+                "message.max.bytes": 17_000_000,
                 "message.timeout.ms": int(timeout_s * 1000),
                 "socket.nagle.disable": True,
                 "error_cb": self._on_error,
