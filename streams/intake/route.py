@@ -37,7 +37,7 @@ class Router:
             headers = [("traceparent", event.traceparent)] if event.traceparent else None
             properties = event.properties.decode()
             outputs.append(Output("leads.changed", key, self._lead_change(_lead_change(change, properties)), headers))
-            if event.type.authority != "enrichment" and not _ENRICHABLE.isdisjoint(change.changed):
+            if not event.own and not _ENRICHABLE.isdisjoint(change.changed):
                 request = {
                     "tenant": event.tenant,
                     "event_id": event.event_id,

@@ -127,6 +127,16 @@ async def test_a_new_event_makes_a_lead_and_everybody_is_told(pool: asyncpg.Pool
     assert len(stored["lead_history"]) == len(stored["receipts"]) == 1
 
 
+@pytest.mark.parametrize(("source", "asked"), [("import", True), ("leadstream:enrichment:pdl", False)])
+async def test_whoever_brings_an_address_has_it_enriched_but_for_enrichment_itself(
+    pool: asyncpg.Pool, unique: str, source: str, *, asked: bool
+) -> None:
+    own = {"provider": "import", "domain": "example.com", "source": source}
+    value = payload("enrichment_completed", "e-1", tenant=unique, email="ada@example.com", **own)
+    told = await put(intake(pool), message(value))
+    assert [json.loads(r["lead"])["email"] for r in told["enrichment_request"]] == ["ada@example.com"] * asked
+
+
 async def test_the_same_event_from_another_record_is_a_duplicate(pool: asyncpg.Pool, unique: str) -> None:
     stage = intake(pool)
     value = payload("form_submitted", "e-1", tenant=unique, email="a@example.com", first_name="Ada")
