@@ -109,17 +109,17 @@ def record(group: str, headers: Sequence[tuple[str, bytes | None]]) -> Iterator[
 def request(name: str, headers: Mapping[str, str]) -> Iterator[str]:
     """Make a request a span, part of the caller's trace where ``headers`` name one; yield the traceparent to pass on.
 
-    That is the caller's own while tracing is off.
+    That is the caller's own while tracing is off, and empty where there is none. Nothing else of the header is kept.
     """
-    given = headers.get(HEADER, "")
-    parent = _W3C.extract({HEADER: given})
+    parent = _W3C.extract({HEADER: headers.get(HEADER, "")})
+    carrier: dict[str, str] = {}
     if not tracing.on:
-        yield given if trace.get_current_span(parent).get_span_context().is_valid else ""
+        _W3C.inject(carrier, parent)
+        yield carrier.get(HEADER, "")
         return
     with tracing.tracer.start_as_current_span(
         name, parent, kind=SpanKind.SERVER, record_exception=False, set_status_on_exception=False
     ):
-        carrier: dict[str, str] = {}
         _W3C.inject(carrier)
         yield carrier[HEADER]
 

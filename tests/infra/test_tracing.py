@@ -114,7 +114,12 @@ async def test_a_record_that_is_taken_alone_adds_to_its_trace_when_that_is_sampl
 
 
 def test_without_a_collector_a_request_passes_on_what_it_was_given() -> None:
-    for given, passed in ((SAMPLED, SAMPLED), ("garbage\x01", ""), ("", "")):
+    for given, passed in (
+        (SAMPLED, SAMPLED),
+        (f"01{SAMPLED[2:]}-ada@example.com", SAMPLED),
+        ("garbage\x01", ""),
+        ("", ""),
+    ):
         with tracing.request("POST /v1/events", {"traceparent": given}) as found:
             assert found == passed
     assert not tracing.begin_batch("intake", []).is_recording()
