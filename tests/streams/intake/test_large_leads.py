@@ -1,0 +1,110 @@
+"""A lead has to fit a record of Kafka: what would make it too large is dead, and leaves no trace."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import asyncpg
+import pytest
+
+from infra.kafka.processor import Effects
+from infra.kafka.producer import Output
+from infra.kafka.topics import load as topics
+from streams.intake.pipeline import Intake
+from tests.events import CODEC, HOUR, NOW, message, payload
+from tests.streams.intake.conftest import intake, leads, state
+
+pytestmark = pytest.mark.integration
+
+
+LIMIT = 1 << 20  # of a lead, in bytes of JSON
+LARGEST = {name: int(topic.config["max.message.bytes"]) for name, topic in topics().items()}
+
+
+async def offer(stage: Intake, *values: bytes) -> dict[str, str]:
+    """Take one batch; return the ids of its dead letters with their reasons, and look that all told fits its topic."""
+    found = [message(value, offset=n) for n, value in enumerate(values)]
+    outputs: Sequence[Output] = (await stage.apply(stage.prepare(found))).to_deliver()
+    for output in outputs:
+        assert len(output.value or b"") + 1000 < LARGEST[output.topic]
+    dead = [output for output in outputs if output.topic == "leads.dead"]
+    ids = [CODEC.decode(output.value or b"").record["envelope"]["event_id"] for output in dead]
+    return {n: dict(o.headers or [])["leadstream.reason"].decode() for n, o in zip(ids, dead, strict=True)}
+
+
+def large(event_id: str, tenant: str, size: int, letter: str = "x", kind: str = "lead_updated", **own: Any) -> bytes:
+    """Return an event of about ``size`` bytes, as JSON, of values that no other event has."""
+    each = 8000 * len(json.dumps(letter, ensure_ascii=False).encode().strip(b'"'))
+    name = "answers" if kind == "form_submitted" else "custom"
+    values = {f"{event_id}-{n}": letter * 8000 for n in range(size // each)}
+    return payload(kind, event_id, tenant=tenant, **{name: values}, **own)
+
+
+async def test_a_lead_that_would_outgrow_a_record_of_kafka_takes_no_more_and_stops_nobody(
+    pool: asyncpg.Pool, unique: str
+) -> None:
+    def growing(n: int) -> bytes:
+        custom = {f"key-{n}-{k}": "x" * 8000 for k in range(7)}
+        return payload("lead_updated", f"e-{n}", tenant=unique, email="grows@example.com", custom=custom)
+
+    values = [growing(n) for n in range(24)]
+    values.append(payload("lead_updated", "other", tenant=unique, email="other@example.com"))
+    found = [message(value, offset=n) for n, value in enumerate(values)]
+    stage = intake(pool)
+    outcome: list[Effects] = [await stage.apply(stage.prepare(part)) for part in (found[:10], found[10:])]
+    letters = [output for effects in outcome for output in effects.to_deliver() if output.topic == "leads.dead"]
+    grown = next(lead for lead in await leads(pool, unique) if lead["email"] == "grows@example.com")
+    assert grown["version"] == 24 - len(letters) > 10
+    assert [letter.value for letter in letters] == values[24 - len(letters) : 24]
+    assert {dict(letter.headers or [])["leadstream.reason"] for letter in letters} == {b"too_large"}
+    assert max(len(o.value or b"") for effects in outcome for o in effects.to_deliver()) < 4_194_304
+    assert len(await leads(pool, unique)) == 2
+
+
+@pytest.mark.parametrize("letter", ["x", "\x01", "\u6f22"], ids=["ascii", "escaped", "three bytes"])
+async def test_an_event_too_large_for_any_lead_leaves_nothing_behind(
+    pool: asyncpg.Pool, unique: str, letter: str
+) -> None:
+    stage = intake(pool, max_event_bytes=2 * LIMIT)
+    first = large("e-1", unique, LIMIT + 50_000, letter, email="a@example.com", external_id="a")
+    small = payload("lead_updated", "e-2", tenant=unique, email="a@example.com", first_name="Ada")
+
+    assert await offer(stage, first, small) == {"e-1": "too_large"}
+    (lead,) = await leads(pool, unique)
+    assert (lead["version"], lead["attributes"]["first_name"]) == (1, "Ada")
+    assert [row[:2] for row in (await state(pool, unique))["identities"]] == [("email", "a@example.com")]
+    assert await offer(stage, first) == {"e-1": "too_large"}
+
+
+async def test_leads_that_would_be_too_large_together_stay_two(pool: asyncpg.Pool, unique: str) -> None:
+    stage = intake(pool, max_event_bytes=2 * LIMIT)
+    ways: list[dict[str, Any]] = [{"email": "a@example.com"}, {"external_id": "a"}]
+    form = "form_submitted"
+    for n, way in enumerate(ways):
+        assert not await offer(stage, large(f"l-{n}", unique, LIMIT * 5 // 8, "\u6f22", **way))
+    before = await state(pool, unique)
+    joining = payload(
+        "lead_updated", "joining", tenant=unique, email="a@example.com", external_id="a", phone="+442071838750"
+    )
+    after = [payload(form, f"f-{n}", tenant=unique, form_id="demo", **way) for n, way in enumerate(ways)]
+
+    assert await offer(stage, joining, *after) == {"joining": "too_large"}
+    assert [lead["version"] for lead in await leads(pool, unique)] == [2, 2]
+    assert (await state(pool, unique))["identities"] == before["identities"]
+    assert not await offer(stage, large("last", unique, LIMIT // 4, kind=form, form_id="demo", **ways[0]))
+
+
+async def test_an_erasure_that_joins_leads_too_large_together_is_dead(pool: asyncpg.Pool, unique: str) -> None:
+    stage = intake(pool, max_event_bytes=2 * LIMIT)
+    ways: list[dict[str, Any]] = [{"email": "a@example.com"}, {"external_id": "a"}]
+    for n, way in enumerate(ways):
+        assert not await offer(stage, large(f"l-{n}", unique, LIMIT * 5 // 8, **way))
+    who = {"email": "a@example.com", "external_id": "a", "reason": "request"}
+    early = payload("lead_erased", "early", tenant=unique, at=NOW - HOUR, **who)
+
+    assert await offer(stage, early) == {"early": "too_large"}
+    assert await offer(stage, payload("lead_erased", "late", tenant=unique, at=NOW + 1, **who)) == {}
+    (lead,) = await leads(pool, unique)
+    assert "custom" not in lead["attributes"]
