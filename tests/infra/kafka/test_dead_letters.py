@@ -1,0 +1,76 @@
+"""Dead letters: whatever a topic takes has one, and too many of them stop a stage."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable
+
+import pytest
+from confluent_kafka import Consumer, TopicPartition
+
+from infra.errors import TooManyDead
+from infra.kafka.dead_letters import LARGEST, DeadShare, dead_letter
+from infra.kafka.dead_letters import TOPIC as DEAD
+from infra.kafka.producer import Deliverer, Output
+from infra.outcomes import Dead, Reason
+from tests.conftest import Stack
+from tests.infra.kafka.conftest import Place, Recorder
+
+pytestmark = pytest.mark.integration
+
+
+def test_too_many_dead_need_no_full_window() -> None:
+    """Or a stage that is restarted again and again would let that many through each time."""
+    share = DeadShare(100, 0.5)
+    for _ in range(5):
+        share.saw(10, 10)
+    with pytest.raises(TooManyDead):
+        share.saw(1, 1)
+
+
+async def test_too_many_dead_stop_the_process_before_their_dead_letters_are_written(
+    place: Callable[..., Place],
+) -> None:
+    here = place(LEADSTREAM_DEAD_WINDOW="20", LEADSTREAM_MAX_DEAD_SHARE="0.4")
+    processor = Recorder(here.out, dead=lambda m: bool(m.value() == b"bad"))
+    good, mixed = [b"good"] * 20, [b"bad"] * 8 + [b"good"] * 12
+    await here.send(*good, *mixed, *[b"bad"] * 20)
+    with pytest.raises(TooManyDead, match=r"0\.4"):
+        await here.run(processor, size=20, linger_ms=5000)
+    told = (await here.told()).get(0, [])
+    assert told.count(b"bad") <= 8  # exactly the share is still plausible; those of the batch that was too much stay
+    assert (await here.committed()).get(0, 0) in (0, 20, 40)
+
+
+@pytest.mark.parametrize(
+    ("record", "intact"),
+    [
+        (os.urandom(4_194_304 - 200), True),
+        (b"compressed on the way" * 500_000, True),  # a topic's limit is about compressed bytes
+        (b"a" * LARGEST, False),
+    ],
+    ids=["random", "ten megabytes", "more than a letter holds"],
+)
+async def test_whatever_a_topic_takes_has_its_dead_letter(
+    stack: Stack, unique: str, record: bytes, *, intact: bool
+) -> None:
+    ours = Deliverer(stack.kafka_bootstrap)
+    consumer = Consumer({"bootstrap.servers": stack.kafka_bootstrap, "group.id": unique})
+    try:
+        (delivery,) = await ours.deliver_each([Output("leads.received", unique.encode(), record)])
+        assert delivery.error == ""
+        consumer.assign([TopicPartition("leads.received", delivery.partition, delivery.offset)])
+        message = await asyncio.to_thread(consumer.poll, 30)
+        assert message.value() == record
+        (dead,) = await ours.deliver_each([dead_letter(message, "test", Dead(Reason.TOO_LARGE))])
+        assert dead.error == ""
+        consumer.assign([TopicPartition(DEAD, dead.partition, dead.offset)])
+        letter = await asyncio.to_thread(consumer.poll, 30)
+        assert (letter.key(), letter.value()) == ((unique.encode(), record) if intact else (None, None))
+        headers = dict(letter.headers())
+        assert int(headers["leadstream.offset"]) == delivery.offset
+        assert (b"too many" in headers["leadstream.detail"]) is not intact
+    finally:
+        consumer.close()
+        await ours.close()

@@ -1,0 +1,133 @@
+"""Partitions that come and go: nothing is lost, nothing is committed that was not done."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import pytest
+from confluent_kafka import Message, TopicPartition
+from prometheus_client import REGISTRY
+
+from infra.kafka.batches import _Loop
+from infra.kafka.producer import Deliverer
+from infra.runtime import Stop
+from tests.conftest import Stack, eventually
+from tests.infra.kafka.conftest import Place, Recorder, numbers
+
+pytestmark = pytest.mark.integration
+
+
+async def test_workers_that_come_and_go_under_load_lose_nothing(place: Callable[..., Place]) -> None:
+    here = place(4)
+    rng = random.Random(5)
+    running: list[tuple[Recorder, Stop, asyncio.Task[None]]] = []
+    ended: list[Recorder] = []
+
+    def start() -> None:
+        stop, processor = Stop(), Recorder(here.out)
+        running.append((processor, stop, here.run(processor, stop=stop, size=7, linger_ms=5)))
+
+    async def end() -> None:
+        processor, stop, task = running.pop(rng.randrange(len(running)))
+        stop.request()
+        await task
+        ended.append(processor)
+
+    async def feed() -> None:
+        for _ in range(100):
+            await here.send(*numbers(40))
+
+    async def moved_on(since: int) -> None:
+        async def more() -> bool:
+            return sum(len(p.applied) for p, _, _ in running) > since or await here.done(4000)
+
+        await eventually(more)
+
+    start()
+    feeding = asyncio.ensure_future(feed())
+    await moved_on(0)
+    for _ in range(3):
+        start()
+        before = len(running[-1][0].applied)
+        await moved_on(before + sum(len(p.applied) for p, _, _ in running))
+        await end()
+    await feeding
+    await eventually(lambda: here.done(4000), 90)
+    while running:
+        await end()
+    assert {c for p in ended for c in p.applied} == {(p, o) for p in range(4) for o in range(1000)}
+    for batch in (b for p in ended for b in p.batches):
+        by_partition = sorted(((m.partition(), m.offset()) for m in batch), key=lambda c: c[0])  # a stable sort
+        assert all(one < next_one for one, next_one in pairwise(by_partition))
+
+
+async def test_a_slow_worker_finishes_before_it_gives_a_partition_up(place: Callable[..., Place]) -> None:
+    here = place(2)
+    slow, quick = Recorder(here.out), Recorder(here.out)
+    slow.gate.clear()
+    await here.send(*numbers(40))
+    other = Stop()
+    first = here.run(slow, size=10)
+    await slow.entered.wait()
+    second = here.run(quick, stop=other, size=10)
+    revoked = {"stage": here.name, "kind": "revoked"}
+
+    async def asked_to_give_up() -> bool:
+        return bool(REGISTRY.get_sample_value("leadstream_rebalances_total", revoked))
+
+    await eventually(asked_to_give_up)
+    slow.gate.set()
+    await eventually(lambda: here.done(40))
+    for stop, task in ((here.stop, first), (other, second)):
+        stop.request()
+        await task
+    assert sorted(slow.applied + quick.applied) == [(p, o) for p in range(2) for o in range(20)]
+
+
+class Rebalancing:
+    """A consumer in whose second read its only partition is taken away and, maybe, given back."""
+
+    def __init__(self, *reads: list[Message], back: bool) -> None:
+        self.reads = [*reads, []]
+        self.back = back
+        self.loop: Any = None
+
+    def consume(self, *_: Any) -> list[Message]:
+        if len(self.reads) == 2:
+            self.loop._on_revoke(self, [TopicPartition("t", 0)])
+            if self.back:
+                self.loop._on_assign(self, [TopicPartition("t", 0)])
+        return self.reads.pop(0)
+
+    def pause(self, _: Any) -> None:
+        pass
+
+    def assignment(self) -> list[TopicPartition]:
+        return []
+
+
+@pytest.mark.parametrize("back", [True, False])
+@pytest.mark.parametrize("paused", [True, False])
+async def test_what_was_read_before_a_rebalance_is_not_taken_for_what_came_after(
+    stack: Stack, unique: str, *, back: bool, paused: bool
+) -> None:
+    """Or its offset would be committed, though an earlier one was dropped with the partition."""
+    old, new = (Message("t", 0, offset, None, b"x", None, None, None) for offset in (7, 3))
+    consumer = Rebalancing([old], [new] if back else [], back=back)
+    deliverer = Deliverer(stack.kafka_bootstrap)
+    loop: Any = _Loop(stack.settings, unique, Recorder(""), Stop(), 10, 0.01, deliverer, {})
+    consumer.loop, loop._consumer = loop, consumer
+    loop._on_assign(consumer, [TopicPartition("t", 0)])
+    try:
+        if paused:
+            loop._poll_paused()
+            loop._poll_paused()
+        fetched = await loop._poll()
+    finally:
+        await deliverer.close()
+    assert [m.offset() for m in fetched.messages] == ([3] if back else [])
+    assert fetched.epochs == ({("t", 0): 2} if back else {})
