@@ -85,10 +85,10 @@ def unique() -> str:
     return uuid.uuid4().hex[:12]
 
 
-async def eventually(condition: Callable[[], Awaitable[Any]], timeout_s: float = 60) -> Any:
-    """Wait until ``condition`` gives something true and return it; fail after ``timeout_s``."""
+async def eventually(condition: Callable[[], Awaitable[Any] | bool], timeout_s: float = 60) -> Any:
+    """Wait until ``condition`` gives, or awaits, something true and return it; fail after ``timeout_s``."""
     deadline = time.monotonic() + timeout_s
-    while not (found := await condition()):
+    while not (found := await given if isinstance(given := condition(), Awaitable) else given):
         if time.monotonic() > deadline:
             pytest.fail(f"not within {timeout_s} s: {condition}")
         await asyncio.sleep(_LOOK_S)

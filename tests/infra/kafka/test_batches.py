@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Callable, Sequence
 
@@ -63,7 +62,7 @@ async def test_the_same_batch_is_tried_until_the_dependency_is_back(place: Calla
     processor = Recorder(here.out, away)
     await here.send(*numbers(60))
     task = here.run(processor, size=20)
-    await eventually(lambda: asyncio.sleep(0, here.stop.status.waiting == "waiting for Postgres"))
+    await eventually(lambda: here.stop.status.waiting == "waiting for Postgres")
     await here.finish(task, 60)
     assert sorted(processor.applied) == [(p, o) for p in range(2) for o in range(30)]
     assert len(processor.tries) == len(processor.batches) + 5
@@ -83,7 +82,7 @@ async def test_what_is_away_while_preparing_is_waited_for_too(place: Callable[..
     processor = Recorder(here.out, preparing=away)
     await here.send(*numbers(60))
     task = here.run(processor, size=20)
-    await eventually(lambda: asyncio.sleep(0, here.stop.status.waiting == "waiting for the schema registry"))
+    await eventually(lambda: here.stop.status.waiting == "waiting for the schema registry")
     await here.finish(task, 60)
     assert sorted(processor.applied) == [(p, o) for p in range(2) for o in range(30)]
     assert here.stop.status.waiting == ""
@@ -164,7 +163,7 @@ async def test_a_stop_finishes_the_work_in_hand(place: Callable[..., Place], ins
     processor.gate.clear()
     await here.send(*numbers(400))
     task = here.run(processor, size=10)
-    await eventually(lambda: asyncio.sleep(0, processor.prepared >= 2))
+    await eventually(lambda: processor.prepared >= 2)
     here.stop.request()
     processor.gate.set()
     await task
