@@ -29,7 +29,8 @@ USER leadstream
 
 FROM base AS simulators
 COPY --from=build-simulators /opt/leadstream /opt/leadstream
-ENTRYPOINT ["python", "-m", "infra.simulators"]
+COPY simulators/ simulators/
+ENTRYPOINT ["python", "-m", "simulators"]
 
 FROM base AS leadstream
 COPY --from=build /opt/leadstream /opt/leadstream

@@ -18,7 +18,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from api import errors, schema_registry, schemas
+from api import confluent, errors, event_types
 from api.health import Health
 from api.ingest.accept import Acceptor, Checker
 from api.ingest.native import Native
@@ -39,8 +39,8 @@ def build(settings: Settings, deliverer: Deliverer, admin: AdminClient) -> ASGIA
         Route("/v1/events", native.events, methods=["POST"]),
         Route("/v1/validate", native.validate, methods=["POST"]),
         Route("/v1/errors/{code}", errors.explain),
-        *schemas.ROUTES,
-        *schema_registry.ROUTES,
+        *event_types.ROUTES,
+        *confluent.ROUTES,
         *Health(admin).routes,
     ]
     handlers = {

@@ -12,9 +12,9 @@ from pathlib import Path
 
 from bench import clickhouse, end_to_end, hop, intake
 from bench.result import Result, publish
-from infra.local.attached import AttachedStack
 from infra.runtime import collect_garbage_rarely
 from infra.settings import Settings
+from local.attached import AttachedStack
 
 _GROUPS = ("hop", "intake", "clickhouse", "end_to_end")
 

@@ -13,6 +13,8 @@ from infra.errors import DependencyAway
 from infra.runtime import EX_CONFIG
 from infra.settings import SettingsError
 
+_CHECKOUT = ("local", "simulators")  # packages that the wheel and the production image do not hold
+
 
 def build() -> typer.Typer:
     """Return the whole command."""
@@ -31,6 +33,12 @@ def main() -> None:
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(EX_CONFIG) from None
+    except ModuleNotFoundError as error:
+        if error.name not in _CHECKOUT:
+            raise
+        sys.stderr.write("This command needs the embedded stack, which is in a checkout of leadstream and not in the ")
+        sys.stderr.write("installed package: clone the repository, run `make setup`, use .venv/bin/leadstream there.\n")
+        raise SystemExit(1) from None
     except DependencyAway as error:
         sys.stderr.write(f"{error}\nIs the stack up? See `leadstream status`.\n")
         raise SystemExit(1) from None

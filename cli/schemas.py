@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from infra.clock import now_us
 from infra.outcomes import Dead
 from infra.settings import Settings
 from schemas import rules
@@ -91,7 +91,7 @@ def validate(
     lines = [line for line in data.splitlines() if line.strip()] if data.lstrip()[:1] == b"{" else [data]
     if len(lines) > 1 and data.lstrip()[:2] in (b"{\n", b"{\r"):
         lines = [data]  # one event, printed over several lines
-    codec, now = Codec(), time.time_ns() // 1000
+    codec, now = Codec(), now_us()
     wrong = 0
     for number, line in enumerate(lines, 1):
         dead = _judge(codec, line, now, settings.max_clock_ahead_s * 1_000_000)

@@ -1,4 +1,7 @@
-"""``up``, ``down``, ``status`` of the embedded stack; ``start``, ``stop``, ``restart`` of one process of it."""
+"""``up``, ``down``, ``status`` of the embedded stack; ``start``, ``stop``, ``restart`` of one process of it.
+
+``local`` is part of a checkout and not of the production image, so each command imports it when it runs.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from infra.local import control
-from infra.local.part import NOT_INSTALLED, tail
-from infra.local.state import read, running
 from infra.settings import Settings
 
 _WAIT_S = 300.0  # the first start fetches Kafka
@@ -64,6 +64,9 @@ def bring_up(
     What is not a part and did not start is printed and stands in ``failures``; where the stack itself did not start,
     the reason is printed and typer.Exit(1) raised, and nothing of it runs.
     """
+    from local.part import NOT_INSTALLED
+    from local.state import read, running
+
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     began = time.monotonic()
     if running(home):
@@ -73,7 +76,7 @@ def bring_up(
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
         console.print(f"[red]The stack cannot start.[/red] {NOT_INSTALLED} (missing: {', '.join(missing)})")
         raise typer.Exit(1)
-    command = [sys.executable, "-m", "infra.local.supervisor"]
+    command = [sys.executable, "-m", "local.supervisor"]
     command += ["--no-pipeline"] * no_pipeline + ["--parts", parts] * bool(parts)
     command += [word for name in without for word in ("--without", name)]
     if foreground:
@@ -105,6 +108,9 @@ def _start(home: Path, command: list[str], console: Console) -> dict[str, Any]:
 
 def _wait_until_up(home: Path, console: Console, process: subprocess.Popen[bytes] | None) -> dict[str, Any]:
     """Show the progress of a start; ``process`` is the supervisor where it is ours."""
+    from local.part import tail
+    from local.state import read, running
+
     deadline = time.monotonic() + _WAIT_S
     shown: set[str] = set()
     began = time.monotonic()
@@ -132,6 +138,8 @@ def _wait_until_up(home: Path, console: Console, process: subprocess.Popen[bytes
 
 def down() -> None:
     """Stop the pipeline and the stack and wait until every process is gone."""
+    from local.state import read, running
+
     home = Settings.load().home
     console = Console(stderr=True)
     if not running(home):
@@ -168,6 +176,9 @@ def restart(name: _Name) -> None:
 
 
 def _ask(verb: str, name: str) -> None:
+    from local import control
+    from local.state import read, running
+
     home = Settings.load().home
     if not running(home):
         typer.echo(f"Nothing runs in {home}; start it with `leadstream up`.", err=True)
@@ -181,6 +192,8 @@ def _ask(verb: str, name: str) -> None:
 
 def status(*, as_json: Annotated[bool, typer.Option("--json", help="For other tools.")] = False) -> None:
     """Say what runs, where it is and how it is; exit 1 when nothing runs."""
+    from local.state import read, running
+
     home = Settings.load().home
     state = read(home)
     if not running(home):

@@ -22,7 +22,7 @@ from prometheus_client import generate_latest
 
 from infra.errors import TooManyDead
 from infra.settings import Settings, SettingsError
-from infra.tracing import tracing
+from infra.telemetry import tracing
 
 EX_CONFIG = 78
 

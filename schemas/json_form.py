@@ -9,17 +9,16 @@ that the schema does not have is an error, so that a misspelt one is not silentl
 from __future__ import annotations
 
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from difflib import get_close_matches
 from typing import Any
 
 import orjson
 
+from infra.clock import from_datetime
 from infra.outcomes import Dead, Problem, Reason
 from schemas.registry import RecordType, Registry, registry
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 _LONG = 2**63
 
 Problems = list[Problem]
@@ -159,7 +158,7 @@ def _time(value: Any, path: str, problems: Problems) -> Any:
         try:
             at = datetime.fromisoformat(value)
             if at.tzinfo is not None:
-                return (at - _EPOCH) // _MICROSECOND
+                return from_datetime(at)
         except (ValueError, OverflowError):
             pass
     words = "not a time; give RFC 3339 with a zone, such as 2026-01-31T12:00:00Z, or microseconds since 1970"

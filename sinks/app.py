@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import time
 
 import asyncpg
 
 from infra import http, plugins
 from infra.clickhouse.client import ClickHouse
+from infra.clock import now_us
 from infra.kafka.batches import run_batches
 from infra.kafka.producer import Deliverer
 from infra.postgres.pool import connect
@@ -87,9 +87,9 @@ async def messages(settings: Settings, stop: Stop, name: str) -> None:
     pool = await connect(settings.database_url, size=config.max_connections + 2, application=stage)
     deliverer = Deliverer(settings.kafka_bootstrap)
     channel: Channel = module.connect(config)
-    asked = MessageStore(pool, name, lease_s=config.lease_s, clock=_microseconds)
+    asked = MessageStore(pool, name, lease_s=config.lease_s, clock=now_us)
     delivery = Delivery(
-        asked, channel, config, stage=stage, emit=deliverer.deliver, wake=wake, codec=codec, clock=_microseconds
+        asked, channel, config, stage=stage, emit=deliverer.deliver, wake=wake, codec=codec, clock=now_us
     )
     try:
         async with asyncio.TaskGroup() as loops:
@@ -99,9 +99,7 @@ async def messages(settings: Settings, stop: Stop, name: str) -> None:
                     settings,
                     group=stage,
                     topics=[requests.TOPIC],
-                    processor=requests.Requests(
-                        asked, codec, channel=name, stage=stage, wake=wake, clock=_microseconds
-                    ),
+                    processor=requests.Requests(asked, codec, channel=name, stage=stage, wake=wake, clock=now_us),
                     stop=stop,
                     size=settings.batch_size,
                     linger_ms=settings.batch_linger_ms,
@@ -128,9 +126,9 @@ async def _sync(
     stage = f"crm-{name}"
     wake = asyncio.Event()
     codec = Codec()
-    store = Store(pool, name, lease_s=config.lease_s, clock=_microseconds)
+    store = Store(pool, name, lease_s=config.lease_s, clock=now_us)
     reconciler = Reconciler(
-        store, connector, config, stage=stage, emit=deliverer.deliver, wake=wake, codec=codec, clock=_microseconds
+        store, connector, config, stage=stage, emit=deliverer.deliver, wake=wake, codec=codec, clock=now_us
     )
     for wrong in await connector.test():
         log(stage).warning("not ready", extra={"fields": {"crm": name, "detail": wrong}})
@@ -152,7 +150,3 @@ async def _sync(
             )
     except BaseExceptionGroup as group:
         raise group.exceptions[0] from None  # the first loop to fail ended the other
-
-
-def _microseconds() -> int:
-    return time.time_ns() // 1000

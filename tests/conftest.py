@@ -14,9 +14,9 @@ import pytest
 
 from infra.clickhouse.migrate import migrate as migrate_clickhouse
 from infra.kafka.topics import apply
-from infra.local.attached import AttachedStack
 from infra.postgres.migrate import migrate as migrate_postgres
 from infra.settings import Settings
+from local.attached import AttachedStack
 
 _LOOK_S = 0.05
 

@@ -8,8 +8,6 @@ intake drops the second.
 from __future__ import annotations
 
 import asyncio
-import os
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +17,7 @@ from confluent_kafka import KafkaException
 
 from api.errors import Refusal
 from infra import metrics
+from infra.clock import Clock, now_us, uuid7
 from infra.kafka.producer import Deliverer, Delivery, Output
 from infra.outcomes import Dead, Problem, Reason
 from schemas.codec import Codec, DecodeError
@@ -31,7 +30,6 @@ _SOURCE = "api"
 _MOST_WAITING = 64 << 20  # bytes that may wait for the broker at any time
 _REFUSED = {"MSG_SIZE_TOO_LARGE", "INVALID_RECORD"}
 
-Clock = Callable[[], int]
 Item = dict[str, Any]
 
 
@@ -66,19 +64,6 @@ class Bad:
 Checked = Good | Bad
 
 
-def microseconds() -> int:
-    """Return now in microseconds since 1970."""
-    return time.time_ns() // 1000
-
-
-def uuid7() -> str:
-    """Return a UUID version 7 (RFC 9562): milliseconds since 1970, then random bits; later ones sort later."""
-    number = (time.time_ns() // 1_000_000) << 80 | int.from_bytes(os.urandom(10), "big")
-    number = number & ~(0xF << 76) | 7 << 76
-    digits = f"{number & ~(0x3 << 62) | 0x2 << 62:032x}"
-    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
-
-
 class Checker:
     """Turns what was sent into records; the same rules as intake's, so that what passes here is not dead there."""
 
@@ -88,7 +73,7 @@ class Checker:
         max_event_bytes: int,
         max_ahead_us: int,
         schemas: Registry | None = None,
-        now: Clock = microseconds,
+        now: Clock = now_us,
         new_id: Callable[[], str] = uuid7,
     ) -> None:
         self._schemas = schemas or registry()

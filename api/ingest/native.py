@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from api.errors import Refusal, answer, error
 from api.ingest.accept import Acceptor, Bad, Checked, Checker, Item
-from infra import tracing
+from infra import telemetry
 
 MAX_EVENTS = 500
 MAX_BYTES = 4 << 20
@@ -43,7 +43,7 @@ class Native:
     async def events(self, request: Request) -> Response:
         """POST /v1/events."""
         checked = await self._read(request)
-        with tracing.request("POST /v1/events", request.headers) as traceparent:
+        with telemetry.request("POST /v1/events", request.headers) as traceparent:
             accepted, items = await self._acceptor.accept(checked, traceparent)
         body: Item = {"accepted": accepted, "events": items}
         if unknown := sum(item["status"] == "unknown" for item in items):

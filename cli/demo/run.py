@@ -17,6 +17,7 @@ from cli.demo.people import People
 from cli.demo.report import problems, show
 from cli.demo.send import Sent, send
 from infra.clickhouse.client import ClickHouse
+from infra.clock import now_us
 from infra.errors import DependencyAway
 from infra.kafka.producer import Deliverer
 from infra.postgres.pool import connect
@@ -40,7 +41,7 @@ async def run(
         async with ClickHouse(settings.clickhouse_url) as server:
             run_number = 1 + await pool.fetchval("SELECT count(DISTINCT tenant) FROM leads WHERE tenant LIKE 'demo-%'")
             tenant = f"demo-{run_number}"  # a tenant of its own, so that a second run begins at nothing
-            people = People(tenant, events, seed, time.time_ns() // 1000, f".{run_number}" if run_number > 1 else "")
+            people = People(tenant, events, seed, now_us(), f".{run_number}" if run_number > 1 else "")
             books = Books(tenant, pool, server, places, settings.kafka_bootstrap)
             await books.open()
             sending = asyncio.ensure_future(send(people, sent, deliverer, http, rate))

@@ -30,12 +30,12 @@ from typing import Any, Generic
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 from opentelemetry.trace import Span
 
-from infra import metrics, tracing
+from infra import metrics, telemetry
 from infra.kafka.consumer import consumer_config
 from infra.kafka.dead_letters import DeadShare
-from infra.kafka.patience import Patience
 from infra.kafka.processor import Effects, Prepared, Processor
 from infra.kafka.producer import Deliverer
+from infra.kafka.retry import Patience
 from infra.runtime import Stop, log
 from infra.settings import Settings
 
@@ -198,7 +198,7 @@ class _Loop(Generic[Prepared]):
         return _Batch(prepared, len(fetched.messages), fetched.next_offsets, fetched.epochs, span)
 
     async def _put(self, fetched: _Fetched) -> None:
-        span = tracing.begin_batch(self._group, fetched.messages)
+        span = telemetry.begin_batch(self._group, fetched.messages)
         await self._to_apply.put(await self._patience.persist(lambda: self._prepare(fetched, span)))
 
     async def _hand_over(self, fetched: _Fetched) -> None:
@@ -224,7 +224,7 @@ class _Loop(Generic[Prepared]):
 
     @contextmanager
     def _step(self, name: str, batch: Span) -> Iterator[None]:
-        with metrics.BATCH_SECONDS.labels(self._group, name).time(), tracing.step(name, batch):
+        with metrics.BATCH_SECONDS.labels(self._group, name).time(), telemetry.step(name, batch):
             yield
 
     # -- apply ------------------------------------------------------------------------------------------------------

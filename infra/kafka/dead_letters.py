@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
 
 from confluent_kafka import Message
 
+from infra.clock import now_us
 from infra.errors import TooManyDead
 from infra.kafka.producer import Output
 from infra.outcomes import Dead
@@ -39,7 +39,7 @@ def dead_letter(message: Message, stage: str, dead: Dead, exception: str = "") -
         "reason": dead.reason.value,
         "detail": detail,
         "exception": exception,
-        "at": time.time_ns() // 1000,
+        "at": now_us(),
     }
     kept = [(name, text) for name, text in headers if not name.startswith(PREFIX)]
     kept += [(PREFIX + name, str(text).encode()) for name, text in said.items()]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import time
-
+from infra.clock import now_us
 from infra.kafka.producer import Deliverer
 from infra.runtime import Stop
 from infra.settings import Settings
 from schemas.codec import Codec
 from streams.campaigns.decide import STAGE, TOPIC, Decider
 from streams.campaigns.templates import Templates, check
-from streams.faust_app import run_agent
+from streams.faust.agent import run_agent
 
 
 async def main(settings: Settings, stop: Stop) -> None:
@@ -21,13 +20,9 @@ async def main(settings: Settings, stop: Stop) -> None:
 
     """
     campaigns = check(settings.campaigns_dir)
-    decider = Decider(list(campaigns.values()), Templates(settings.campaigns_dir), Codec(), _microseconds)
+    decider = Decider(list(campaigns.values()), Templates(settings.campaigns_dir), Codec(), now_us)
     deliverer = Deliverer(settings.kafka_bootstrap)
     try:
         await run_agent(settings, stop, group=STAGE, topic=TOPIC, handler=decider, deliverer=deliverer)
     finally:
         await deliverer.close()
-
-
-def _microseconds() -> int:
-    return time.time_ns() // 1000

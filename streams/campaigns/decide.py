@@ -8,26 +8,27 @@ knows their former ids.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from hashlib import blake2b
 
 import orjson
 
 from infra import metrics
+from infra.clock import Clock
 from infra.kafka.dead_letters import dead_letter
+from infra.kafka.outcome_records import OutcomeRecords
 from infra.kafka.producer import Output
 from infra.outcomes import Dead, Problem, Reason, What
 from infra.runtime import log
 from schemas.codec import Codec, DecodeError
 from streams.campaigns.templates import RenderError, Templates
 from streams.campaigns.triggers import Campaign, Signal, matches, signal_of
-from streams.ordered import Record
+from streams.faust.ordered import Record
 
 STAGE = "campaigns"
 TOPIC = "leads.campaign-signals"
 RECORD = "campaign_signal"
 REQUESTS = "leads.messages-requested"
-OUTCOMES = "leads.outcomes"
 _STEP = "1"  # a campaign has one step
 # Field of the lead that a channel writes to; other channels write to a place of their own.
 ADDRESS = {"email": "email"}
@@ -38,14 +39,12 @@ _Decision = tuple[What, Reason | None]
 class Decider:
     """The handler of the campaigns stage; ``clock``: microseconds since 1970."""
 
-    def __init__(
-        self, campaigns: Collection[Campaign], templates: Templates, codec: Codec, clock: Callable[[], int]
-    ) -> None:
+    def __init__(self, campaigns: Collection[Campaign], templates: Templates, codec: Codec, clock: Clock) -> None:
         self._campaigns = campaigns
         self._templates = templates
         self._codec = codec
         self._request = codec.encoder("message_request")
-        self._outcome = codec.encoder("outcome")
+        self._outcomes = OutcomeRecords(STAGE, codec.encoder("outcome"), clock)
         self._clock = clock
 
     async def __call__(self, record: Record) -> Sequence[Output]:
@@ -63,7 +62,7 @@ class Decider:
                 decision = self._decide(campaign, signal, outputs)
                 decided.setdefault(decision, []).append(campaign.name)
         # One outcome a decision, not a campaign: the outcomes table keeps one row a record and verb.
-        outputs += [self._told(record, signal, *decision, names) for decision, names in decided.items()]
+        outputs += [self._outcome(record, signal, *decision, names) for decision, names in decided.items()]
         return outputs
 
     def _read(self, payload: bytes) -> Signal:
@@ -104,26 +103,20 @@ class Decider:
         outputs.append(Output(REQUESTS, lead["lead_id"].encode(), self._request(request)))
         return What.TRIGGERED, None
 
-    def _told(
+    def _outcome(
         self, record: Record, signal: Signal, what: What, reason: Reason | None, campaigns: Sequence[str]
     ) -> Output:
-        metrics.OUTCOMES.labels(STAGE, what.value, reason or "").inc(len(campaigns))
-        lead_id = signal.lead["lead_id"]
-        outcome = {
-            "at": self._clock(),
-            "stage": STAGE,
-            "what": what.value,
-            "reason": reason.value if reason else "",
-            "tenant": signal.tenant,
-            "event_id": signal.event_id,
-            "lead_id": lead_id,
-            "version": signal.lead["version"],
-            "topic": record.topic(),
-            "partition": record.partition(),
-            "offset": record.offset(),
-            "detail": ", ".join(campaigns),
-        }
-        return Output(OUTCOMES, lead_id.encode(), self._outcome(outcome))
+        return self._outcomes.build(
+            what,
+            reason,
+            tenant=signal.tenant,
+            event_id=signal.event_id,
+            lead_id=signal.lead["lead_id"],
+            version=signal.lead["version"],
+            source=(record.topic(), record.partition(), record.offset()),
+            detail=", ".join(campaigns),
+            count=len(campaigns),
+        )
 
     def _dead(self, record: Record, dead: Dead) -> Output:
         metrics.OUTCOMES.labels(STAGE, What.DEAD.value, dead.reason.value).inc()

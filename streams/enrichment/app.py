@@ -14,7 +14,7 @@ from streams.enrichment.cache import PostgresAnswers
 from streams.enrichment.enrich import STAGE, TOPIC, Enrich
 from streams.enrichment.providers import Provider
 from streams.enrichment.waterfall import Waterfall
-from streams.faust_app import run_agent
+from streams.faust.agent import run_agent
 
 MAX_INFLIGHT = 256  # leads that are asked about at the same time
 

@@ -6,20 +6,21 @@ a duplicate to intake. What the provider said comes from the kept answer, so it 
 
 from __future__ import annotations
 
-import time
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from infra import metrics
+from infra.clock import Clock, now_us
 from infra.kafka.dead_letters import dead_letter
+from infra.kafka.outcome_records import OutcomeRecords
 from infra.kafka.producer import Headers, Output
 from infra.outcomes import Dead, Problem, Reason, What
 from schemas.codec import Codec, DecodeError
 from schemas.lead import whole_lead
 from streams.enrichment.providers import FIELDS, Failed, Found
 from streams.enrichment.waterfall import Result, Waterfall
-from streams.ordered import Record
+from streams.faust.ordered import Record
 
 STAGE = "enrichment"
 TOPIC = "leads.enrichment-requested"
@@ -27,19 +28,14 @@ SOURCE = "leadstream:enrichment:"
 _EVENT_ID = uuid.UUID("0f5c1a52-9a0e-5b63-9f0a-6f1f6c1f3c77")  # the name space of our event ids
 
 
-def _now() -> int:
-    return time.time_ns() // 1000
-
-
 class Enrich:
-    """Handles enrichment requests; see :class:`streams.ordered.OrderedPipe` for how it is called."""
+    """Handles enrichment requests; see :class:`streams.faust.ordered.OrderedPipe` for how it is called."""
 
-    def __init__(self, waterfall: Waterfall, codec: Codec, *, clock: Callable[[], int] = _now) -> None:
+    def __init__(self, waterfall: Waterfall, codec: Codec, *, clock: Clock = now_us) -> None:
         self._waterfall = waterfall
         self._codec = codec
         self._event = codec.encoder("enrichment_completed")
-        self._outcome = codec.encoder("outcome")
-        self._clock = clock
+        self._outcomes = OutcomeRecords(STAGE, codec.encoder("outcome"), clock)
 
     async def __call__(self, record: Record) -> Sequence[Output]:
         """Return what a request comes to: an outcome, an event where the lead was found; or a dead letter.
@@ -59,40 +55,34 @@ class Enrich:
             request = decoded.record | {"lead": whole_lead(decoded.record["lead"])}
         except ValueError as error:
             return [self._dead(record, Dead(Reason.NOT_JSON, (Problem("/lead", str(error)),)))]
-        identifiers = identify(request["lead"])
+        identifiers = identifiers_of(request["lead"])
         result = await self._waterfall.enrich(request["tenant"], request["lead"]) if identifiers else None
-        outputs = [self._say(record, request, result)]
+        outputs = [self._outcome(record, request, result)]
         if result is not None and isinstance(result.answer, Found):
             event = self._event(completed(request, identifiers, result, result.answer))
             key = f"{request['tenant']}:{next(iter(identifiers.values()))}".encode()
             outputs.insert(0, Output("leads.received", key, event, _trace(record.headers())))
         return outputs
 
-    def _say(self, record: Record, request: Mapping[str, Any], result: Result | None) -> Output:
+    def _outcome(self, record: Record, request: Mapping[str, Any], result: Result | None) -> Output:
         what, reason, detail = _verdict(result)
-        metrics.OUTCOMES.labels(STAGE, what.value, reason).inc()
-        outcome = {
-            "at": self._clock(),
-            "stage": STAGE,
-            "what": what.value,
-            "reason": reason,
-            "tenant": request["tenant"],
-            "event_id": request["event_id"],
-            "lead_id": request["lead"]["lead_id"],
-            "version": request["lead"]["version"],
-            "topic": record.topic(),
-            "partition": record.partition(),
-            "offset": record.offset(),
-            "detail": detail,
-        }
-        return Output("leads.outcomes", request["lead"]["lead_id"].encode(), self._outcome(outcome))
+        return self._outcomes.build(
+            what,
+            reason,
+            tenant=request["tenant"],
+            event_id=request["event_id"],
+            lead_id=request["lead"]["lead_id"],
+            version=request["lead"]["version"],
+            source=(record.topic(), record.partition(), record.offset()),
+            detail=detail,
+        )
 
     def _dead(self, record: Record, dead: Dead) -> Output:
         metrics.OUTCOMES.labels(STAGE, What.DEAD.value, dead.reason.value).inc()
         return dead_letter(record, STAGE, dead, DecodeError.__name__)
 
 
-def identify(lead: Mapping[str, Any]) -> dict[str, Any]:
+def identifiers_of(lead: Mapping[str, Any]) -> dict[str, Any]:
     """Return the identifiers that lead back to ``lead``, the surest first; empty when it has none of its own.
 
     No more than it takes: an identifier that has come to somebody else meanwhile must not merge the two.
@@ -124,16 +114,16 @@ def completed(request: Mapping[str, Any], given: Mapping[str, Any], result: Resu
     }
 
 
-def _verdict(result: Result | None) -> tuple[What, str, str]:
+def _verdict(result: Result | None) -> tuple[What, Reason | None, str]:
     if result is None:
-        return What.SKIPPED, Reason.NO_IDENTIFIER.value, "there is nothing that a provider could be asked by"
+        return What.SKIPPED, Reason.NO_IDENTIFIER, "there is nothing that a provider could be asked by"
     answer = result.answer
     if isinstance(answer, Found):
-        return What.ENRICHED, "", result.provider
+        return What.ENRICHED, None, result.provider
     if isinstance(answer, Failed):
         detail = f"{result.provider}: {answer.detail}" if answer.detail else result.provider
-        return What.PARKED, answer.reason.value, detail
-    return What.SKIPPED, Reason.NOT_FOUND.value, result.provider
+        return What.PARKED, answer.reason, detail
+    return What.SKIPPED, Reason.NOT_FOUND, result.provider
 
 
 def _trace(headers: Headers) -> Headers | None:

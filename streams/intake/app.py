@@ -7,8 +7,8 @@ from infra.kafka.producer import Deliverer
 from infra.kafka.topics import load
 from infra.postgres.pool import connect
 from infra.runtime import Stop
-from infra.schema_registry import schema_fetch
 from infra.settings import Settings
+from infra.writer_schemas import schema_fetch
 from schemas.codec import Codec
 from streams.campaigns.triggers import event_types, load_campaigns
 from streams.intake.pipeline import STAGE, Intake

@@ -9,8 +9,7 @@ is told at least once, and a version of a lead is made exactly once.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +18,7 @@ import orjson
 from confluent_kafka import Message
 
 from infra import metrics
+from infra.clock import DAY_US, Clock, now_us
 from infra.kafka.dead_letters import dead_letter
 from infra.kafka.processor import Effects
 from infra.kafka.producer import Output
@@ -30,14 +30,13 @@ from streams.intake import store
 from streams.intake.decode import decode
 from streams.intake.dedupe import Receipt, dedupe
 from streams.intake.event import Event, Identity
-from streams.intake.identify import Identified, identify
+from streams.intake.identity import Identified, identify
 from streams.intake.merge import ERASURE, Lead, absorb, merge
 from streams.intake.route import Router
 from streams.intake.store import Change, Contended, Merge
 from streams.intake.validate import validate
 
 STAGE = "intake"
-_DAY = 86_400_000_000  # microseconds
 # Bytes of a lead's fields as JSON, with those of the leads that become part of it and of the event: what intake tells
 # holds them up to three times over, and has to fit one record of Kafka (max.message.bytes in topics.toml).
 _LARGEST_LEAD = 1 << 20
@@ -62,7 +61,7 @@ class Intake:
         *,
         max_event_bytes: int,
         max_ahead_s: int,
-        now: Callable[[], int] = lambda: time.time_ns() // 1000,
+        now: Clock = now_us,
     ) -> None:
         self._pool = pool
         self._codec = codec
@@ -125,7 +124,7 @@ class Intake:
         if (now := self._now()) >= self._months_at:
             async with transaction(self._pool) as connection:
                 await store.make_months(connection)
-            self._months_at = now + _DAY
+            self._months_at = now + DAY_US
 
 
 class _TooLarge(Exception):  # noqa: N818 - it asks for another try without them

@@ -10,7 +10,7 @@ from schemas.codec import Decoded
 from schemas.registry import registry
 from streams.intake.dedupe import event_key
 from streams.intake.event import Event
-from streams.intake.identify import identities
+from streams.intake.identity import identities
 
 
 def validate(decoded: Decoded, message: Message, now: int, max_ahead: int) -> Event | Dead:

@@ -37,7 +37,7 @@ def message(module: ModuleType, number: int = 1, **changes: Any) -> Message:
 @asynccontextmanager
 async def simulated(module: ModuleType, state: Path, **config: Any) -> AsyncIterator[tuple[Channel, httpx.AsyncClient]]:
     simulator, url, _ = SIMULATORS[module.NAME]
-    serving = asyncio.create_task(importlib.import_module(f"infra.simulators.{simulator}").serve("127.0.0.1", 0, state))
+    serving = asyncio.create_task(importlib.import_module(f"simulators.{simulator}").serve("127.0.0.1", 0, state))
     port = state / f"{simulator}_port"
     async with asyncio.timeout(20):
         while not port.exists():  # noqa: ASYNC110 - a file has no event

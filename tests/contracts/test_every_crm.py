@@ -31,7 +31,7 @@ def config(module: ModuleType, **given: Any) -> SyncConfig:
 
 @asynccontextmanager
 async def simulated(module: ModuleType, state: Path) -> AsyncIterator[tuple[Connector, httpx.AsyncClient]]:
-    app = importlib.import_module(f"infra.simulators.{module.NAME}").app(state)
+    app = importlib.import_module(f"simulators.{module.NAME}").app(state)
     settings = config(module)
     transport = httpx.ASGITransport(app=app)
     async with app.router.lifespan_context(app), http.client(settings.base_url, transport=transport) as client:
@@ -199,7 +199,7 @@ async def test_no_answer_is_tried_again_later_for_all(module: ModuleType, error:
 
 @every_crm
 async def test_a_lost_answer_makes_no_second_record(module: ModuleType, tmp_path: Path) -> None:
-    app = importlib.import_module(f"infra.simulators.{module.NAME}").app(tmp_path)
+    app = importlib.import_module(f"simulators.{module.NAME}").app(tmp_path)
     inner = httpx.ASGITransport(app=app)
     lost: list[httpx.Response] = []
 

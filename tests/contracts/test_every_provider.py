@@ -111,7 +111,7 @@ async def test_neither_key_nor_person_stands_in_the_url(module: ModuleType) -> N
 
 @every_provider
 async def test_its_simulator_is_understood(module: ModuleType, tmp_path: Path) -> None:
-    app = importlib.import_module(f"infra.simulators.{module.NAME}").app(tmp_path)
+    app = importlib.import_module(f"simulators.{module.NAME}").app(tmp_path)
     settings = config(module)
     answers: list[Answer] = []
     async with http.client(settings.base_url, transport=httpx.ASGITransport(app=app)) as client:

@@ -17,7 +17,10 @@ ALLOWED = {
     "streams": {"infra", "schemas"},
     "sinks": {"infra", "schemas"},
     "api": {"infra", "schemas"},
-    "cli": {"infra", "schemas", "streams", "sinks", "api"},
+    "local": {"infra", "schemas", "streams", "sinks", "api"},
+    "simulators": {"infra", "schemas", "streams", "sinks", "api"},
+    "cli": {"infra", "schemas", "streams", "sinks", "api", "local", "simulators"},
+    "bench": {"infra", "schemas", "streams", "sinks", "api", "local", "simulators", "cli"},
 }
 MOST_LINES = 350
 SAYS_NOTHING = {"util", "utils", "helper", "helpers", "common", "misc", "manager", "base2"}
@@ -51,12 +54,12 @@ FACTORIES = {
     "infra/kafka/batches.py": "the loop is the consumer's owner: it alone knows assignment, position and commit",
     "infra/kafka/lag.py": "owns the admin client and the consumer that look at offsets; the CLI closes it",
     "infra/kafka/producer.py": "is the producer",
-    "infra/schema_registry.py": "is the registry's client: a decoder asks within a batch, it cannot await",
+    "infra/writer_schemas.py": "is the registry's client: a decoder asks within a batch, it cannot await",
     "infra/kafka/topics.py": "one admin client, for the one call that `prepare` makes",
     "infra/postgres/migrate.py": "one connection, opened and closed by the one call that `prepare` makes",
     "infra/postgres/pool.py": "is the factory of Postgres pools",
     "sinks/messages/email.py": "an SMTP client is one connection: the channel opens and keeps as many as it needs",
-    "streams/faust_app.py": "is the factory of Faust apps, and waits for the topic before there can be one",
+    "streams/faust/agent.py": "is the factory of Faust apps, and waits for the topic before there can be one",
 }
 
 
@@ -69,7 +72,7 @@ def name(file: Path) -> str:
 
 
 def composition_root(path: str) -> bool:
-    return path.endswith(("/app.py", "/__main__.py")) or path.startswith(("cli/", "infra/local/", "infra/simulators/"))
+    return path.endswith(("/app.py", "/__main__.py")) or path.startswith(("bench/", "cli/", "local/", "simulators/"))
 
 
 def imported(tree: ast.AST) -> Iterator[tuple[int, str]]:
@@ -187,7 +190,7 @@ def test_names_tell_the_role() -> None:
 
 
 def test_only_the_command_line_prints() -> None:
-    files = [file for file in sources() if not name(file).startswith("cli/")]
+    files = [file for file in sources() if not name(file).startswith(("bench/", "cli/"))]
     assert not [f"{name(f)}:{line}" for f in files for line in prints(f.read_text("utf-8"))]
 
 
@@ -201,7 +204,7 @@ def test_only_the_command_line_prints() -> None:
         ("infra", "import schemas", ["1: schemas"]),
         ("sinks", "from streams import intake", ["1: streams.intake"]),
         ("api", "def later():\n    import sinks.app", ["2: sinks.app"]),
-        ("streams", "import os\nfrom infra import http\nfrom streams.ordered import Record\nimport schemas", []),
+        ("streams", "import os\nfrom infra import http\nfrom streams.faust.ordered import Record\nimport schemas", []),
         ("infra", 'COMMAND = ["python", "-m", "streams.intake"]', []),
         ("infra", "import schemas_of_others", []),
         ("infra", "from . import streams", []),
@@ -248,6 +251,6 @@ def test_the_print_check() -> None:
 
 def test_the_roots() -> None:
     assert composition_root("streams/intake/app.py")
-    assert composition_root("infra/local/kafka.py")
+    assert composition_root("local/kafka.py")
     assert not composition_root("streams/intake/store.py")
     assert not composition_root("infra/kafka/snapp.py")

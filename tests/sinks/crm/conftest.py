@@ -17,8 +17,8 @@ import pytest
 from infra import http
 from infra.kafka.producer import Output
 from infra.postgres.pool import connect
-from infra.simulators import hubspot as simulator
 from schemas.codec import Codec
+from simulators import hubspot as simulator
 from sinks.crm import hubspot
 from sinks.crm.reconciler import Reconciler
 from sinks.crm.store import Store, Want

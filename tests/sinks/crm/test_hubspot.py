@@ -15,7 +15,7 @@ from infra import http
 from infra.errors import Verdict
 from infra.outcomes import Reason
 from infra.settings import Settings, SettingsError
-from infra.simulators import hubspot as simulator
+from simulators import hubspot as simulator
 from sinks.crm import Done, Failed, Gone, Snapshot, hubspot
 
 CONFIG = hubspot.Config(token="pat-test")

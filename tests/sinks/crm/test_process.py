@@ -53,7 +53,7 @@ async def test_from_the_topic_to_the_crm(stack: Any, tmp_path: Path) -> None:
     pool = await asyncpg.create_pool(stack.dsn, max_size=1, min_size=0)
     deliverer = Deliverer(stack.kafka_bootstrap)
     with (
-        process("infra.simulators", "hubspot", "--port", str(port), "--state", str(tmp_path)),
+        process("simulators", "hubspot", "--port", str(port), "--state", str(tmp_path)),
         process("sinks", "crm", "hubspot", **stack.environment(**given)) as sink,
     ):
         async with httpx.AsyncClient(base_url=url, headers=AUTH) as client:

@@ -19,8 +19,8 @@ import pytest
 
 from infra.kafka.producer import Output
 from infra.postgres.pool import connect
-from infra.simulators import smtp as simulator
 from schemas.codec import Codec
+from simulators import smtp as simulator
 from sinks.messages import Channel, email
 from sinks.messages.delivery import Delivery
 from sinks.messages.requests import Requests

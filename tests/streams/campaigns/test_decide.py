@@ -14,7 +14,7 @@ from schemas.codec import Codec
 from streams.campaigns.decide import Decider
 from streams.campaigns.templates import Templates
 from streams.campaigns.triggers import load_campaigns
-from streams.ordered import Record
+from streams.faust.ordered import Record
 
 SHIPPED = Path(__file__).parents[3] / "campaigns"
 CODEC = Codec()

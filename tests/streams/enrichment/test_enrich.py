@@ -11,7 +11,7 @@ from infra.outcomes import Reason
 from schemas.codec import Codec
 from streams.enrichment.enrich import TOPIC, Enrich
 from streams.enrichment.providers import Answer, Failed, Found, NotFound
-from streams.ordered import Record
+from streams.faust.ordered import Record
 from tests.streams.enrichment.requests import request
 from tests.streams.enrichment.test_waterfall import Memory, Scripted, waterfall
 

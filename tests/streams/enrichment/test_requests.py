@@ -18,14 +18,14 @@ import asyncpg
 import pytest
 
 from infra.kafka import topics
-from infra.local.part import free_port
 from infra.postgres.migrate import migrate
 from infra.settings import child_environment
-from infra.simulators.pdl import person
+from local.part import free_port
 from schemas.codec import Codec
+from simulators.pdl import person
 from streams.enrichment.enrich import TOPIC
 from tests.streams.enrichment.requests import lead_id, request
-from tests.streams.enrichment.workers import Broker, Workers, wait_until
+from tests.streams.faust.workers import Broker, Workers, wait_until
 
 CODEC = Codec()
 COUNT = 1500
@@ -37,7 +37,7 @@ def provider(tmp_path: Path) -> Iterator[str]:
     """People Data Labs in a process of its own, as quick as one may be; gives its URL."""
     (tmp_path / "pdl.json").write_text(json.dumps({"per_minute": 1_000_000}))
     port = free_port()
-    command = [sys.executable, "-m", "infra.simulators", "pdl", "--port", str(port), "--state", str(tmp_path)]
+    command = [sys.executable, "-m", "simulators", "pdl", "--port", str(port), "--state", str(tmp_path)]
     process = subprocess.Popen(command, env=child_environment({}))
     url = f"http://127.0.0.1:{port}"
     try:

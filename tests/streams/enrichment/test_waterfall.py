@@ -14,7 +14,7 @@ import pytest
 from infra import http
 from infra.errors import DependencyAway
 from infra.outcomes import Reason
-from infra.simulators import pdl as simulator
+from simulators import pdl as simulator
 from streams.enrichment.cache import Asked, Kept
 from streams.enrichment.providers import Answer, Failed, Found, NotFound, ProviderConfig, Question, pdl
 from streams.enrichment.waterfall import Waterfall

@@ -1,0 +1,149 @@
+"""How a Faust app is built and run by our rules: one topic, one agent, an :class:`streams.faust.ordered.OrderedPipe`.
+
+Faust provides group membership, fetching and back-pressure; what it commits is decided in
+:mod:`streams.faust.consumer`.
+
+Guarantee: the process exits at once (exit code 70, to be restarted) when the event loop hangs, the app has crashed, or
+there are records and no commit for a minute while no dependency is unavailable. Faust itself only logs these.
+
+No Faust tables, no ``send``, no ``take``, no web server, no topics made by Faust: state belongs in Postgres, outputs
+go through :class:`infra.kafka.producer.Deliverer`, and the topic has to exist.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any
+
+import faust
+from confluent_kafka import KafkaException
+from confluent_kafka.admin import AdminClient
+from faust.transport.drivers import aiokafka as driver
+from yarl import URL
+
+from infra.kafka.producer import Deliverer
+from infra.runtime import Stop, log
+from infra.settings import Settings
+from streams.faust.consumer import Consumer
+from streams.faust.ordered import Handler, OrderedPipe, Record
+from streams.faust.watchdog import Watchdog
+
+
+def build(settings: Settings, pipe: OrderedPipe, topic: str) -> Any:
+    """Return the Faust app of ``pipe.group`` over ``topic``; call it in the running loop."""
+    home = settings.home / "faust"
+    home.mkdir(parents=True, exist_ok=True)
+    servers = [URL(f"kafka://{server.strip()}") for server in settings.kafka_bootstrap.split(",")]
+    app = faust.App(
+        pipe.group,
+        broker=servers,
+        datadir=home,
+        store="memory://",
+        key_serializer="raw",
+        value_serializer="raw",
+        autodiscover=False,
+        processing_guarantee="at_least_once",
+        consumer_auto_offset_reset="earliest",
+        broker_client_id=f"leadstream-{pipe.group}",
+        broker_commit_interval=1.0,
+        broker_commit_every=20_000,
+        broker_max_poll_records=2000,
+        broker_max_poll_interval=300.0,
+        broker_session_timeout=10.0,
+        broker_heartbeat_interval=2.0,
+        broker_rebalance_timeout=30.0,
+        broker_request_timeout=40.0,
+        consumer_max_fetch_size=4 << 20,
+        stream_buffer_maxsize=4096,
+        stream_wait_empty=True,
+        producer_acks=-1,
+        topic_allow_declare=False,
+        topic_disable_leader=True,
+        table_standby_replicas=0,
+        web_enabled=False,
+        worker_redirect_stdouts=False,
+    )
+    kind = type("Consumer", (Consumer,), {"pipe": pipe})
+    app.transport = type("Transport", (driver.Transport,), {"Consumer": kind})(servers, app)
+
+    async def consume(stream: Any) -> None:
+        async for event in stream.noack().events():
+            message = event.message
+            if not await app.consumer.take(message):
+                continue
+            headers = message.headers
+            pairs = list(headers.items()) if isinstance(headers, Mapping) else list(headers or ())
+            record = Record((message.topic, message.partition), message.offset, message.key, message.value, pairs)
+            await pipe.submit(record, event.ack)
+
+    source = app.topic(topic, key_serializer="raw", value_serializer="raw", key_type=bytes, value_type=bytes)
+    app.agent(source, name=f"{pipe.group}.consume")(consume)
+    return app
+
+
+async def run_agent(
+    settings: Settings,
+    stop: Stop,
+    *,
+    group: str,
+    topic: str,
+    handler: Handler,
+    deliverer: Deliverer,
+    max_inflight: int = 256,
+) -> None:
+    """Run ``handler`` over ``topic`` as consumer group ``group`` until ``stop``; call it from ``infra.runtime.run``.
+
+    ``handler`` gets a :class:`streams.faust.ordered.Record`, at most ``max_inflight`` at a time and the records of one
+    key in order, and returns the outputs that have to be on the broker before the record counts as done. It must end in
+    bounded time, raise DependencyAway to be called again, and be idempotent: after a crash it sees the last records
+    again.
+    """
+    stop.status.ready = False
+    pipe = OrderedPipe(group, handler, deliverer.deliver, max_inflight=max_inflight, status=stop.status)
+    if not await _topic_exists(settings, stop, topic):
+        return
+    app = build(settings, pipe, topic)
+    watchdog = Watchdog(app, pipe)
+    await app.start()
+    beat = asyncio.create_task(watchdog.beat(stop))
+    await stop.wait()
+    beat.cancel()
+    await _leave(app, pipe, settings.shutdown_s)
+    watchdog.ended.set()
+
+
+async def _leave(app: Any, pipe: OrderedPipe, shutdown_s: float) -> None:
+    """Finish, commit and leave the group; a Faust that does not end is ended, what is committed stays so."""
+    finished = await pipe.pause(shutdown_s / 2)
+    with suppress(TimeoutError):
+        await asyncio.wait_for(app.consumer.commit(), shutdown_s / 4)
+    try:
+        async with asyncio.timeout(shutdown_s / 4):
+            await app.stop()
+    except TimeoutError:
+        log(pipe.group).warning("the group was not left in time", extra={"fields": {"finished": finished}})
+        os._exit(0 if finished else 1)
+
+
+async def _topic_exists(settings: Settings, stop: Stop, topic: str) -> bool:
+    """Wait until Kafka answers and has ``topic``; False when asked to stop first."""
+    admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap, "log_level": 0})
+    said = ""
+    while not stop.requested:
+        try:
+            known = await asyncio.to_thread(functools.partial(admin.list_topics, topic, timeout=5))
+            waiting = f"waiting for topic {topic}" if known.topics[topic].error else ""
+        except KafkaException:
+            waiting = "waiting for Kafka"
+        stop.status.waiting = waiting
+        if not waiting:
+            return True
+        if waiting != said:
+            log("faust").warning(waiting)
+            said = waiting
+        await stop.wait(1.0)
+    return False

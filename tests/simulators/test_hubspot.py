@@ -1,0 +1,234 @@
+"""The simulator keeps to what HubSpot documents; what the connector relies on is only as true as this."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from simulators import hubspot
+
+BASE = "/crm/v3/objects/contacts"
+AUTH = {"authorization": "Bearer pat-test"}
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+async def client(tmp_path: Path, clock: Clock) -> AsyncIterator[httpx.AsyncClient]:
+    app = hubspot.app(tmp_path, clock=clock)
+    transport = httpx.ASGITransport(app=app)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://hubspot", headers=AUTH) as client,
+    ):
+        yield client
+
+
+def contact(key: str, trace: str = "", **properties: str) -> dict[str, Any]:
+    made = {"idProperty": "leadstream_lead_id", "id": key, "properties": properties}
+    return made | ({"objectWriteTraceId": trace} if trace else {})
+
+
+async def upsert(client: httpx.AsyncClient, *inputs: dict[str, Any]) -> httpx.Response:
+    return await client.post(f"{BASE}/batch/upsert", json={"inputs": list(inputs)})
+
+
+async def stats(client: httpx.AsyncClient) -> dict[str, int]:
+    counts: dict[str, int] = (await client.get("/_simulator/stats")).json()
+    return counts
+
+
+async def test_new_says_created_or_updated(client: httpx.AsyncClient) -> None:
+    first = (await upsert(client, contact("a", email="a@example.com"))).json()["results"][0]
+    second = (await upsert(client, contact("a", email="b@example.com"))).json()["results"][0]
+    assert (first["new"], second["new"], first["id"] == second["id"]) == (True, False, True)
+    assert (await client.get(f"{BASE}/{first['id']}")).json()["properties"]["email"] == "b@example.com"
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        ([contact(str(i)) for i in range(101)], "100"),
+        ([contact("a"), contact("a")], "Duplicate"),
+        ([contact("a", nonsense="1")], "PROPERTY_DOESNT_EXIST"),
+        ([contact("a") | {"idProperty": "company"}], "non-unique"),
+        ([contact("a"), contact("b", email="nobody")], "INVALID_EMAIL"),
+    ],
+)
+async def test_batches_that_fail_as_a_whole(client: httpx.AsyncClient, inputs: list[dict[str, Any]], says: str) -> None:
+    response = await upsert(client, *inputs)
+    assert response.status_code == 400
+    assert says in response.json()["message"]
+    assert (await stats(client))["records"] == 0
+
+
+async def test_with_trace_ids_errors_are_per_input(client: httpx.AsyncClient) -> None:
+    await upsert(client, contact("old", email="old@example.com"))
+    response = await upsert(
+        client,
+        contact("a", "ta", email="nobody"),
+        contact("b", "tb", email="OLD@example.com"),
+        contact("c", "tc", email="c@example.com"),
+    )
+    assert response.status_code == 207
+    body = response.json()
+    assert [r["objectWriteTraceId"] for r in body["results"] if r] == ["tc"]
+    said = {e["context"]["objectWriteTraceId"][0]: (e["category"], e["message"]) for e in body["errors"]}
+    assert said["ta"][0] == "VALIDATION_ERROR"
+    assert said["tb"] == ("CONFLICT", "Contact already exists. Existing ID: 1")
+
+
+async def test_merging_moves_the_id_and_frees_nothing_twice(client: httpx.AsyncClient) -> None:
+    await upsert(client, contact("a", phone="1"), contact("b", email="b@example.com", phone="2"))
+    merged = await client.post(f"{BASE}/merge", json={"primaryObjectId": "1", "objectIdToMerge": "2"})
+    assert merged.json()["properties"] == {
+        "leadstream_lead_id": "a",
+        "phone": "1",
+        "email": "b@example.com",
+    }
+    assert (await client.get(f"{BASE}/2")).json()["id"] == "1"
+    again = await client.post(f"{BASE}/merge", json={"primaryObjectId": "1", "objectIdToMerge": "2"})
+    assert again.status_code == 400
+    assert (await upsert(client, contact("a", email="b@example.com"))).status_code == 200
+
+
+async def test_archiving_frees_the_unique_values(client: httpx.AsyncClient) -> None:
+    await upsert(client, contact("a", email="a@example.com"))
+    for _ in range(2):
+        assert (await client.post(f"{BASE}/batch/archive", json={"inputs": [{"id": "1"}]})).status_code == 204
+    assert (await client.get(f"{BASE}/1")).status_code == 404
+    again = await upsert(client, contact("b", email="a@example.com"))
+    assert again.json()["results"][0]["new"] is True
+
+
+async def test_reading_a_batch_says_what_is_missing(client: httpx.AsyncClient) -> None:
+    await upsert(client, contact("a"))
+    body = {"idProperty": "leadstream_lead_id", "inputs": [{"id": "a"}, {"id": "z"}]}
+    response = await client.post(f"{BASE}/batch/read", json=body)
+    assert response.status_code == 207
+    assert [c["id"] for c in response.json()["results"]] == ["1"]
+
+
+async def test_listing_pages_through_all(client: httpx.AsyncClient) -> None:
+    await upsert(client, *(contact(str(i)) for i in range(25)))
+    seen, after = [], ""
+    while True:
+        page = (await client.get(BASE, params={"limit": 10} | ({"after": after} if after else {}))).json()
+        seen += [c["id"] for c in page["results"]]
+        if "paging" not in page:
+            break
+        after = page["paging"]["next"]["after"]
+    assert seen == [str(i) for i in range(1, 26)]
+
+
+async def test_a_token_is_needed(client: httpx.AsyncClient) -> None:
+    response = await client.get(BASE, headers={"authorization": "Bearer nonsense"})
+    assert (response.status_code, response.json()["category"]) == (401, "INVALID_AUTHENTICATION")
+
+
+async def test_the_window_rolls(client: httpx.AsyncClient, clock: Clock) -> None:
+    for _ in range(190):
+        assert (await client.get(BASE)).status_code == 200
+    refused = await client.get(BASE)
+    assert refused.status_code == 429
+    assert refused.json()["policyName"] == "TEN_SECONDLY_ROLLING"
+    assert refused.json()["errorType"] == "RATE_LIMIT"
+    assert refused.headers["X-HubSpot-RateLimit-Remaining"] == "0"
+    clock.now = 10.0
+    assert (await client.get(BASE)).headers["X-HubSpot-RateLimit-Remaining"] == "189"
+
+
+async def test_the_day_has_a_limit_too(client: httpx.AsyncClient) -> None:
+    await client.post("/_simulator/limits", json={"daily": 1})
+    assert (await client.get(BASE)).status_code == 200
+    assert (await client.get(BASE)).json()["policyName"] == "DAILY"
+
+
+async def test_faults_on_demand(client: httpx.AsyncClient) -> None:
+    await client.post("/_simulator/faults", json={"status": 503, "share": 0.5})
+    seen = {(await client.get(BASE)).status_code for _ in range(50)}
+    assert seen == {200, 503}
+    await client.post("/_simulator/faults", json={})
+    assert (await client.get(BASE)).status_code == 200
+
+
+async def test_nonsense_is_refused(client: httpx.AsyncClient) -> None:
+    for body in (b"{", b"[]", b'{"inputs": 1}', b'{"inputs": [1]}', b'{"inputs": [{"id": "a"}]}'):
+        assert (await client.post(f"{BASE}/batch/upsert", content=body)).status_code == 400
+
+
+async def test_a_restart_keeps_everything(tmp_path: Path) -> None:
+    async def live(requests: list[tuple[str, Any]]) -> list[Any]:
+        app = hubspot.app(tmp_path)
+        transport = httpx.ASGITransport(app=app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://hubspot", headers=AUTH) as client,
+        ):
+            for path, body in requests:
+                await client.post(f"{BASE}/{path}", json=body)
+            return [
+                (await client.get(BASE, params={"limit": 100})).json(),
+                (await client.get(f"{BASE}/2")).json()["id"],
+            ]
+
+    inputs = [contact("a", email="a@example.com"), contact("b", phone="2"), contact("c")]
+    before = await live(
+        [
+            ("batch/upsert", {"inputs": inputs}),
+            ("merge", {"primaryObjectId": "1", "objectIdToMerge": "2"}),
+            ("batch/archive", {"inputs": [{"id": "3"}]}),
+        ]
+    )
+    with (tmp_path / "hubspot.jsonl").open("ab") as file:
+        file.write(b'{"set":{"9":{"em')  # killed in the middle of a line
+    assert await live([]) == before
+    after = await live([("batch/upsert", {"inputs": [contact("d")]})])
+    assert [c["id"] for c in after[0]["results"]] == ["1", "4"]
+    assert await live([]) == after
+
+
+def test_it_serves_until_asked_to_stop(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "simulators", "hubspot", "--port", str(port), "--state", str(tmp_path / "s")]
+    process = subprocess.Popen(command)
+    try:
+        deadline = time.monotonic() + 30
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=AUTH) as client:
+            while not _answers(client):
+                assert time.monotonic() < deadline
+            response = client.post(f"{BASE}/batch/upsert", json={"inputs": [contact("a")]})
+            assert response.status_code == 200
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _answers(client: httpx.Client) -> bool:
+    try:
+        return client.get("/_simulator/stats").is_success
+    except httpx.TransportError:
+        return False
