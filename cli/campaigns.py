@@ -44,7 +44,7 @@ def list_(*, as_json: Annotated[bool, typer.Option("--json", help="For other too
 
 def check() -> None:
     """Check every campaign and template; exit with 1 and every problem when something is wrong."""
-    print(f"{len(_checked())} campaigns, all right")
+    print(f"{len(_checked())} campaigns, no problems")
 
 
 def preview(
@@ -78,10 +78,10 @@ def preview(
 
 
 def _checked() -> dict[str, Campaign]:
-    from streams.campaigns.templates import check as check_folder  # noqa: PLC0415
+    from streams.campaigns.templates import checked  # noqa: PLC0415
 
     try:
-        return check_folder(Settings.load().campaigns_dir)
+        return checked(Settings.load().campaigns_dir)[0]
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         raise typer.Exit(1) from None

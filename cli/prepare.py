@@ -24,9 +24,10 @@ def register(app: typer.Typer) -> None:
 
 
 def prepare() -> None:
-    """Apply the topics and migrate Postgres and ClickHouse, side by side; exit 1 when one of them fails."""
+    """Apply the topics, migrate Postgres and ClickHouse, register campaigns; exit 1 when one of them fails."""
     settings = Settings.load()
-    _side_by_side({"topics": partial(_topics, settings)} | _databases(settings))
+    postgres = {"postgres": lambda: f"{_postgres(settings)}; {asyncio.run(_register_campaigns(settings))}"}
+    _side_by_side({"topics": partial(_topics, settings)} | _databases(settings) | postgres)
 
 
 def migrate() -> None:
@@ -68,6 +69,25 @@ def _postgres(settings: Settings) -> str:
     from infra.postgres.migrate import migrate  # noqa: PLC0415 - see above
 
     return _run(migrate(settings.database_url))
+
+
+async def _register_campaigns(settings: Settings) -> str:
+    """Register the event types of the valid campaign files, so that intake signals them from its first batch on.
+
+    A wrong file is the business of the campaigns process, which names it and does not start: here it is skipped.
+    """
+    from infra.postgres.pool import connect  # noqa: PLC0415 - see above
+    from streams.campaigns.catalog import register_signals  # noqa: PLC0415
+    from streams.campaigns.triggers import event_types, read_campaigns  # noqa: PLC0415
+
+    campaigns, problems = read_campaigns(settings.campaigns_dir)
+    pool = await connect(settings.database_url, size=1, application="prepare")
+    try:
+        await register_signals(pool, event_types(campaigns.values()))
+    finally:
+        await pool.close()
+    wrong = f", {len(problems)} problems: see `leadstream campaigns check`" if problems else ""
+    return f"{len(campaigns)} campaigns registered{wrong}"
 
 
 def _clickhouse(settings: Settings) -> str:

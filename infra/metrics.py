@@ -18,6 +18,9 @@ BATCH_RECORDS = Histogram(
     buckets=(1, 10, 100, 500, 1000, 2000, 10_000, 50_000),
 )
 WAITING = Gauge("leadstream_waiting", "1 while a stage waits for a dependency that is away.", ["stage", "dependency"])
+CAMPAIGNS_INVALID = Gauge(
+    "leadstream_campaigns_invalid", "1 while the campaign files have a problem; the last valid ones run."
+)
 REBALANCES = Counter("leadstream_rebalances", "Partitions taken from a worker (revoked, lost).", ["stage", "kind"])
 HTTP_REQUESTS = Counter("leadstream_http_requests", "Requests to the front door.", ["path", "status"])
 HTTP_EVENTS = Counter("leadstream_http_events", "Events offered to the front door.", ["status"])

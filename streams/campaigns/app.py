@@ -2,27 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from infra.clock import now_us
 from infra.kafka.producer import Deliverer
+from infra.postgres.pool import connect
 from infra.runtime import Stop
 from infra.settings import Settings
 from schemas.codec import Codec
+from streams.campaigns.catalog import Catalog
 from streams.campaigns.decide import STAGE, TOPIC, Decider
-from streams.campaigns.templates import Templates, check
 from streams.faust.agent import run_agent
 
 
 async def main(settings: Settings, stop: Stop) -> None:
-    """Run the campaigns of ``settings.campaigns_dir``, as they are now, until ``stop``.
+    """Run the campaigns of ``settings.campaigns_dir``, changes of its files included, until ``stop``.
 
     Raises:
-        SettingsError: naming every problem of every campaign and template.
+        SettingsError: the folder has a problem at start; the message names every problem of every file.
 
     """
-    campaigns = check(settings.campaigns_dir)
-    decider = Decider(list(campaigns.values()), Templates(settings.campaigns_dir), Codec(), now_us)
+    catalog = Catalog(settings.campaigns_dir)
+    decider = Decider(lambda: catalog.current, Codec(), now_us)
     deliverer = Deliverer(settings.kafka_bootstrap)
+    pool = await connect(settings.database_url, size=1, application=STAGE)
     try:
-        await run_agent(settings, stop, group=STAGE, topic=TOPIC, handler=decider, deliverer=deliverer)
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(catalog.keep_up(pool, stop))
+            tasks.create_task(run_agent(settings, stop, group=STAGE, topic=TOPIC, handler=decider, deliverer=deliverer))
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None  # the first task to fail ended the other
     finally:
         await deliverer.close()
+        await pool.close()

@@ -8,7 +8,7 @@ knows their former ids.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Sequence
 from hashlib import blake2b
 
 import orjson
@@ -21,6 +21,7 @@ from infra.kafka.producer import Output
 from infra.outcomes import Dead, Problem, Reason, What
 from infra.runtime import log
 from schemas.codec import Codec, DecodeError
+from streams.campaigns.catalog import CampaignSet
 from streams.campaigns.templates import RenderError, Templates
 from streams.campaigns.triggers import Campaign, Signal, matches, signal_of
 from streams.faust.ordered import Record
@@ -37,11 +38,10 @@ _Decision = tuple[What, Reason | None]
 
 
 class Decider:
-    """The handler of the campaigns stage; ``clock``: microseconds since 1970."""
+    """The handler of the campaigns stage; ``current`` returns the campaigns to run, asked once for each record."""
 
-    def __init__(self, campaigns: Collection[Campaign], templates: Templates, codec: Codec, clock: Clock) -> None:
-        self._campaigns = campaigns
-        self._templates = templates
+    def __init__(self, current: Callable[[], CampaignSet], codec: Codec, clock: Clock) -> None:
+        self._current = current
         self._codec = codec
         self._request = codec.encoder("message_request")
         self._outcomes = OutcomeRecords(STAGE, codec.encoder("outcome"), clock)
@@ -57,9 +57,10 @@ class Decider:
             return [self._dead(record, Dead(Reason.NOT_JSON, (Problem("", str(error)),)))]
         outputs: list[Output] = []
         decided: dict[_Decision, list[str]] = {}
-        for campaign in self._campaigns:
+        current = self._current()
+        for campaign in current.campaigns:
             if matches(campaign, signal):
-                decision = self._decide(campaign, signal, outputs)
+                decision = self._decide(campaign, current.templates, signal, outputs)
                 decided.setdefault(decision, []).append(campaign.name)
         # One outcome a decision, not a campaign: the outcomes table keeps one row a record and verb.
         outputs += [self._outcome(record, signal, *decision, names) for decision, names in decided.items()]
@@ -71,7 +72,7 @@ class Decider:
             raise DecodeError(Reason.UNKNOWN_EVENT_TYPE, f"only {RECORD} belongs on this topic")
         return signal_of(decoded.record)
 
-    def _decide(self, campaign: Campaign, signal: Signal, outputs: list[Output]) -> _Decision:
+    def _decide(self, campaign: Campaign, templates: Templates, signal: Signal, outputs: list[Output]) -> _Decision:
         lead = signal.lead
         if not campaign.consent.allows(lead["consent"]):
             return What.SKIPPED, Reason.NO_CONSENT
@@ -80,7 +81,7 @@ class Decider:
         if channel in ADDRESS and not address:
             return What.SKIPPED, Reason.NO_ADDRESS
         try:
-            rendered = self._templates.render(campaign, signal)
+            rendered = templates.render(campaign, signal)
         except RenderError as error:
             fields = {"campaign": campaign.name, "event_id": signal.event_id, "why": str(error)}
             log(STAGE).error("a template does not take a lead's values", extra={"fields": fields})

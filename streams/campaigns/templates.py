@@ -18,7 +18,7 @@ from jinja2 import FileSystemLoader, StrictUndefined, TemplateError, TemplateSyn
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from schemas.registry import registry
-from streams.campaigns.triggers import Campaign, Signal, read, wrong_campaigns
+from streams.campaigns.triggers import Campaign, Signal, read_campaigns, wrong_campaigns
 
 _LONGEST_SUBJECT = 500  # characters
 
@@ -89,38 +89,38 @@ def example(campaign: Campaign) -> Signal:
     return Signal("acme", "example", kind.name, own, lead | {"consent": {campaign.consent.purpose: "granted"}})
 
 
-def check(folder: Path) -> dict[str, Campaign]:
-    """Return the campaigns of ``folder`` once each renders for its example and for a lead of whom nothing is known.
+def checked(folder: Path) -> tuple[dict[str, Campaign], Templates]:
+    """Return the campaigns of ``folder`` and their templates, once each renders for its example and for an empty lead.
 
     Raises:
         SettingsError: naming every problem of every file, campaigns and templates, at once.
 
     """
-    found, wrong = read(folder)
+    found, wrong = read_campaigns(folder)
     templates = Templates(folder)
     for campaign in found.values():
         if not (folder / "templates" / campaign.step.template).is_file():
-            continue  # said by read
+            continue  # read_campaigns has reported it
         signal = example(campaign)
         nobody = Signal(signal.tenant, signal.event_id, signal.event_type, {}, {})
-        for who, given in (("the example", signal), ("a lead of whom nothing is known", nobody)):
+        for who, values in (("the example", signal), ("a lead with no field set", nobody)):
             try:
-                templates.render(campaign, given)
+                templates.render(campaign, values)
             except RenderError as error:
                 wrong.append(f"{folder}: campaign {campaign.name}: {error}, for {who}")
                 break
     if wrong:
         raise wrong_campaigns(wrong)
-    return found
+    return found, templates
 
 
-def _values(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def _values(name: str, known: Mapping[str, Any]) -> dict[str, Any]:
     """Return every field of the schema ``name``; what is not known is "", and so is a map's missing key."""
     values: dict[str, Any] = {}
     for field in registry().types[name].source["fields"]:
         if field["name"] in ("envelope", "identifiers"):
             continue
-        value = given.get(field["name"], field.get("default"))
+        value = known.get(field["name"], field.get("default"))
         values[field["name"]] = _Map(value) if isinstance(value, Mapping) else "" if value is None else value
     return values
 

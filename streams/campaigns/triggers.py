@@ -7,7 +7,7 @@ pen is an error at start and not a campaign that never runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from email.policy import default as mail_policy
 from pathlib import Path
@@ -125,7 +125,7 @@ def signal_of(record: Mapping[str, Any]) -> Signal:
     return Signal(record["tenant"], record["event_id"], record["event_type"], event, whole_lead(record["lead"]))
 
 
-def read(folder: Path) -> tuple[dict[str, Campaign], list[str]]:
+def read_campaigns(folder: Path) -> tuple[dict[str, Campaign], list[str]]:
     """Return the campaigns of ``folder`` by name, and every problem of every file; no such folder holds none."""
     found: dict[str, Campaign] = {}
     wrong: list[str] = []
@@ -153,7 +153,7 @@ def load_campaigns(folder: Path) -> dict[str, Campaign]:
         SettingsError: naming every problem of every file, with file and path.
 
     """
-    found, wrong = read(folder)
+    found, wrong = read_campaigns(folder)
     if wrong:
         raise wrong_campaigns(wrong)
     return found
@@ -164,9 +164,9 @@ def wrong_campaigns(wrong: list[str]) -> SettingsError:
     return SettingsError("Wrong campaigns:\n  " + "\n  ".join(wrong))
 
 
-def event_types(campaigns: Mapping[str, Campaign]) -> frozenset[str]:
+def event_types(campaigns: Iterable[Campaign]) -> frozenset[str]:
     """Return the event types that some campaign listens to: intake signals these and no others."""
-    return frozenset(campaign.trigger.event for campaign in campaigns.values())
+    return frozenset(campaign.trigger.event for campaign in campaigns)
 
 
 def matches(campaign: Campaign, signal: Signal) -> bool:

@@ -20,7 +20,7 @@ async def main(settings: Settings, stop: Stop) -> None:
     """Run intake until ``stop``."""
     codec = Codec(fetch=schema_fetch(settings.schema_registry_url))
     crm_topics = [name for name in load() if name.startswith(CRM_TOPICS)]
-    router = Router(codec, crm_topics, event_types(load_campaigns(settings.campaigns_dir)))
+    router = Router(codec, crm_topics, event_types(load_campaigns(settings.campaigns_dir).values()))
     deliverer = Deliverer(settings.kafka_bootstrap)
     pool = await connect(
         settings.database_url, size=settings.database_pool_size, application=STAGE, init=speak_microseconds

@@ -11,6 +11,7 @@ import pytest
 
 from infra.kafka.producer import Output
 from schemas.codec import Codec
+from streams.campaigns.catalog import CampaignSet
 from streams.campaigns.decide import Decider
 from streams.campaigns.templates import Templates
 from streams.campaigns.triggers import load_campaigns
@@ -43,7 +44,8 @@ def raw(value: bytes | None) -> Record:
 def decider(once_per: str = "lead", **consent: Any) -> Decider:
     (demo,) = load_campaigns(SHIPPED).values()
     changed = {"once_per": once_per, "consent": demo.consent.model_copy(update=consent)}
-    return Decider([demo.model_copy(update=changed)], Templates(SHIPPED), CODEC, lambda: NOW)
+    current = CampaignSet((demo.model_copy(update=changed),), Templates(SHIPPED))
+    return Decider(lambda: current, CODEC, lambda: NOW)
 
 
 def told(outputs: list[Output]) -> list[tuple[str, dict[str, Any]]]:
