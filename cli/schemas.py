@@ -17,7 +17,7 @@ from infra.outcomes import Dead
 from infra.settings import Settings
 from schemas import rules
 from schemas.codec import Codec, DecodeError
-from schemas.compatibility import NoBase, check, keep, read_base
+from schemas.compatibility import NoBase, incompatibilities, keep, read_base
 from schemas.registry import FOLDER, registry
 
 
@@ -72,7 +72,7 @@ def check_schemas(
                 if form.fingerprint not in kept and form.name in now.types:
                     console.print(f"kept {keep(form)}")
             registry.cache_clear()
-        found = check(registry(), before)
+        found = incompatibilities(registry(), before)
     for finding in found:
         console.print(f"[red]{finding.schema}[/red]: {finding.message}", highlight=False)
     if found:

@@ -97,10 +97,10 @@ class Registry:
 @cache
 def registry() -> Registry:
     """Return the registry of this package's folder, read once."""
-    return load(FOLDER)
+    return load_registry(FOLDER)
 
 
-def load(folder: Path) -> Registry:
+def load_registry(folder: Path) -> Registry:
     """Read a registry folder.
 
     Raises:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from schemas.compatibility import check, keep
-from schemas.registry import FOLDER, load
+from schemas.compatibility import incompatibilities, keep
+from schemas.registry import FOLDER, load_registry
 
 
 @pytest.fixture
@@ -29,31 +29,61 @@ def change(folder: Path, name: str, *fields: dict[str, Any], without: str = "") 
 
 
 def test_a_new_field_with_a_default_goes_when_the_old_form_is_kept(folder: Path) -> None:
-    before = load(folder)
+    before = load_registry(folder)
     change(folder, "page_viewed", {"name": "seconds", "type": ["null", "long"], "default": None})
 
-    assert ["is not kept" in finding.message for finding in check(load(folder), before)] == [True]
+    assert ["is not kept" in finding.message for finding in incompatibilities(load_registry(folder), before)] == [True]
 
     keep(before.events["page_viewed"], folder)
-    assert check(load(folder), before) == []
+    assert incompatibilities(load_registry(folder), before) == []
 
 
 def test_a_new_field_without_a_default_does_not_go(folder: Path) -> None:
-    before = load(folder)
+    before = load_registry(folder)
     change(folder, "page_viewed", {"name": "seconds", "type": "long"})
 
-    assert any("cannot read the old" in finding.message for finding in check(load(folder), before))
+    assert any("cannot read the old" in finding.message for finding in incompatibilities(load_registry(folder), before))
 
 
 def test_another_type_does_not_go(folder: Path) -> None:
-    before = load(folder)
+    before = load_registry(folder)
     change(folder, "page_viewed", {"name": "url", "type": "long", "default": 0}, without="url")
 
-    assert any("cannot read" in finding.message for finding in check(load(folder), before))
+    assert any("cannot read" in finding.message for finding in incompatibilities(load_registry(folder), before))
 
 
 def test_a_removed_type_does_not_go(folder: Path) -> None:
-    before = load(folder)
+    before = load_registry(folder)
     (folder / "events" / "page_viewed.avsc").unlink()
 
-    assert [finding.schema for finding in check(load(folder), before)] == ["page_viewed"]
+    assert [finding.schema for finding in incompatibilities(load_registry(folder), before)] == ["page_viewed"]
+
+
+@pytest.mark.parametrize("kind", ["timestamp-millis", ""])
+def test_another_unit_of_time_does_not_go(folder: Path, kind: str) -> None:
+    before = load_registry(folder)
+    file = folder / "types" / "envelope.avsc"
+    text = file.read_text("utf-8")
+    assert "timestamp-micros" in text
+    file.write_text(text.replace("timestamp-micros", kind) if kind else _without_logical_types(text), "utf-8")
+
+    found = incompatibilities(load_registry(folder), before)
+    assert {finding.schema for finding in found} >= {"page_viewed", "form_submitted"}
+    assert all("/envelope/occurred_at was timestamp-micros" in finding.message for finding in found)
+
+
+def test_a_string_that_becomes_a_union_with_null_is_read_by_the_new_form_alone(folder: Path) -> None:
+    before = load_registry(folder)
+    change(folder, "page_viewed", {"name": "url", "type": ["null", "string"], "default": None}, without="url")
+
+    messages = [finding.message for finding in incompatibilities(load_registry(folder), before)]
+    assert any(message.startswith("the old schema cannot read") for message in messages)
+    assert not any(message.startswith("the new schema cannot read") for message in messages)
+
+
+def _without_logical_types(text: str) -> str:
+    document = json.loads(text)
+    for field in document["fields"]:
+        if isinstance(field["type"], dict):
+            field["type"].pop("logicalType", None)
+    return json.dumps(document)
