@@ -26,7 +26,7 @@ def work() -> Any:
 
     def judge(payload: bytes) -> bytes:
         decoded = codec.decode(payload)
-        good = rules.check(events[decoded.type], decoded.record, now, _AHEAD)
+        good = rules.check_event(events[decoded.type], decoded.record, now, _AHEAD)
         return b"" if isinstance(good, Dead) else payload
 
     return judge

@@ -117,5 +117,5 @@ def _judge(codec: Codec, line: bytes, now: int, max_ahead: int) -> Dead | None:
     except DecodeError as error:
         return error.dead
     kind = registry().events.get(decoded.type)
-    judged = rules.check(kind, decoded.record, now, max_ahead) if kind is not None else None
+    judged = rules.check_event(kind, decoded.record, now, max_ahead) if kind is not None else None
     return judged if isinstance(judged, Dead) else None

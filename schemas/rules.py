@@ -16,19 +16,18 @@ import orjson
 import phonenumbers
 
 from infra.outcomes import Dead, Problem, Reason
+from schemas.addresses import normal_email
 from schemas.registry import EventType
 
 EARLIEST = 946_684_800_000_000  # 2000-01-01 in microseconds
 _TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _EVENT_ID = re.compile(r"[!-~][ -~]{0,199}")
-_EMAIL = re.compile(r"[^\s@]{1,64}@[^\s@.]+(\.[^\s@.]+)+")
 _MAX_ID = 200
-_MAX_EMAIL = 254
 _MAX_STRING = 8192
 _MAX_KEYS = 200
 
 
-def check(kind: EventType, record: dict[str, Any], now: int, max_ahead: int) -> bytes | Dead:
+def check_event(kind: EventType, record: dict[str, Any], now: int, max_ahead: int) -> bytes | Dead:
     """Return the event without its envelope, as JSON, where all is well, else Dead with every problem.
 
     ``now`` and ``max_ahead`` are microseconds. The reason is that of the gravest problem: a wrong field, then no
@@ -65,7 +64,7 @@ def _is_surely_good(kind: EventType, envelope: dict[str, Any], own: dict[str, An
         or rb"\u0000" in told
         or identifiers["crm_ids"]
         or not (email or external_id or anonymous_id or e164(phone))
-        or (email and (len(email) > _MAX_EMAIL or not _EMAIL.fullmatch(email)))
+        or (email and not normal_email(email))
         or len(phone) > _MAX_ID
         or len(external_id) > _MAX_ID
         or len(anonymous_id) > _MAX_ID
@@ -130,8 +129,8 @@ def _envelope(envelope: dict[str, Any]) -> Iterator[Problem]:
 
 def _identifiers(identifiers: dict[str, Any]) -> Iterator[Problem]:
     email = identifiers["email"]
-    if email and (len(email) > _MAX_EMAIL or not _EMAIL.fullmatch(email.strip())):
-        yield Problem("/identifiers/email", "is no e-mail address")
+    if email and not normal_email(email):
+        yield Problem("/identifiers/email", "is no e-mail address; send one such as ada@example.com")
     for name in ("external_id", "anonymous_id", "phone"):
         if len(identifiers[name]) > _MAX_ID:
             yield Problem(f"/identifiers/{name}", f"is longer than {_MAX_ID} characters")

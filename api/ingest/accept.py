@@ -20,10 +20,11 @@ from infra import metrics
 from infra.clock import Clock, now_us, uuid7
 from infra.kafka.producer import Deliverer, Delivery, Output
 from infra.outcomes import Dead, Problem, Reason
+from schemas.addresses import normal_email
 from schemas.codec import Codec, DecodeError
 from schemas.json_form import from_json
 from schemas.registry import Registry, registry
-from schemas.rules import check
+from schemas.rules import check_event
 
 TOPIC = "leads.received"
 _SOURCE = "api"
@@ -130,7 +131,7 @@ class Checker:
 
     def _judged(self, kind: str, record: Item, now: int, payload: bytes = b"") -> Checked:
         event_id = record["envelope"]["event_id"]
-        judged = check(self._schemas.events[kind], record, now, self._max_ahead_us)
+        judged = check_event(self._schemas.events[kind], record, now, self._max_ahead_us)
         if isinstance(judged, Dead):
             return Bad(event_id, judged)
         value = payload or self._encoders[kind](record)
@@ -147,7 +148,7 @@ def _key(record: Item) -> bytes:
     """Return ``tenant:identifier``: one person's events stay on one partition, in order."""
     said = record["identifiers"]
     crm_ids = said["crm_ids"]
-    identifier = said["external_id"] or said["email"].strip().lower() or said["phone"] or said["anonymous_id"]
+    identifier = said["external_id"] or normal_email(said["email"]) or said["phone"] or said["anonymous_id"]
     if not identifier and crm_ids:
         first = min(crm_ids)
         identifier = f"{first}:{crm_ids[first]}"

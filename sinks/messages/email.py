@@ -33,6 +33,7 @@ from pydantic import Field, SecretStr, field_validator
 
 from infra.errors import Verdict
 from infra.outcomes import Reason
+from schemas.addresses import normal_domain
 from sinks.messages import DeliveryConfig, Failed, HandingOver, Message, Result, Sent, Unsure
 from sinks.messages.plain_text import plain_text
 
@@ -213,7 +214,7 @@ def parse_address(text: str, display_name: str = "") -> Address:
     if found is None or not text.isprintable() or "=?" in text:
         raise ValueError("has to be one address")
     local, domain = found.groups()
-    return Address(display_name, local, domain if domain.isascii() else domain.encode("idna").decode())
+    return Address(display_name, local, normal_domain(domain))
 
 
 def _wide(sender: Address, to: Address) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from infra.clock import uuid7
+from schemas.addresses import normal_email
 from schemas.rules import e164
 from streams.intake.event import Event, Identity
 
@@ -21,7 +22,7 @@ def identities(tenant: str, identifiers: Mapping[str, Any]) -> tuple[Identity, .
     found: list[Identity] = []
     if value := identifiers["external_id"].strip():
         found.append((tenant, "external_id", value))
-    if value := identifiers["email"].strip().lower():
+    if value := normal_email(identifiers["email"]):
         found.append((tenant, "email", value))
     if (value := identifiers["phone"]) and (number := e164(value)):
         found.append((tenant, "phone", number))

@@ -20,7 +20,7 @@ def validate(decoded: Decoded, message: Message, now: int, max_ahead: int) -> Ev
         problem = Problem("/type", f"{decoded.type} is written by the pipeline, it is not a lead event")
         return Dead(Reason.UNKNOWN_EVENT_TYPE, (problem,))
     record = decoded.record
-    properties = rules.check(kind, record, now, max_ahead)
+    properties = rules.check_event(kind, record, now, max_ahead)
     if isinstance(properties, Dead):
         return properties
     envelope = record["envelope"]

@@ -53,7 +53,7 @@ def test_an_event_reads_the_same_in_all_three_wire_forms(kind: EventType) -> Non
 @pytest.mark.parametrize("kind", EVENTS, ids=lambda kind: kind.name)
 def test_an_events_example_is_a_good_event(kind: EventType) -> None:
     record = CODEC.decode(CODEC.encoder(kind.name)(kind.example)).record
-    judged = rules.check(kind, record, NOW, 0)
+    judged = rules.check_event(kind, record, NOW, 0)
 
     assert isinstance(judged, bytes), judged
     assert orjson.loads(judged) == {name: value for name, value in record.items() if name != "envelope"}

@@ -17,7 +17,7 @@ def check(kind: str, **own: Any) -> Any:
     changes = {name: own.pop(name) for name in ("event_id", "tenant_", "source_") if name in own}
     made = record(kind, **own)
     made["envelope"] |= {name.rstrip("_"): value for name, value in changes.items()}
-    return rules.check(registry().events[kind], made, NOW, HOUR)
+    return rules.check_event(registry().events[kind], made, NOW, HOUR)
 
 
 @pytest.mark.parametrize(
