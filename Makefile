@@ -26,7 +26,7 @@ demo: $(READY) ## Start the whole stack, send lead events through it, show that 
 test: $(READY) ## Run every test; the stack is started and stopped by them
 	@$(PY) -m pytest $(ARGS)
 
-chaos: $(READY) ## Run only the tests that kill processes, for long
+chaos: $(READY) ## Run only the tests that kill processes, for long; again with the same choices: ARGS="--seed N"
 	@$(PY) -m pytest -m chaos --chaos=full $(ARGS)
 
 bench: $(READY) ## Measure against the references and write bench/latest.json

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import secrets
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterator
@@ -51,6 +53,24 @@ class Stack:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--stack", choices=("embedded", "containers"), default="embedded", help="where the stack runs")
     parser.addoption("--chaos", choices=("short", "full"), default="short", help="how long processes are killed for")
+    parser.addoption("--seed", type=int, help="of every random choice of the tests; default: another one in each run")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.seed is None:
+        config.option.seed = secrets.randbits(32)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"seed: {config.option.seed} (the same random choices again: --seed {config.option.seed})"
+
+
+@pytest.fixture
+def rng(request: pytest.FixtureRequest) -> random.Random:
+    """Return this test's source of randomness; its seed is printed with a failure and in the header."""
+    seed = request.config.getoption("--seed")
+    print(f"seed: {seed}")  # noqa: T201 - pytest shows it with a failure
+    return random.Random(f"{seed} {request.node.nodeid}")
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,7 @@
 
 from infra.runtime import run
 from streams.campaigns.app import main
-from streams.campaigns.decide import STAGE
+from streams.campaigns.evaluate import STAGE
 
 if __name__ == "__main__":
     run(main, STAGE)

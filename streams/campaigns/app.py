@@ -11,7 +11,7 @@ from infra.runtime import Stop
 from infra.settings import Settings
 from schemas.codec import Codec
 from streams.campaigns.catalog import Catalog
-from streams.campaigns.decide import STAGE, TOPIC, Decider
+from streams.campaigns.evaluate import STAGE, TOPIC, Evaluator
 from streams.faust.agent import run_agent
 
 
@@ -23,13 +23,15 @@ async def main(settings: Settings, stop: Stop) -> None:
 
     """
     catalog = Catalog(settings.campaigns_dir)
-    decider = Decider(lambda: catalog.current, Codec(), now_us)
+    evaluator = Evaluator(lambda: catalog.current, Codec(), now_us)
     deliverer = Deliverer(settings.kafka_bootstrap)
     pool = await connect(settings.database_url, size=1, application=STAGE)
     try:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(catalog.keep_up(pool, stop))
-            tasks.create_task(run_agent(settings, stop, group=STAGE, topic=TOPIC, handler=decider, deliverer=deliverer))
+            tasks.create_task(
+                run_agent(settings, stop, group=STAGE, topic=TOPIC, handler=evaluator, deliverer=deliverer)
+            )
     except BaseExceptionGroup as group:
         raise group.exceptions[0] from None  # the first task to fail ended the other
     finally:

@@ -32,7 +32,7 @@ WHERE kept.expires_at <= now()
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class CachedAnswer:
     """An answer and when it was fetched, in microseconds since 1970."""
 
     answer: Found | NotFound
@@ -40,7 +40,7 @@ class Kept:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Lookup:
     """A question about a lead, to a provider."""
 
     provider: str
@@ -55,32 +55,32 @@ class Asked:
         return hashlib.sha256(words).digest()
 
 
-class Answers(Protocol):
+class AnswerCache(Protocol):
     """Where answers are kept. Both raise DependencyAway."""
 
-    async def get(self, asked: Asked) -> Kept | None:
+    async def get(self, asked: Lookup) -> CachedAnswer | None:
         """Return the answer that is kept and not expired."""
         ...
 
-    async def put(self, asked: Asked, answer: Found | NotFound, days: float) -> Kept:
+    async def put(self, asked: Lookup, answer: Found | NotFound, days: float) -> CachedAnswer:
         """Keep ``answer`` for ``days``; return what is kept now, which may be somebody else's earlier answer."""
         ...
 
 
-class PostgresAnswers:
+class PostgresAnswerCache:
     """The table ``enrichment_results``."""
 
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
 
-    async def get(self, asked: Asked) -> Kept | None:
-        """See :class:`Answers`."""
+    async def get(self, asked: Lookup) -> CachedAnswer | None:
+        """See :class:`AnswerCache`."""
         async with connection(self._pool) as database:
             row = await database.fetchrow(_GET, asked.provider, asked.key)
         return None if row is None else _kept(row)
 
-    async def put(self, asked: Asked, answer: Found | NotFound, days: float) -> Kept:
-        """See :class:`Answers`."""
+    async def put(self, asked: Lookup, answer: Found | NotFound, days: float) -> CachedAnswer:
+        """See :class:`AnswerCache`."""
         found = isinstance(answer, Found)
         values = (
             asked.provider,
@@ -100,11 +100,13 @@ class PostgresAnswers:
         return _kept(row)
 
 
-def _kept(row: Mapping[str, object]) -> Kept:
+def _kept(row: Mapping[str, object]) -> CachedAnswer:
     fetched_at, cost, result = row["fetched_at"], row["cost"], row["result"]
     assert isinstance(fetched_at, int)  # noqa: S101 - what the columns are, for the type checker
     assert isinstance(cost, float)  # noqa: S101
     if not isinstance(result, str):
-        return Kept(NotFound(cost), fetched_at)
+        return CachedAnswer(NotFound(cost), fetched_at)
     likelihood = row["likelihood"]
-    return Kept(Found(orjson.loads(result), likelihood if isinstance(likelihood, float) else None, cost), fetched_at)
+    return CachedAnswer(
+        Found(orjson.loads(result), likelihood if isinstance(likelihood, float) else None, cost), fetched_at
+    )

@@ -18,7 +18,7 @@ from infra.kafka.producer import Headers, Output
 from infra.outcomes import Dead, Problem, Reason, What
 from schemas.codec import Codec, DecodeError
 from schemas.lead import whole_lead
-from streams.enrichment.providers import FIELDS, Failed, Found
+from streams.enrichment.providers import FIELDS, Found, LookupFailed
 from streams.enrichment.waterfall import Result, Waterfall
 from streams.faust.ordered import Record
 
@@ -28,7 +28,7 @@ SOURCE = "leadstream:enrichment:"
 _EVENT_ID = uuid.UUID("0f5c1a52-9a0e-5b63-9f0a-6f1f6c1f3c77")  # the name space of our event ids
 
 
-class Enrich:
+class EnrichmentHandler:
     """Handles enrichment requests; see :class:`streams.faust.ordered.OrderedPipe` for how it is called."""
 
     def __init__(self, waterfall: Waterfall, codec: Codec, *, clock: Clock = now_us) -> None:
@@ -120,7 +120,7 @@ def _verdict(result: Result | None) -> tuple[What, Reason | None, str]:
     answer = result.answer
     if isinstance(answer, Found):
         return What.ENRICHED, None, result.provider
-    if isinstance(answer, Failed):
+    if isinstance(answer, LookupFailed):
         detail = f"{result.provider}: {answer.detail}" if answer.detail else result.provider
         return What.PARKED, answer.reason, detail
     return What.SKIPPED, Reason.NOT_FOUND, result.provider

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from infra.outcomes import Reason
-from streams.enrichment.cache import Answers, Asked, Kept
-from streams.enrichment.providers import Answer, Failed, Found, NotFound, Provider, ProviderConfig, Question
+from streams.enrichment.cache import AnswerCache, CachedAnswer, Lookup
+from streams.enrichment.providers import Answer, Found, LookupFailed, NotFound, Provider, ProviderConfig, Question
 
 _BACKOFF_S = 0.1
 
@@ -43,7 +43,7 @@ class Waterfall:
     def __init__(
         self,
         providers: Sequence[Provider],
-        answers: Answers,
+        answers: AnswerCache,
         *,
         deadline_s: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
@@ -55,7 +55,7 @@ class Waterfall:
         self._clock = clock
         self._sleep = sleep
         self._room = {provider.name: asyncio.Semaphore(provider.config.connections) for provider in providers}
-        self._asking: dict[tuple[str, bytes], asyncio.Task[Kept | Failed]] = {}
+        self._asking: dict[tuple[str, bytes], asyncio.Task[CachedAnswer | LookupFailed]] = {}
         self._unkept: dict[tuple[str, bytes], Found | NotFound] = {}
 
     async def enrich(self, tenant: str, lead: Mapping[str, Any]) -> Result | None:
@@ -73,9 +73,9 @@ class Waterfall:
             question = provider.question(lead)
             if not question:
                 continue
-            asked = Asked(provider.name, tenant, lead["lead_id"], question)
+            asked = Lookup(provider.name, tenant, lead["lead_id"], question)
             kept = await self._answers.get(asked) or await self._ask_once(provider, asked, budget)
-            if isinstance(kept, Failed):
+            if isinstance(kept, LookupFailed):
                 result = Result(kept, provider.name)
             elif isinstance(kept.answer, Found):
                 return Result(kept.answer, provider.name, kept.fetched_at)
@@ -83,7 +83,7 @@ class Waterfall:
                 result = result or Result(kept.answer, provider.name, kept.fetched_at)
         return result
 
-    async def _ask_once(self, provider: Provider, asked: Asked, budget: _Budget) -> Kept | Failed:
+    async def _ask_once(self, provider: Provider, asked: Lookup, budget: _Budget) -> CachedAnswer | LookupFailed:
         """Join the same question where it is being asked now."""
         name = (asked.provider, asked.key)
         task = self._asking.get(name)
@@ -92,10 +92,10 @@ class Waterfall:
             task.add_done_callback(lambda _: self._asking.pop(name, None))
         return await asyncio.shield(task)
 
-    async def _ask_and_keep(self, provider: Provider, asked: Asked, budget: _Budget) -> Kept | Failed:
+    async def _ask_and_keep(self, provider: Provider, asked: Lookup, budget: _Budget) -> CachedAnswer | LookupFailed:
         name = (asked.provider, asked.key)
         answer = self._unkept.get(name) or await self._ask(provider, asked.question, budget)
-        if isinstance(answer, Failed):
+        if isinstance(answer, LookupFailed):
             return answer
         self._unkept[name] = answer
         kept = await self._answers.put(asked, answer, _days(provider.config, answer))
@@ -107,16 +107,16 @@ class Waterfall:
         while True:
             # Room first: a crowd waiting inside the HTTP client for a connection costs it more than the calls do.
             async with self._room[provider.name]:
-                await provider.turn()
+                await provider.wait_for_rate_limit()
                 began = self._clock()
                 try:
                     async with asyncio.timeout(max(budget.left, 0)):
                         answer = await provider.ask(question)
                 except TimeoutError:
-                    answer = Failed(Reason.TIMEOUT, again=True)
+                    answer = LookupFailed(Reason.TIMEOUT, retryable=True)
                 budget.left -= self._clock() - began
             pause = wait * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
-            if not isinstance(answer, Failed) or not answer.again or budget.left <= pause:
+            if not isinstance(answer, LookupFailed) or not answer.retryable or budget.left <= pause:
                 return answer
             await self._sleep(pause)
             budget.left -= pause

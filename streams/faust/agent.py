@@ -73,7 +73,7 @@ def build(settings: Settings, pipe: OrderedPipe, topic: str) -> Any:
     async def consume(stream: Any) -> None:
         async for event in stream.noack().events():
             message = event.message
-            if not await app.consumer.take(message):
+            if not await app.consumer.accept(message):
                 continue
             headers = message.headers
             pairs = list(headers.items()) if isinstance(headers, Mapping) else list(headers or ())

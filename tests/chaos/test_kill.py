@@ -8,7 +8,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import pytest
 
 from cli.demo.people import People
 from infra.clickhouse.client import ClickHouse
+from infra.clock import now_us
 from infra.kafka.producer import Deliverer, Output
 from infra.settings import child_environment
 from tests.conftest import Stack, eventually
@@ -72,13 +72,12 @@ async def workers(stack: Stack, logs: Path) -> AsyncIterator[dict[str, Worker]]:
 @pytest.mark.integration
 @pytest.mark.timeout(900)
 async def test_nothing_is_lost_or_doubled_when_intake_and_the_sink_are_killed(
-    lone_stack: Stack, tmp_path: Path, unique: str, request: pytest.FixtureRequest
+    lone_stack: Stack, tmp_path: Path, unique: str, rng: random.Random, request: pytest.FixtureRequest
 ) -> None:
     stack = lone_stack
     full = request.config.getoption("--chaos") == "full"
     count, kills = (20_000, 24) if full else (6_000, 8)
-    rng = random.Random(time.time_ns())
-    events = [e for e in People(unique, count, 11, time.time_ns() // 1000) if e.form != "broken"]
+    events = [e for e in People(unique, count, rng.randrange(1 << 30), now_us()) if e.form != "broken"]
     expected = {e.event_id for e in events}
     duplicates = sum(e.duplicate for e in events)
     deliverer = Deliverer(stack.kafka_bootstrap)

@@ -14,7 +14,7 @@ import pytest
 
 from infra import http, plugins
 from infra.outcomes import Reason
-from streams.enrichment.providers import FIELDS, Answer, Failed, Found, NotFound, Provider, ProviderConfig
+from streams.enrichment.providers import FIELDS, Answer, Found, LookupFailed, NotFound, Provider, ProviderConfig
 
 PROVIDERS = plugins.discover("streams.enrichment.providers")
 every_provider = pytest.mark.parametrize("module", PROVIDERS.values(), ids=PROVIDERS)
@@ -80,11 +80,11 @@ def test_it_is_off_until_it_has_a_key_and_its_key_is_never_shown(module: ModuleT
     ids=["timeout", "refused", "cut", "429", "500", "503", "401", "html", "empty", "list", "null"],
 )
 async def test_a_failed_call_has_the_promised_meaning(
-    module: ModuleType, handler: Handler, reason: Reason, again: bool
+    module: ModuleType, handler: Handler, reason: Reason, retryable: bool
 ) -> None:
     answer = await answer_to(module, handler)
-    assert isinstance(answer, Failed)
-    assert (answer.reason, answer.again) == (reason, again)
+    assert isinstance(answer, LookupFailed)
+    assert (answer.reason, answer.retryable) == (reason, again)
     for secret in (SECRET, LEAD["email"]):
         assert secret not in repr(answer)
 
@@ -117,12 +117,12 @@ async def test_its_simulator_is_understood(module: ModuleType, tmp_path: Path) -
     async with http.client(settings.base_url, transport=httpx.ASGITransport(app=app)) as client:
         provider: Provider = module.connect(settings, client)
         for n in range(60):
-            await provider.turn()
+            await provider.wait_for_rate_limit()
             answers.append(await provider.ask(provider.question(LEAD | {"email": f"lead{n}@example.com"})))
     found = [answer for answer in answers if isinstance(answer, Found)]
     assert found
     assert any(isinstance(answer, NotFound) for answer in answers)
-    assert not any(isinstance(answer, Failed) for answer in answers)
+    assert not any(isinstance(answer, LookupFailed) for answer in answers)
     for answer in found:
         assert set(answer.fields) <= FIELDS
         assert answer.likelihood is None or 0 <= answer.likelihood <= 1

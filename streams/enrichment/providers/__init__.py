@@ -52,15 +52,15 @@ class NotFound:
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
+class LookupFailed:
     """No answer. ``again``: the same call may well work in a moment. Never holds a value of the lead or a secret."""
 
     reason: Reason
-    again: bool = False
+    retryable: bool = False
     detail: str = field(default="")
 
 
-Answer = Found | NotFound | Failed
+Answer = Found | NotFound | LookupFailed
 Question = Mapping[str, str]
 
 
@@ -81,7 +81,7 @@ class Provider(Protocol):
         """Return what to ask about ``lead`` (fields of lead.avsc); empty: there is nothing to ask by."""
         ...
 
-    async def turn(self) -> None:
+    async def wait_for_rate_limit(self) -> None:
         """Wait until the provider's rate limit has room for one call."""
         ...
 

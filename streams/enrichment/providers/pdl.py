@@ -18,7 +18,7 @@ from pydantic import Field
 
 from infra.http import Bucket, Unreachable, send
 from infra.outcomes import Reason
-from streams.enrichment.providers import Answer, Failed, Found, NotFound, ProviderConfig, Question
+from streams.enrichment.providers import Answer, Found, LookupFailed, NotFound, ProviderConfig, Question
 
 NAME = "pdl"
 _WINDOW_S = 60
@@ -29,7 +29,7 @@ class Config(ProviderConfig):
     """LEADSTREAM_PROVIDER_PDL_*."""
 
     base_url: str = Field("https://api.peopledatalabs.com", pattern=r"^https?://")
-    min_likelihood: int = Field(6, ge=1, le=10, description="Answers less likely than this count as no match.")
+    min_likelihood: int = Field(6, ge=1, le=10, description="AnswerCache less likely than this count as no match.")
 
 
 # Their field -> ours. Only what is set is sent.
@@ -73,7 +73,7 @@ class PeopleDataLabs:
             asked = {"first_name": lead["first_name"], "last_name": lead["last_name"], "company": company}
         return asked
 
-    async def turn(self) -> None:
+    async def wait_for_rate_limit(self) -> None:
         """Wait for room in the limit."""
         await self._bucket.take()
 
@@ -84,14 +84,14 @@ class PeopleDataLabs:
         try:
             response = await send(self._http, "POST", "/v5/person/enrich", body=body, headers=headers, attempts=1)
         except Unreachable as error:
-            return Failed(error.reason, again=True)
+            return LookupFailed(error.reason, retryable=True)
         status = response.status_code
         if status == httpx.codes.OK:
             return _found(response.content)
         if status == httpx.codes.NOT_FOUND:
             return NotFound()
         reason, again = ERRORS.get(status, (Reason.UNAVAILABLE, True) if status >= 500 else (Reason.REJECTED, False))  # noqa: PLR2004
-        return Failed(reason, again, f"status {status}")
+        return LookupFailed(reason, again, f"status {status}")
 
 
 def _found(content: bytes) -> Answer:
@@ -101,7 +101,7 @@ def _found(content: bytes) -> Answer:
         fields: dict[str, Any] = {ours: data[theirs] for theirs, ours in MAPPING.items() if _is_text(data.get(theirs))}
         custom = {ours: data[theirs] for theirs, ours in CUSTOM.items() if _is_text(data.get(theirs))}
     except (ValueError, TypeError, KeyError, AttributeError):
-        return Failed(Reason.UNAVAILABLE, again=True, detail="the answer is not what the documentation says")
+        return LookupFailed(Reason.UNAVAILABLE, retryable=True, detail="the answer is not what the documentation says")
     employees = data.get("job_company_employee_count")
     if isinstance(employees, int) and not isinstance(employees, bool) and employees > 0:
         fields["employees"] = employees

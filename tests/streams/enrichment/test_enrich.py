@@ -9,8 +9,8 @@ import pytest
 
 from infra.outcomes import Reason
 from schemas.codec import Codec
-from streams.enrichment.enrich import TOPIC, Enrich
-from streams.enrichment.providers import Answer, Failed, Found, NotFound
+from streams.enrichment.enrich import TOPIC, EnrichmentHandler
+from streams.enrichment.providers import Answer, Found, LookupFailed, NotFound
 from streams.faust.ordered import Record
 from tests.streams.enrichment.requests import request
 from tests.streams.enrichment.test_waterfall import Memory, Scripted, waterfall
@@ -19,7 +19,7 @@ CODEC = Codec()
 
 
 async def outputs(answer: Answer, value: bytes | None = None, **lead: Any) -> list[tuple[str, bytes | None, Any]]:
-    enrich = Enrich(waterfall(Scripted("test", answer), answers=Memory()), CODEC, clock=time.time_ns)
+    enrich = EnrichmentHandler(waterfall(Scripted("test", answer), answers=Memory()), CODEC, clock=time.time_ns)
     record = Record((TOPIC, 2), 7, b"key", request(1, **lead) if value is None else value, [("traceparent", b"00-1")])
     return [
         (output.topic, output.key, output.value if output.topic == "leads.dead" else CODEC.decode(output.value or b""))
@@ -48,8 +48,8 @@ async def test_a_found_lead_is_an_event_and_an_outcome() -> None:
     ("answer", "lead", "what", "reason"),
     [
         (NotFound(), {}, "skipped", Reason.NOT_FOUND),
-        (Failed(Reason.QUOTA, detail="status 402"), {}, "parked", Reason.QUOTA),
-        (Failed(Reason.RATE_LIMITED, again=True), {}, "parked", Reason.RATE_LIMITED),
+        (LookupFailed(Reason.QUOTA, detail="status 402"), {}, "parked", Reason.QUOTA),
+        (LookupFailed(Reason.RATE_LIMITED, retryable=True), {}, "parked", Reason.RATE_LIMITED),
         (Found({}), {"email": ""}, "skipped", Reason.NO_IDENTIFIER),
     ],
 )

@@ -15,32 +15,32 @@ from infra import http
 from infra.errors import DependencyAway
 from infra.outcomes import Reason
 from simulators import pdl as simulator
-from streams.enrichment.cache import Asked, Kept
-from streams.enrichment.providers import Answer, Failed, Found, NotFound, ProviderConfig, Question, pdl
+from streams.enrichment.cache import CachedAnswer, Lookup
+from streams.enrichment.providers import Answer, Found, LookupFailed, NotFound, ProviderConfig, Question, pdl
 from streams.enrichment.waterfall import Waterfall
 
 LEAD_ID = str(uuid.uuid4())
-DOWN = Failed(Reason.UNAVAILABLE, again=True)
+DOWN = LookupFailed(Reason.UNAVAILABLE, retryable=True)
 KNOWN = next(f"lead{n}@example.com" for n in range(99) if (simulator.person(f"email:lead{n}@example.com")))
 UNKNOWN = next(f"lead{n}@example.com" for n in range(99) if simulator.person(f"email:lead{n}@example.com") is None)
 
 
 class Memory:
-    """Kept answers, in memory; the table itself is tried in test_requests.py."""
+    """CachedAnswer answers, in memory; the table itself is tried in test_requests.py."""
 
     def __init__(self) -> None:
-        self.kept: dict[tuple[str, bytes], Kept] = {}
+        self.kept: dict[tuple[str, bytes], CachedAnswer] = {}
         self.away = 0
 
-    async def get(self, asked: Asked) -> Kept | None:
+    async def get(self, asked: Lookup) -> CachedAnswer | None:
         return self.kept.get((asked.provider, asked.key))
 
-    async def put(self, asked: Asked, answer: Found | NotFound, days: float) -> Kept:
+    async def put(self, asked: Lookup, answer: Found | NotFound, days: float) -> CachedAnswer:
         assert days > 0
         if self.away:
             self.away -= 1
             raise DependencyAway("Postgres", "gone")
-        return self.kept.setdefault((asked.provider, asked.key), Kept(answer, 1_770_000_000_000_000))
+        return self.kept.setdefault((asked.provider, asked.key), CachedAnswer(answer, 1_770_000_000_000_000))
 
 
 class Scripted:
@@ -57,7 +57,7 @@ class Scripted:
     def question(self, lead: Mapping[str, Any]) -> Question:
         return {"email": lead["email"]} if lead.get("email") else {}
 
-    async def turn(self) -> None:
+    async def wait_for_rate_limit(self) -> None:
         return
 
     async def ask(self, question: Question) -> Answer:
@@ -148,15 +148,15 @@ async def test_all_calls_about_a_lead_end_by_the_deadline() -> None:
     slow = [Scripted(name, DOWN, slow_s=0.5, clock=clock) for name in "abc"]
     result = await waterfall(*slow, clock=clock).enrich("acme", lead())
     assert result is not None
-    assert isinstance(result.answer, Failed)
+    assert isinstance(result.answer, LookupFailed)
     assert clock.now <= 3 + 3 * 0.5, "each provider gets at most one last call"
 
 
 async def test_what_will_not_get_better_is_not_tried_again() -> None:
-    provider = Scripted("a", Failed(Reason.QUOTA))
+    provider = Scripted("a", LookupFailed(Reason.QUOTA))
     result = await waterfall(provider).enrich("acme", lead())
     assert result is not None
-    assert result.answer == Failed(Reason.QUOTA)
+    assert result.answer == LookupFailed(Reason.QUOTA)
     assert provider.calls == 1
 
 
@@ -202,7 +202,7 @@ async def test_trouble_at_the_provider_is_a_reason_not_an_error(
     await control(what, body)
     result = await waterfall(provider).enrich("acme", lead(KNOWN))
     assert result is not None
-    assert isinstance(result.answer, Failed)
+    assert isinstance(result.answer, LookupFailed)
     assert result.answer.reason == reason
     await control("faults", {})
     await control("limits", {"per_minute": 1000, "credits": 10})

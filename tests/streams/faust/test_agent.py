@@ -86,15 +86,15 @@ def test_a_stop_finishes_what_is_in_hand_and_the_next_worker_goes_on_there(scene
 
 @pytest.mark.integration
 @pytest.mark.chaos
-def test_killed_again_and_again_nothing_is_lost(scene: Scene) -> None:
-    count, dice = 12_000, random.Random(7)
+def test_killed_again_and_again_nothing_is_lost(scene: Scene, rng: random.Random) -> None:
+    count = 12_000
     scene.produce(range(count))
     for _ in range(3):
         scene.workers.start()
     for kill in range(1, 7):
         reached = kill * count // 8
         scene.broker.follow(scene.out, lambda read, enough=reached: len(read) >= enough, 90)  # type: ignore[misc]
-        scene.workers.kill_and_restart(dice.randrange(3))
+        scene.workers.kill_and_restart(rng.randrange(3))
     messages = scene.broker.follow(scene.out, lambda read: len(set(numbers(read))) == count, 150)
     assert set(numbers(messages)) == set(range(count)), scene.workers.said()
     assert_each_key_in_order(messages)

@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from infra.outcomes import Reason
-from streams.enrichment.providers import Answer, Failed, Found, NotFound, pdl
+from streams.enrichment.providers import Answer, Found, LookupFailed, NotFound, pdl
 
 LEAD = {"email": "", "phone": "", "first_name": "", "last_name": "", "company": "", "domain": ""}
 DOCUMENTED = {
@@ -74,9 +74,9 @@ async def test_the_address_stands_in_the_body_and_the_key_in_its_header() -> Non
     ("status", "expected"),
     [
         (404, NotFound()),
-        (402, Failed(Reason.QUOTA, again=False, detail="status 402")),
-        (429, Failed(Reason.RATE_LIMITED, again=True, detail="status 429")),
-        (401, Failed(Reason.UNAUTHORIZED, again=False, detail="status 401")),
+        (402, LookupFailed(Reason.QUOTA, retryable=False, detail="status 402")),
+        (429, LookupFailed(Reason.RATE_LIMITED, retryable=True, detail="status 429")),
+        (401, LookupFailed(Reason.UNAUTHORIZED, retryable=False, detail="status 401")),
     ],
 )
 async def test_what_its_errors_mean(status: int, expected: Answer) -> None:

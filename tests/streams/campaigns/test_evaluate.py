@@ -12,7 +12,7 @@ import pytest
 from infra.kafka.producer import Output
 from schemas.codec import Codec
 from streams.campaigns.catalog import CampaignSet
-from streams.campaigns.decide import Decider
+from streams.campaigns.evaluate import Evaluator
 from streams.campaigns.templates import Templates
 from streams.campaigns.triggers import load_campaigns
 from streams.faust.ordered import Record
@@ -41,11 +41,11 @@ def raw(value: bytes | None) -> Record:
     return Record(("leads.campaign-signals", 1), 42, LEAD.encode(), value, [("traceparent", b"00-1-2-01")])
 
 
-def decider(once_per: str = "lead", **consent: Any) -> Decider:
+def evaluator(once_per: str = "lead", **consent: Any) -> Evaluator:
     (demo,) = load_campaigns(SHIPPED).values()
     changed = {"once_per": once_per, "consent": demo.consent.model_copy(update=consent)}
     current = CampaignSet((demo.model_copy(update=changed),), Templates(SHIPPED))
-    return Decider(lambda: current, CODEC, lambda: NOW)
+    return Evaluator(lambda: current, CODEC, lambda: NOW)
 
 
 def told(outputs: list[Output]) -> list[tuple[str, dict[str, Any]]]:
@@ -53,7 +53,7 @@ def told(outputs: list[Output]) -> list[tuple[str, dict[str, Any]]]:
 
 
 async def run(record: Record, **how: Any) -> list[tuple[str, dict[str, Any]]]:
-    return told(list(await decider(**how)(record)))
+    return told(list(await evaluator(**how)(record)))
 
 
 async def test_a_demo_request_asks_for_one_mail_and_says_so() -> None:
@@ -69,7 +69,7 @@ async def test_a_demo_request_asks_for_one_mail_and_says_so() -> None:
 
 
 async def test_the_same_signal_again_is_the_same_output_bit_for_bit() -> None:
-    assert list(await decider()(record())) == list(await decider()(record()))
+    assert list(await evaluator()(record())) == list(await evaluator()(record()))
 
 
 @pytest.mark.parametrize(("once_per", "same"), [("lead", True), ("event", False)])
@@ -108,7 +108,7 @@ async def test_withdrawn_consent_and_no_address_are_skipped() -> None:
     ],
 )
 async def test_what_is_no_signal_is_a_dead_letter_as_it_came(value: bytes | None) -> None:
-    (output,) = await decider()(raw(value))
+    (output,) = await evaluator()(raw(value))
     assert output.topic == "leads.dead"
     assert output.value == value
     assert ("traceparent", b"00-1-2-01") in (output.headers or ())

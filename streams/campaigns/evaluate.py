@@ -37,7 +37,7 @@ ADDRESS = {"email": "email"}
 _Decision = tuple[What, Reason | None]
 
 
-class Decider:
+class Evaluator:
     """The handler of the campaigns stage; ``current`` returns the campaigns to run, asked once for each record."""
 
     def __init__(self, current: Callable[[], CampaignSet], codec: Codec, clock: Clock) -> None:
