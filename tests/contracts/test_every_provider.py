@@ -63,7 +63,7 @@ def test_it_is_off_until_it_has_a_key_and_its_key_is_never_shown(module: ModuleT
 
 @every_provider
 @pytest.mark.parametrize(
-    ("handler", "reason", "again"),
+    ("handler", "reason", "retryable"),
     [
         (refusing(httpx.ReadTimeout), Reason.TIMEOUT, True),
         (refusing(httpx.ConnectError), Reason.UNAVAILABLE, True),
@@ -84,7 +84,7 @@ async def test_a_failed_call_has_the_promised_meaning(
 ) -> None:
     answer = await answer_to(module, handler)
     assert isinstance(answer, LookupFailed)
-    assert (answer.reason, answer.retryable) == (reason, again)
+    assert (answer.reason, answer.retryable) == (reason, retryable)
     for secret in (SECRET, LEAD["email"]):
         assert secret not in repr(answer)
 
