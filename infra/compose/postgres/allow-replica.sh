@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs once, when the primary's data folder is made: the role, the slot and the permission of the replica.
+# Runs once, when the primary's data folder is created: adds the replica's role, its slot and its entry in pg_hba.conf.
 set -euo pipefail
 : "${REPLICATION_PASSWORD:?}"
 psql --quiet --output /dev/null -v ON_ERROR_STOP=1 -v password="$REPLICATION_PASSWORD" -U "$POSTGRES_USER" -d "$POSTGRES_DB" <<'SQL'

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Starts the streaming replica: copies the primary when there is no data yet, then runs the server as it is told to.
-# A copy that was cut off is made again; a folder that holds a whole copy is never touched.
+# Starts the streaming replica: copies the primary if there is no data yet, then runs the server with its arguments.
+# An interrupted copy is repeated; a folder with a complete copy is never changed.
 set -euo pipefail
 : "${PRIMARY_HOST:?}" "${REPLICATION_PASSWORD:?}"
 if [ ! -e "$PGDATA/.copied" ]; then
