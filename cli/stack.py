@@ -64,15 +64,15 @@ def bring_up(
     What is not a part and did not start is printed and stands in ``failures``; where the stack itself did not start,
     the reason is printed and typer.Exit(1) raised, and nothing of it runs.
     """
-    from local.part import NOT_INSTALLED
-    from local.state import read, running
+    from local.process_spec import NOT_INSTALLED
+    from local.state import is_running, read_stack
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     began = time.monotonic()
-    if running(home):
+    if is_running(home):
         _wait_until_up(home, console, None)
         console.print(f"The stack in {home} is up already.", markup=False)
-        return read(home)
+        return read_stack(home)
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
         console.print(f"[red]The stack cannot start.[/red] {NOT_INSTALLED} (missing: {', '.join(missing)})")
         raise typer.Exit(1)
@@ -108,22 +108,22 @@ def _start(home: Path, command: list[str], console: Console) -> dict[str, Any]:
 
 def _wait_until_up(home: Path, console: Console, process: subprocess.Popen[bytes] | None) -> dict[str, Any]:
     """Show the progress of a start; ``process`` is the supervisor where it is ours."""
-    from local.part import tail
-    from local.state import read, running
+    from local.diagnosis import log_tail
+    from local.state import is_running, read_stack
 
     deadline = time.monotonic() + _WAIT_S
     shown: set[str] = set()
     began = time.monotonic()
     with console.status("starting") as line:
-        while (state := read(home)).get("state") != "up":
+        while (state := read_stack(home)).get("state") != "up":
             for each in state.get("processes", []):
                 if each["state"] == "ready" and each["name"] not in shown:
                     shown.add(each["name"])
                     console.print(f"  {each['name']:<20}[green]ready[/green] {time.monotonic() - began:5.1f} s")
-            ended = process.poll() is not None if process is not None else not running(home)
+            ended = process.poll() is not None if process is not None else not is_running(home)
             if ended or time.monotonic() > deadline:
                 # Once more: it may have said why since we looked.
-                why = read(home).get("error") or tail(home / "logs" / "supervisor.log")
+                why = read_stack(home).get("error") or log_tail(home / "logs" / "supervisor.log")
                 console.print("[red]The stack did not start.[/red]", end=" ")
                 console.print(why, markup=False)
                 if process is not None:
@@ -138,18 +138,18 @@ def _wait_until_up(home: Path, console: Console, process: subprocess.Popen[bytes
 
 def down() -> None:
     """Stop the pipeline and the stack and wait until every process is gone."""
-    from local.state import read, running
+    from local.state import is_running, read_stack
 
     home = Settings.load().home
     console = Console(stderr=True)
-    if not running(home):
+    if not is_running(home):
         console.print("Nothing runs here.")
         return
     deadline = time.monotonic() + _DOWN_S
     asked: set[int] = set()
     with console.status("stopping"):
-        while running(home):
-            pid = read(home).get("supervisor", {}).get("pid")  # it has not written it yet when it has just begun
+        while is_running(home):
+            pid = read_stack(home).get("supervisor", {}).get("pid")  # it has not written it yet when it has just begun
             if pid is not None and pid not in asked:
                 os.kill(int(pid), signal.SIGTERM)
                 asked.add(pid)
@@ -177,26 +177,26 @@ def restart(name: _Name) -> None:
 
 def _ask(verb: str, name: str) -> None:
     from local import control
-    from local.state import read, running
+    from local.state import is_running, read_stack
 
     home = Settings.load().home
-    if not running(home):
+    if not is_running(home):
         typer.echo(f"Nothing runs in {home}; start it with `leadstream up`.", err=True)
         raise typer.Exit(1)
     try:
-        control.ask(read(home).get("control", ""), verb, name)
-    except control.Refused as refused:
+        control.send_command(read_stack(home).get("control", ""), verb, name)
+    except control.CommandRefusedError as refused:
         typer.echo(f"Cannot {verb} {name}: {refused}", err=True)
         raise typer.Exit(1) from None
 
 
 def status(*, as_json: Annotated[bool, typer.Option("--json", help="For other tools.")] = False) -> None:
     """Say what runs, where it is and how it is; exit 1 when nothing runs."""
-    from local.state import read, running
+    from local.state import is_running, read_stack
 
     home = Settings.load().home
-    state = read(home)
-    if not running(home):
+    state = read_stack(home)
+    if not is_running(home):
         error = state.get("error", "")
         if as_json:
             print(json.dumps({"state": "failed" if error else "down", "error": error, "processes": []}))

@@ -1,7 +1,8 @@
-"""One process under the supervisor: started, watched, started again when it ends, stopped when asked.
+"""One process under the supervisor: started, checked, restarted when it exits, stopped on request.
 
-A process that ends is started again after a pause that doubles from 0.2 s to 10 s and is short again after 30 s of
-health. Exit code 78 means that a person has to mend something first: it is not started again.
+A process that exits is restarted with backoff: the delay doubles from 0.2 s to 10 s, and is 0.2 s again after the
+process has run for 30 s. It is not restarted after exit code 78 (a problem that a restart does not fix, such as a wrong
+setting), nor when it exits three times before it was ready.
 """
 
 from __future__ import annotations
@@ -16,129 +17,138 @@ from pathlib import Path
 
 from infra.runtime import EX_CONFIG
 from infra.settings import child_environment
-from local.launch import launched
-from local.leftovers import Remembered
-from local.part import Part, PartError, advice, tail
+from local.diagnosis import advice, log_tail
+from local.launch import launch_command
+from local.orphans import StartedProcesses
+from local.process_spec import ProcessSpec, StackError
 
 _BACKOFF_S = (0.2, 10.0)
-_HEALTHY_S = 30.0
+_STABLE_S = 30.0
 _START_S = 60.0
-_STARTS = 3  # ends so often before it was ever ready: it will not get there by trying
-_LOOK_S = 0.05
-_WATCH_S = 2.0
-_LOG_BYTES = 20_000_000
+_MAX_EXITS_BEFORE_READY = 3
+_POLL_S = 0.05
+_CHECK_S = 2.0
+_MAX_LOG_BYTES = 20_000_000
 
 
 class Child:
-    """One process. ``state``: starting, ready, waiting (for something it needs), restarting, failed, stopped."""
+    """One process. ``state``: starting, ready, waiting (for a dependency), restarting, failed or stopped."""
 
     def __init__(
         self,
-        part: Part,
+        spec: ProcessSpec,
         log: Path,
         environment: Mapping[str, str],
-        remembered: Remembered,
-        changed: Callable[[], None],
+        started_processes: StartedProcesses,
+        on_change: Callable[[], None],
     ) -> None:
-        self.part = part
+        self.spec = spec
         self.state = "starting"
         self.reason = ""  # why it failed
-        self.pid: int | None = None  # while it runs
+        self.pid: int | None = None  # None while it does not run
         self.restarts = 0
         self._log = log
-        self._environment = child_environment(dict(environment) | dict(part.environment))
-        self._remembered = remembered
-        self._changed = changed
-        self._wanted = False
-        self._was_ready = False
-        self._ends = 0  # since it was last ready
+        self._environment = child_environment(dict(environment) | dict(spec.environment))
+        self._started_processes = started_processes
+        self._on_change = on_change
+        self._keep_running = False
+        self._was_ready = False  # since start()
+        self._exits = 0  # since it was last ready
         self._process: asyncio.subprocess.Process | None = None
         self._task: asyncio.Task[None] | None = None
         self._spawning = asyncio.Lock()
 
     def start(self) -> None:
-        """Start it, and keep it running from now on."""
-        if self._wanted and self._task is not None and not self._task.done():
+        """Start the process and restart it when it exits, until ``stop``. Does nothing when it already runs."""
+        if self._keep_running and self._task is not None and not self._task.done():
             return
-        self._wanted, self._was_ready, self._ends, self.reason = True, False, 0, ""
-        self._set("starting")
-        self._task = asyncio.create_task(self._keep())
+        self._keep_running, self._was_ready, self._exits, self.reason = True, False, 0, ""
+        self._set_state("starting")
+        self._task = asyncio.create_task(self._supervise())
 
-    async def ready(self) -> None:
-        """Wait until it is ready. Raises PartError, which says why, when it fails or takes longer than a minute."""
+    async def wait_ready(self) -> None:
+        """Wait until the process is ready.
+
+        Raises:
+            StackError: the process failed, or was not ready within 60 seconds; the message says why.
+
+        """
         deadline = time.monotonic() + _START_S
         while not self._was_ready:
             if self.state != "failed" and time.monotonic() > deadline:
-                self._fail("did not get ready in time")
+                self._fail(f"was not ready within {_START_S:.0f} seconds")
             if self.state == "failed":
-                raise PartError(self.reason)
-            await asyncio.sleep(_LOOK_S)
+                raise StackError(self.reason)
+            await asyncio.sleep(_POLL_S)
 
     async def restart(self) -> None:
-        """Stop it as a person would and start it again; counts as a restart."""
+        """Stop the process, start it again and count a restart. It is not ready yet when this returns."""
         await self.stop()
         self.restarts += 1
         self.start()
 
-    async def stop(self, *, at_once: bool = False) -> None:
-        """End it: by its signal, after its bound (or ``at_once``) by force, and with what it started itself."""
-        self._wanted = False
-        async with self._spawning:  # a process that is just being started is stopped too
+    async def stop(self, *, kill: bool = False) -> None:
+        """Stop the process and its process group, and wait until they have ended.
+
+        Sends the stop signal, then SIGKILL after ``spec.stop_s`` seconds; with ``kill`` SIGKILL at once.
+        """
+        self._keep_running = False
+        async with self._spawning:  # a process that is being created now is stopped too
             process = self._process
         if process is not None:
-            await self._end(process, at_once=at_once)
+            await self._terminate(process, kill=kill)
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         self.pid = None
         if self.state != "failed":
-            self._set("stopped")
+            self._set_state("stopped")
 
-    async def _end(self, process: asyncio.subprocess.Process, *, at_once: bool) -> None:
+    async def _terminate(self, process: asyncio.subprocess.Process, *, kill: bool) -> None:
         if process.returncode is None:
             with suppress(ProcessLookupError, TimeoutError):
-                process.send_signal(signal.SIGKILL if at_once else self.part.stop_signal)
-                await asyncio.wait_for(process.wait(), self.part.stop_s)
+                process.send_signal(signal.SIGKILL if kill else self.spec.stop_signal)
+                await asyncio.wait_for(process.wait(), self.spec.stop_s)
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         await process.wait()
 
-    async def _keep(self) -> None:
-        pause = _BACKOFF_S[0]
-        while self._wanted:
+    async def _supervise(self) -> None:
+        delay = _BACKOFF_S[0]
+        while self._keep_running:
             began = time.monotonic()
-            why = await self._once()
-            if not self._wanted or self._is_over(why):
+            exit_reason = await self._run_once()
+            if not self._keep_running or self._failed_permanently(exit_reason):
                 return
-            pause = _BACKOFF_S[0] if time.monotonic() - began > _HEALTHY_S else pause
+            delay = _BACKOFF_S[0] if time.monotonic() - began > _STABLE_S else delay
             self.restarts += 1
             self.pid = None
-            self._set("restarting")
-            await asyncio.sleep(pause)
-            pause = min(pause * 2, _BACKOFF_S[1])
+            self._set_state("restarting")
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, _BACKOFF_S[1])
 
-    async def _once(self) -> str:
-        """Run it until it ends, and return how it ended."""
+    async def _run_once(self) -> str:
+        """Run the process until it exits, and return why it ended."""
         try:
             process = await self._spawn()
-        except OSError as error:  # no memory, no disk: it may go by
+        except OSError as error:  # no memory or no disk space: it may be temporary
             return f"could not be started: {error.strerror}"
         if process is None:
-            return "was not wanted any more"
-        watching = asyncio.create_task(self._watch())
+            return "was stopped"
+        checks = asyncio.create_task(self._check_readiness())
         try:
-            return _said(await process.wait())
+            return _exit_reason(await process.wait())
         finally:
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+            checks.cancel()
+            await asyncio.gather(checks, return_exceptions=True)
 
-    def _is_over(self, why: str) -> bool:
-        """Return whether there is no point in starting it again after it ended as ``why`` says."""
-        self._ends += 1
-        if why == _said(EX_CONFIG):
-            self._fail(f"has to be mended by a person ({why})")
-        elif not self._was_ready and self._ends >= _STARTS:
-            self._fail(f"ended {self._ends} times before it was ready ({why})")
+    def _failed_permanently(self, exit_reason: str) -> bool:
+        """Count an exit; fail, and return True, when a restart would not help."""
+        self._exits += 1
+        if exit_reason == _exit_reason(EX_CONFIG):
+            self._fail(f"cannot run until the problem in its log is fixed ({exit_reason})")
+        elif not self._was_ready and self._exits >= _MAX_EXITS_BEFORE_READY:
+            self._fail(f"exited {self._exits} times before it was ready ({exit_reason})")
         else:
             return False
         self.pid = None
@@ -146,56 +156,56 @@ class Child:
 
     async def _spawn(self) -> asyncio.subprocess.Process | None:
         async with self._spawning:
-            if not self._wanted:
+            if not self._keep_running:
                 return None
-            if self._log.exists() and self._log.stat().st_size > _LOG_BYTES:
+            if self._log.exists() and self._log.stat().st_size > _MAX_LOG_BYTES:
                 self._log.replace(self._log.with_suffix(".log.1"))
             with self._log.open("ab") as out:
-                # Started by the event loop's thread, which is the main one: see local.launch on threads.
+                # The thread of the event loop is the main thread, which lives as long as the supervisor: local.launch.
                 self._process = await asyncio.create_subprocess_exec(
-                    *launched(
-                        self.part.command,
-                        signal=self.part.death_signal,
-                        user=self.part.user,
-                        nice=self.part.nice,
+                    *launch_command(
+                        self.spec.command,
+                        death_signal=self.spec.death_signal,
+                        user=self.spec.user,
+                        nice=self.spec.nice,
                     ),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=out,
                     stderr=out,
-                    cwd="/" if self.part.user is not None else None,
+                    cwd="/" if self.spec.user is not None else None,
                     env=self._environment,
-                    start_new_session=True,  # Ctrl-C reaches the supervisor alone, which stops the others in order
+                    start_new_session=True,  # Ctrl-C then signals only the supervisor, which stops the rest in order
                 )
             self.pid = self._process.pid
-            self._remembered.add(self.part.name, self.pid, self.part.death_signal)
+            self._started_processes.record(self.spec.name, self.pid, self.spec.death_signal)
             self.state = "starting"
-            self._changed()
+            self._on_change()
             return self._process
 
-    async def _watch(self) -> None:
-        """Keep the state honest: a worker that waits for a dependency says so on its health page."""
-        since_spawn_ready = False
+    async def _check_readiness(self) -> None:
+        """Update the state. A worker that waits for a dependency is not ready on its health page."""
+        ready_since_spawn = False
         while True:
-            if await self.part.ready():
-                self._was_ready = since_spawn_ready = True
-                self._ends, self.reason = 0, ""
-                self._set("ready")
-            elif since_spawn_ready:
-                self._set("waiting")
-            await asyncio.sleep(_WATCH_S if since_spawn_ready else _LOOK_S)
+            if await self.spec.is_ready():
+                self._was_ready = ready_since_spawn = True
+                self._exits, self.reason = 0, ""
+                self._set_state("ready")
+            elif ready_since_spawn:
+                self._set_state("waiting")
+            await asyncio.sleep(_CHECK_S if ready_since_spawn else _POLL_S)
 
-    def _set(self, state: str) -> None:
+    def _set_state(self, state: str) -> None:
         if state != self.state:
             self.state = state
-            self._changed()
+            self._on_change()
 
-    def _fail(self, why: str) -> None:
-        end = tail(self._log)
-        mend = advice(end)
-        heading = f"{self.part.name} {why}{': ' if mend else ''}{mend}"
-        self.reason = f"{heading}\nThe end of its log ({self._log}):\n{end}"
-        self._set("failed")
+    def _fail(self, problem: str) -> None:
+        log_end = log_tail(self._log)
+        fix = advice(log_end)
+        heading = f"{self.spec.name} {problem}{': ' if fix else ''}{fix}"
+        self.reason = f"{heading}\nThe end of its log ({self._log}):\n{log_end}"
+        self._set_state("failed")
 
 
-def _said(code: int) -> str:
+def _exit_reason(code: int) -> str:
     return f"exit code {code}" if code >= 0 else f"signal {signal.Signals(-code).name}"

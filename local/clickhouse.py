@@ -1,14 +1,15 @@
-"""ClickHouse: the engine in chDB behind our small server, which is the one process that owns the folder."""
+"""ClickHouse: chDB, the ClickHouse engine in a wheel, behind the HTTP server of :mod:`local.clickhouse_server`."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
 
-from local.part import Part, answers
+from local.ports import http_ready
+from local.process_spec import ProcessSpec
 
 
-def clickhouse(home: Path, port: int) -> Part:
-    """Return how to run ClickHouse's HTTP interface on ``port`` with its data in ``home``."""
+def clickhouse(home: Path, port: int) -> ProcessSpec:
+    """Return how to run ClickHouse's HTTP interface on ``port`` with its data in the state folder ``home``."""
     command = [sys.executable, "-m", "local.clickhouse_server", "--path", str(home / "clickhouse")]
-    return Part("clickhouse", [*command, "--port", str(port)], lambda: answers(port, "/ping"))
+    return ProcessSpec("clickhouse", [*command, "--port", str(port)], lambda: http_ready(port, "/ping"))

@@ -1,6 +1,7 @@
-"""The supervisor's door: ``start``, ``stop`` or ``restart`` one process by its name, over a Unix socket.
+"""The supervisor's control socket: ``start``, ``stop`` or ``restart`` one process by name, over a Unix socket.
 
-One line each way: ``{"do": "restart", "name": "intake"}`` -> ``{"error": ""}``. The socket is the owner's alone.
+One connection carries one command: the request is one line, ``{"do": "restart", "name": "intake"}``, and so is the
+response, ``{"error": ""}``. Only the owner of the state folder can connect.
 """
 
 from __future__ import annotations
@@ -16,69 +17,76 @@ from pathlib import Path
 from typing import Any
 
 VERBS = ("start", "stop", "restart")
-_LONGEST_PATH = 100  # of a Unix socket: 107 bytes on Linux, 103 elsewhere
-_ANSWER_S = 60.0
+_MAX_PATH_BYTES = 100  # of a Unix socket: the limit is 107 on Linux and 103 on macOS
+_RESPONSE_S = 60.0
 
-Do = Callable[[str, str], Awaitable[None]]
-
-
-class Refused(Exception):  # noqa: N818 - the supervisor's answer
-    """The supervisor cannot do what was asked; the message says why."""
+CommandHandler = Callable[[str, str], Awaitable[None]]  # (verb, name)
 
 
-class Door:
-    """Serves the socket. ``do(verb, name)`` raises Refused where it cannot."""
+class CommandRefusedError(Exception):
+    """The supervisor did not run the command. The message says why."""
 
-    def __init__(self, home: Path, do: Do) -> None:
-        self._do = do
-        self._own: Path | None = None
+
+class ControlSocket:
+    """The server side of the socket.
+
+    ``handle(verb, name)`` runs a command and raises CommandRefusedError when it cannot. ``path`` is the socket: in the
+    state folder, or in a temporary folder when the path would be too long for a Unix socket.
+    """
+
+    def __init__(self, home: Path, handle: CommandHandler) -> None:
+        self._handle = handle
+        self._temporary_folder: Path | None = None
         self.path = home / "control.sock"
-        if len(os.fsencode(self.path)) > _LONGEST_PATH:
-            self._own = Path(tempfile.mkdtemp(prefix="leadstream-"))
-            self.path = self._own / "control.sock"
+        if len(os.fsencode(self.path)) > _MAX_PATH_BYTES:
+            self._temporary_folder = Path(tempfile.mkdtemp(prefix="leadstream-"))
+            self.path = self._temporary_folder / "control.sock"
         self._server: asyncio.Server | None = None
 
     async def open(self) -> None:
-        """Begin to listen."""
+        """Start to listen."""
         self.path.unlink(missing_ok=True)
-        self._server = await asyncio.start_unix_server(self._answer, self.path)
+        self._server = await asyncio.start_unix_server(self._serve, self.path)
         self.path.chmod(0o600)
 
     def close(self) -> None:
-        """Stop listening and leave no file."""
+        """Stop listening and remove the socket."""
         if self._server is not None:
             self._server.close()
         self.path.unlink(missing_ok=True)
-        if self._own is not None:
-            shutil.rmtree(self._own, ignore_errors=True)
+        if self._temporary_folder is not None:
+            shutil.rmtree(self._temporary_folder, ignore_errors=True)
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         error = ""
         try:
-            asked = json.loads(await reader.readline())
-            await self._do(str(asked["do"]), str(asked["name"]))
+            command = json.loads(await reader.readline())
+            await self._handle(str(command["do"]), str(command["name"]))
         except (ValueError, KeyError, TypeError):
-            error = 'a question is one line: {"do": "restart", "name": "intake"}'
-        except Refused as refused:
+            error = 'the command is not valid; send one line of JSON, such as {"do": "restart", "name": "intake"}'
+        except CommandRefusedError as refused:
             error = str(refused)
         writer.write(json.dumps({"error": error}).encode() + b"\n")
         writer.close()
 
 
-def ask(path: str | Path, verb: str, name: str) -> None:
-    """Have the supervisor do ``verb`` to the process ``name``; returns when it is done (started, not yet ready).
+def send_command(path: str | Path, verb: str, name: str) -> None:
+    """Send one command for the process ``name`` to the supervisor's socket ``path`` and wait until it has run.
+
+    A started process is not ready yet when this returns.
 
     Raises:
-        Refused: the supervisor's reason, or that it is not there.
+        CommandRefusedError: the supervisor refused the command, or did not respond within 60 seconds.
 
     """
     try:
-        with socket.socket(socket.AF_UNIX) as line:
-            line.settimeout(_ANSWER_S)
-            line.connect(str(path))
-            line.sendall(json.dumps({"do": verb, "name": name}).encode() + b"\n")
-            answer: dict[str, Any] = json.loads(line.makefile("rb").readline() or b'{"error": "the supervisor ended"}')
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.settimeout(_RESPONSE_S)
+            connection.connect(str(path))
+            connection.sendall(json.dumps({"do": verb, "name": name}).encode() + b"\n")
+            line = connection.makefile("rb").readline() or b'{"error": "the supervisor ended before it responded"}'
+            response: dict[str, Any] = json.loads(line)
     except OSError as error:
-        raise Refused(f"the supervisor does not answer: {error}") from error
-    if answer["error"]:
-        raise Refused(answer["error"])
+        raise CommandRefusedError(f"the supervisor does not respond: {error}; see `leadstream status`") from error
+    if response["error"]:
+        raise CommandRefusedError(response["error"])

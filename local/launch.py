@@ -1,13 +1,17 @@
-"""The first moments of every process the supervisor starts: it becomes the command, bound to its parent's life.
+"""Starts a command so that the kernel ends it with its parent, as another user, at a lower scheduling priority.
 
-``python -I -S launch.py PARENT SIGNAL USER NICE COMMAND...``: on Linux the kernel sends SIGNAL when the process PARENT
-dies, however it dies (prctl(2), PR_SET_PDEATHSIG). A program of its own rather than a ``preexec_fn``, which may hang
-in a parent that has threads. PARENT has to start it from a thread that lives as long as the command should: the kernel
-means the thread.
+``python -I -S launch.py PARENT SIGNAL USER NICE COMMAND...`` makes these changes to its own process and then replaces
+itself with COMMAND. NICE is added to the niceness.
 
-USER is a user id, or -1. Postgres refuses to run as root, so that root runs it as somebody else, who keeps of root's
-rights one (CAP_DAC_OVERRIDE, as an ambient capability): to get to its folder wherever that is, even below /root. Where
-root itself lacks that right, the folder must be one that everybody can get to.
+- PARENT, SIGNAL: on Linux the kernel sends SIGNAL when the process PARENT dies, even by SIGKILL. The kernel watches the
+  *thread* that started this process: it must be a thread that lives as long as PARENT.
+- USER: a user id, or -1 to keep the user. Postgres refuses to run as root, so root runs it as another user, with one
+  capability: CAP_DAC_OVERRIDE (ambient), so that it reaches its folder anywhere, also below /root. Where root itself
+  lacks this capability, the folder must be accessible to every user.
+
+This is a separate program and not a ``preexec_fn``, which can deadlock in a parent that has threads.
+
+Source: prctl(2), PR_SET_PDEATHSIG; capabilities(7); sched(7), "The autogroup feature".
 """
 
 from __future__ import annotations
@@ -25,20 +29,26 @@ _PR_CAP_AMBIENT_RAISE = 2
 _CAP_DAC_OVERRIDE = 1
 _CAPABILITY_VERSION_3 = 0x20080522
 _NO_USER = -1
-_TURN_S = 0.11
-_TURNS = 50
+_RETRY_S = 0.11
+_RETRIES = 50
 
 
-def launched(command: Sequence[str], *, signal: int, user: int | None = None, nice: int = 0) -> list[str]:
-    """Return ``command`` so that it gets ``signal`` when this process dies, and runs as ``user`` (a user id).
+def launch_command(command: Sequence[str], *, death_signal: int, user: int | None = None, nice: int = 0) -> list[str]:
+    """Return the command line that runs ``command`` through this program, with the calling process as PARENT.
 
-    ``nice`` is added to its niceness.
+    Args:
+        command: starts with an absolute path.
+        death_signal: the signal that the kernel sends when the calling process dies (Linux).
+        user: the user id to run as; None keeps the user.
+        nice: added to the niceness.
+
     """
-    who = _NO_USER if user is None else user
-    return [sys.executable, "-I", "-S", __file__, str(os.getpid()), str(int(signal)), str(who), str(nice), *command]
+    user_id = _NO_USER if user is None else user
+    options = (os.getpid(), int(death_signal), user_id, nice)
+    return [sys.executable, "-I", "-S", __file__, *map(str, options), *command]
 
 
-def _become(user: int) -> None:
+def _switch_user(user: int) -> None:
     linux = sys.platform.startswith("linux")
     libc = ctypes.CDLL(None)
     if linux:
@@ -47,48 +57,51 @@ def _become(user: int) -> None:
     os.setgid(user)
     os.setuid(user)
     if linux:
-        right = 1 << _CAP_DAC_OVERRIDE
+        capability = 1 << _CAP_DAC_OVERRIDE
         header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-        sets = (ctypes.c_uint32 * 6)(right, right, right, 0, 0, 0)  # effective, permitted, inheritable; two words each
+        # Effective, permitted, inheritable: the low 32 bits of each, then the high 32 bits.
+        sets = (ctypes.c_uint32 * 6)(capability, capability, capability, 0, 0, 0)
         libc.capset(header, sets)
         libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _CAP_DAC_OVERRIDE, 0, 0)
 
 
-def _give_way(nice: int) -> None:
-    """Come after those that do not give way, within the session and, on Linux, among sessions.
+def _lower_priority(nice: int) -> None:
+    """Raise the niceness of the process and, on Linux, of its session's autogroup.
 
-    Where the kernel groups by session (sched_autogroup, on in most distributions), a niceness counts within the session
-    alone, and each process of the stack has a session to itself: the group has a niceness of its own. sched(7)
-    Others than root may set one such in a tenth of a second, whoever they are, so those that start together take turns.
+    With sched_autogroup (on in most distributions) the niceness of a process counts only within its session, and each
+    process of the stack has its own session. The autogroup has a niceness of its own, which counts between sessions.
+
+    Without CAP_SYS_ADMIN the kernel allows one such change per 0.1 seconds on the whole machine and returns EAGAIN for
+    the others, so processes that start together retry.
     """
     os.nice(nice)
     if os.getsid(0) != os.getpid():
-        return
-    for _ in range(_TURNS):
+        return  # the session, and so the autogroup, belongs to another process
+    for _ in range(_RETRIES):
         try:
-            with open("/proc/self/autogroup", "w", encoding="ascii") as group:  # noqa: PTH123 - starts fast
-                group.write(str(nice))
+            with open("/proc/self/autogroup", "w", encoding="ascii") as autogroup:  # noqa: PTH123 - starts fast
+                autogroup.write(str(nice))
         except BlockingIOError:
-            time.sleep(_TURN_S)
+            time.sleep(_RETRY_S)
         except OSError:
-            return  # a kernel without such groups, where niceness counts among all
+            return  # this kernel has no autogroups: the niceness of the process is enough
         else:
             return
 
 
-def _main(parent: int, number: int, user: int, nice: int, command: list[str]) -> None:
+def _main(parent: int, death_signal: int, user: int, nice: int, command: list[str]) -> None:
     if nice:
-        _give_way(nice)
+        _lower_priority(nice)
     if user != _NO_USER:
-        _become(user)
+        _switch_user(user)
     if sys.platform.startswith("linux"):
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0)  # last: a change of user clears it
-    if os.getppid() != parent:  # it died before the kernel was asked
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, death_signal, 0, 0, 0)  # last: a change of user clears it
+    if os.getppid() != parent:  # PARENT died before the call above
         raise SystemExit(1)
     try:
-        os.execv(command[0], command)  # noqa: S606 - the supervisor's own words, no shell
+        os.execv(command[0], command)  # noqa: S606 - a command of the supervisor, no shell
     except OSError as error:
-        raise SystemExit(f"{command[0]}: {error.strerror}") from None
+        raise SystemExit(f"cannot run {command[0]}: {error.strerror}") from None
 
 
 if __name__ == "__main__":

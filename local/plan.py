@@ -1,4 +1,4 @@
-"""What a stack consists of: its ports, its settings, where everything is, and every process with how it is run."""
+"""What a stack consists of: its ports, its settings, the addresses of its services, and how each process is run."""
 
 from __future__ import annotations
 
@@ -12,42 +12,47 @@ from pathlib import Path
 
 from infra import processes
 from infra.settings import Settings
-from local import state
 from local.clickhouse import clickhouse
 from local.kafka import kafka
-from local.part import HOST, Part, PartError, answers, listens
+from local.ports import HOST, accepts_connections, http_ready
 from local.postgres import postgres
+from local.process_spec import ProcessSpec, StackError
 from local.redis import redis
+from local.state import assign_ports, write_atomically
 
 PARTS = ("kafka", "postgres", "clickhouse", "redis")
-_OTHERS = 15  # niceness of stand-ins for others' services, which would have machines of their own
-_WORKER_STOP_S = 5.0  # beyond the time that a worker gives its work in hand
+_SIMULATOR_NICE = 15  # the services that they replace would not use the processors of this machine
+_WORKER_STOP_S = 5.0  # added to the time that a worker gives its in-flight work
 
 
 @dataclass(frozen=True, slots=True)
-class Simulated:
-    """Whom a simulator stands in for: a connector's settings section, and what they are set to."""
+class SimulatedService:
+    """The service that a simulator replaces.
+
+    ``section`` is the settings section of its connector and ``settings`` are the values of that section, where
+    ``{port}`` and ``{secret}`` are replaced. ``limits`` is written to ``<simulator's folder>/<name>.json``.
+    """
 
     section: str
     settings: Mapping[str, str]
-    limits: Mapping[str, int] = field(default_factory=dict)  # what <state>/<name>.json tells it at its start
+    limits: Mapping[str, int] = field(default_factory=dict)
 
 
 SIMULATORS = {
-    "hubspot": Simulated("crm_hubspot", {"BASE_URL": f"http://{HOST}:{{port}}", "TOKEN": "pat-{secret}"}),
-    "pdl": Simulated(
+    "hubspot": SimulatedService("crm_hubspot", {"BASE_URL": f"http://{HOST}:{{port}}", "TOKEN": "pat-{secret}"}),
+    "pdl": SimulatedService(
         "provider_pdl",
         {
             "BASE_URL": f"http://{HOST}:{{port}}",
             "API_KEY": "{secret}",
             "REQUESTS_PER_MINUTE": "1000000",
         },
-        {"per_minute": 1_000_000},  # an account that a demonstration does not exhaust
+        {"per_minute": 1_000_000},  # more than a demo can use
     ),
-    "smtp": Simulated("channel_email", {"URL": f"smtp://{HOST}:{{port}}"}),
+    "smtp": SimulatedService("channel_email", {"URL": f"smtp://{HOST}:{{port}}"}),
 }
-# Name -> what `leadstream status` calls its address, and the address.
-_PLACES = {
+# Service -> the name of its address in stack.json, and the address.
+_ADDRESSES = {
     "kafka": ("bootstrap", f"{HOST}:{{port}}"),
     "postgres": ("dsn", f"postgresql://leadstream@{HOST}:{{port}}/leadstream"),
     "clickhouse": ("url", f"http://{HOST}:{{port}}/leadstream"),
@@ -66,57 +71,71 @@ _SETTINGS = {
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """What to start, in three steps: what everything stands on, then stand-ins for others' services, then us."""
+class StackPlan:
+    """What to start: the parts first, then the workers. The simulators start at once; they depend on nothing.
+
+    ``parts`` holds a factory for each part. The first call creates the part's data folder, which takes seconds, so call
+    it in a thread. ``environment`` holds the settings that connect to the stack.
+    """
 
     environment: Mapping[str, str]
-    places: Mapping[str, Mapping[str, str]]
-    parts: Mapping[str, Callable[[], Part]]  # makes its folders first, which takes seconds the first time: in a thread
-    simulators: tuple[Part, ...]
-    workers: tuple[Part, ...]
+    addresses: Mapping[str, Mapping[str, str]]
+    parts: Mapping[str, Callable[[], ProcessSpec]]
+    simulators: tuple[ProcessSpec, ...]
+    workers: tuple[ProcessSpec, ...]
 
-    def seen(self, home: Path) -> dict[str, dict[str, str]]:
-        """Return the places, with what is only known once it runs."""
-        places = {name: dict(place) for name, place in self.places.items()}
-        inbox = home / "simulators" / "smtp" / "http_port"
-        if "smtp" in places and inbox.exists():
-            places["smtp"]["inbox"] = f"http://{HOST}:{inbox.read_text('utf-8')}"
-        return places
+    def current_addresses(self, home: Path) -> dict[str, dict[str, str]]:
+        """Return the addresses, with those that are known only after the process has started (the SMTP inbox)."""
+        addresses = {service: dict(address) for service, address in self.addresses.items()}
+        inbox_port = home / "simulators" / "smtp" / "http_port"
+        if "smtp" in addresses and inbox_port.exists():
+            addresses["smtp"]["inbox"] = f"http://{HOST}:{inbox_port.read_text('utf-8')}"
+        return addresses
 
 
-def plan(home: Path, settings: Settings, *, parts: Iterable[str], pipeline: bool, without: Iterable[str]) -> Plan:
-    """Decide what the stack of ``home`` consists of.
+def make_plan(
+    home: Path, settings: Settings, *, parts: Iterable[str], pipeline: bool, without: Iterable[str]
+) -> StackPlan:
+    """Decide what the stack of the state folder ``home`` consists of.
 
-    A simulator stands in where the user has set nothing for that connector; a connector that has neither is left out.
+    A simulator replaces each service that the user has not configured. A connector with neither settings nor a
+    simulator is not started.
+
+    Args:
+        home: the state folder.
+        settings: the user's settings.
+        parts: the parts to start, of PARTS.
+        pipeline: whether to start simulators and workers.
+        without: names of processes that are not started.
 
     Raises:
-        PartError: a name in ``parts`` or ``without`` that there is none of; no free port.
+        StackError: a name in ``parts`` or ``without`` does not exist, or there is no free port.
 
     """
-    left_out = frozenset(without)
+    excluded = frozenset(without)
     listed = processes.load()
     known = {*PARTS, *listed, *(f"simulator-{name}" for name in SIMULATORS)}
-    if wrong := (left_out | set(parts)) - known:
-        raise PartError(f"no such process: {', '.join(sorted(wrong))}; there are: {', '.join(sorted(known))}")
+    if unknown := (excluded | set(parts)) - known:
+        raise StackError(f"no such process: {', '.join(sorted(unknown))}; there are: {', '.join(sorted(known))}")
     simulated = [
         name
-        for name, of in SIMULATORS.items()
-        if pipeline and f"simulator-{name}" not in left_out and not settings.configured(of.section)
+        for name, service in SIMULATORS.items()
+        if pipeline and f"simulator-{name}" not in excluded and not settings.configured(service.section)
     ]
-    stood_in_for = {SIMULATORS[name].section for name in simulated}
+    simulated_sections = {SIMULATORS[name].section for name in simulated}
     workers = [
         process
         for process in listed.values()
-        if pipeline and process.name not in left_out
-        # A connector that nobody has set up has nothing to do, and would only say so.
-        if not process.section or process.section in stood_in_for or settings.configured(process.section)
+        if pipeline and process.name not in excluded
+        # A connector that is not configured would exit at once with an error about its settings.
+        if not process.section or process.section in simulated_sections or settings.configured(process.section)
     ]
-    chosen = [name for name in PARTS if name in set(parts) - left_out]
+    chosen = [name for name in PARTS if name in set(parts) - excluded]
     ports = _ports(home, settings, chosen, simulated, workers)
-    return Plan(
+    return StackPlan(
         environment=_environment(home, ports, chosen, simulated),
-        places=_places(ports, chosen, simulated),
-        parts=_makers(home, ports, chosen),
+        addresses=_addresses(ports, chosen, simulated),
+        parts=_part_factories(home, ports, chosen),
         simulators=tuple(_simulators(home, ports, simulated)),
         workers=tuple(_workers(settings, ports, workers)),
     )
@@ -126,13 +145,15 @@ def _ports(
     home: Path, settings: Settings, parts: list[str], simulated: list[str], workers: list[processes.Process]
 ) -> dict[str, int]:
     names = [*parts, *(["kafka-controller"] if "kafka" in parts else []), *simulated]
-    names += [name if process.name == "api" else f"health-{name}" for process in workers for name in _names(process)]
-    wants_one = "api_port" in settings.model_fields_set and settings.api_port
-    return state.ports(home, names, {"api": settings.api_port} if wants_one and "api" in names else {})
+    names += [
+        name if process.name == "api" else f"health-{name}" for process in workers for name in _replica_names(process)
+    ]
+    set_by_user = "api_port" in settings.model_fields_set and settings.api_port
+    return assign_ports(home, names, {"api": settings.api_port} if set_by_user and "api" in names else {})
 
 
 def _environment(home: Path, ports: Mapping[str, int], parts: list[str], simulated: list[str]) -> dict[str, str]:
-    values = {_SETTINGS[name]: _PLACES[name][1].format(port=ports[name]) for name in parts}
+    values = {_SETTINGS[name]: _ADDRESSES[name][1].format(port=ports[name]) for name in parts}
     if "api" in ports:
         values["API_PORT"] = str(ports["api"])
     for name in simulated:
@@ -142,49 +163,50 @@ def _environment(home: Path, ports: Mapping[str, int], parts: list[str], simulat
     return {"LEADSTREAM_HOME": str(home)} | {f"LEADSTREAM_{name}": value for name, value in values.items()}
 
 
-def _places(ports: Mapping[str, int], parts: list[str], simulated: list[str]) -> dict[str, dict[str, str]]:
-    there = [*parts, *(["api"] if "api" in ports else []), *simulated]
-    return {name: {_PLACES[name][0]: _PLACES[name][1].format(port=ports[name])} for name in there}
+def _addresses(ports: Mapping[str, int], parts: list[str], simulated: list[str]) -> dict[str, dict[str, str]]:
+    services = [*parts, *(["api"] if "api" in ports else []), *simulated]
+    return {name: {_ADDRESSES[name][0]: _ADDRESSES[name][1].format(port=ports[name])} for name in services}
 
 
-def _makers(home: Path, ports: Mapping[str, int], parts: list[str]) -> dict[str, Callable[[], Part]]:
-    makers: dict[str, Callable[[], Part]] = {
+def _part_factories(home: Path, ports: Mapping[str, int], parts: list[str]) -> dict[str, Callable[[], ProcessSpec]]:
+    factories: dict[str, Callable[[], ProcessSpec]] = {
         "kafka": lambda: kafka(home, ports["kafka"], ports["kafka-controller"]),
         "postgres": lambda: postgres(home, ports["postgres"]),
         "clickhouse": lambda: clickhouse(home, ports["clickhouse"]),
         "redis": lambda: redis(home, ports["redis"]),
     }
-    return {name: makers[name] for name in parts}
+    return {name: factories[name] for name in parts}
 
 
-def _simulators(home: Path, ports: Mapping[str, int], names: list[str]) -> Iterator[Part]:
+def _simulators(home: Path, ports: Mapping[str, int], names: list[str]) -> Iterator[ProcessSpec]:
     for name in names:
         folder = home / "simulators" / name
         folder.mkdir(parents=True, exist_ok=True)
-        words = [sys.executable, "-m", "simulators", name, "--port", str(ports[name]), "--state", str(folder)]
+        command = [sys.executable, "-m", "simulators", name, "--port", str(ports[name]), "--state", str(folder)]
         if limits := SIMULATORS[name].limits:
-            state.write(folder / f"{name}.json", json.dumps(dict(limits)))
-        yield Part(f"simulator-{name}", words, partial(listens, ports[name]), nice=_OTHERS)
+            write_atomically(folder / f"{name}.json", json.dumps(dict(limits)))
+        is_ready = partial(accepts_connections, ports[name])
+        yield ProcessSpec(f"simulator-{name}", command, is_ready, nice=_SIMULATOR_NICE)
 
 
-def _workers(settings: Settings, ports: Mapping[str, int], listed: list[processes.Process]) -> Iterator[Part]:
+def _workers(settings: Settings, ports: Mapping[str, int], listed: list[processes.Process]) -> Iterator[ProcessSpec]:
     for process in listed:
         is_api = process.name == "api"
         command = [sys.executable, "-m", process.module, *process.args]
         stop_s = settings.shutdown_s + _WORKER_STOP_S
-        for name in _names(process):
+        for name in _replica_names(process):
             port = ports["api" if is_api else f"health-{name}"]
             own = {} if is_api else {"LEADSTREAM_HEALTH_PORT": str(port), "LEADSTREAM_INSTANCE": f"local-{name}"}
-            yield Part(name, command, partial(answers, port), own, stop_s=stop_s, nice=process.nice)
+            yield ProcessSpec(name, command, partial(http_ready, port), own, stop_s=stop_s, nice=process.nice)
 
 
-def _names(process: processes.Process) -> list[str]:
-    """Return the name of each replica: the first has that of the process."""
+def _replica_names(process: processes.Process) -> list[str]:
+    """Return a name for each replica; the first has the name of the process."""
     return [process.name, *(f"{process.name}-{number}" for number in range(2, process.replicas + 1))]
 
 
 def _secret(home: Path, name: str) -> str:
     file = home / f"{name}.secret"
     if not file.exists():
-        state.write(file, secrets.token_hex(16), 0o600)
+        write_atomically(file, secrets.token_hex(16), 0o600)
     return file.read_text("utf-8")

@@ -1,13 +1,16 @@
-"""The supervisor: starts, watches and stops every process of the embedded stack and of the pipeline.
+"""The supervisor: starts, checks and stops every process of the embedded stack and of the pipeline.
 
-``python -m local.supervisor [--parts A,B] [--no-pipeline] [--without NAME ...]`` runs until SIGTERM or SIGINT (a
-second one ends all by force). Guarantees:
+``python -m local.supervisor [--parts A,B] [--no-pipeline] [--without NAME ...]`` runs until SIGTERM or SIGINT. A second
+signal kills all processes at once.
 
-- A process that ends is started again, see :mod:`local.child`. A part (Kafka, Postgres, ClickHouse, Redis) that
-  does not start ends the start; another process that does not costs only itself, and ``stack.json`` says why.
-- No process is left behind: an orderly stop ends all of them, in the opposite order, by force after a bound; when the
-  supervisor itself is killed the kernel ends them (Linux), and the next supervisor ends what is left anywhere.
-- ``stack.json`` in the state folder always says what runs where; ``stack.env`` holds the settings that reach it.
+Guarantees:
+
+- A process that exits is restarted, see :mod:`local.child`. When a part (Kafka, Postgres, ClickHouse, Redis) does not
+  start, the whole start fails. When another process does not start, the rest runs and ``stack.json`` holds the reason.
+- A stop ends all processes: first the workers, then the simulators, then the parts; by SIGKILL after a time limit.
+- ``stack.json`` in the state folder holds the current state, ``stack.env`` the settings that connect to the stack.
+
+Crash: the kernel kills the processes (Linux); the next supervisor of the folder ends those that still run.
 """
 
 from __future__ import annotations
@@ -25,105 +28,111 @@ from infra.runtime import EX_CONFIG
 from infra.settings import Settings, SettingsError, child_environment
 from local import state
 from local.child import Child
-from local.control import VERBS, Door, Refused
-from local.launch import launched
-from local.leftovers import Remembered
-from local.part import Part, PartError, tail
-from local.plan import PARTS, Plan, plan
+from local.control import VERBS, CommandRefusedError, ControlSocket
+from local.diagnosis import log_tail
+from local.launch import launch_command
+from local.orphans import StartedProcesses
+from local.plan import PARTS, StackPlan, make_plan
+from local.process_spec import ProcessSpec, StackError
 
-_PREPARED = {"kafka", "postgres", "clickhouse"}
+_NEEDED_TO_PREPARE = {"kafka", "postgres", "clickhouse"}
 
 
 class Supervisor:
-    """Owns all processes of one state folder."""
+    """Owns all processes of one state folder. The caller holds the folder's lock."""
 
-    def __init__(self, home: Path, wanted: Plan) -> None:
+    def __init__(self, home: Path, plan: StackPlan) -> None:
         self._home = home
         self._logs = home / "logs"
-        self._plan = wanted
-        self._remembered = Remembered(home)
+        self._plan = plan
+        self._started_processes = StartedProcesses(home)
         self._children: dict[str, Child] = {}
-        self._state = "starting"  # then up, stopping; or failed
+        self._state = "starting"  # then up, stopping, and failed after an error
         self._error = ""
-        self._door = Door(home, self._do)
-        self._asked = asyncio.Event()
-        self._at_once = False
+        self._control = ControlSocket(home, self._handle_command)
+        self._stop_requested = asyncio.Event()
+        self._kill = False  # a second signal came: stop by SIGKILL
 
     async def run(self, *, until_eof: bool = False) -> int:
-        """Start everything, watch it until a signal (or end of input), stop everything; return the exit code."""
+        """Start everything, run until a signal (or the end of standard input), then stop everything.
+
+        Returns:
+            The exit code: 0 after a stop, 1 when the stack did not start.
+
+        """
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._signalled)
+            loop.add_signal_handler(number, self._on_signal)
         if until_eof:
-            loop.add_reader(sys.stdin, self._ended, loop)  # nobody writes to it: what can be read is its end
+            loop.add_reader(sys.stdin, self._on_eof, loop)  # nothing is written to it: readable means its end
         self._logs.mkdir(parents=True, exist_ok=True)
-        self._remembered.sweep()
-        await self._door.open()
-        starting = asyncio.ensure_future(self._start())
-        asked = asyncio.ensure_future(self._asked.wait())
+        self._started_processes.end_orphans()
+        await self._control.open()
+        start = asyncio.ensure_future(self._start())
+        stop_requested = asyncio.ensure_future(self._stop_requested.wait())
         try:
-            await asyncio.wait({starting, asked}, return_when=asyncio.FIRST_COMPLETED)
-            if starting.done():
-                await starting
-                self._set("up")
-                await asked
-        except PartError as error:
+            await asyncio.wait({start, stop_requested}, return_when=asyncio.FIRST_COMPLETED)
+            if start.done():
+                await start
+                self._set_state("up")
+                await stop_requested
+        except StackError as error:
             self._error = str(error)
             sys.stderr.write(f"{error}\n")
         finally:
-            starting.cancel()
-            asked.cancel()
-            await asyncio.gather(starting, asked, return_exceptions=True)
+            start.cancel()
+            stop_requested.cancel()
+            await asyncio.gather(start, stop_requested, return_exceptions=True)
             await self._stop()
         return 1 if self._error else 0
 
-    def _signalled(self) -> None:
-        if self._asked.is_set():
-            self._at_once = True
+    def _on_signal(self) -> None:
+        if self._stop_requested.is_set():
+            self._kill = True
             for child in self._children.values():
                 if child.pid is not None:
                     os.kill(child.pid, signal.SIGKILL)
-        self._asked.set()
+        self._stop_requested.set()
 
-    def _ended(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _on_eof(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.remove_reader(sys.stdin)
-        self._asked.set()
+        self._stop_requested.set()
 
-    # -- starting -----------------------------------------------------------------------------------------------------
+    # -- start --------------------------------------------------------------------------------------------------------
 
     async def _start(self) -> None:
-        self._write()
-        early = [self._start_child(part) for part in self._plan.simulators]
-        await self._bring_up_parts()
+        self._write_state()
+        simulators = [self._start_child(spec) for spec in self._plan.simulators]
+        await self._start_parts()
         state.write_environment(self._home, self._plan.environment)
-        if self._plan.parts.keys() >= _PREPARED:
+        if self._plan.parts.keys() >= _NEEDED_TO_PREPARE:
             await self._prepare()
-        late = [self._start_child(part) for part in self._plan.workers]
-        # What is not a part and does not start costs only itself: it has its reason, the others go on.
-        await asyncio.gather(*(child.ready() for child in (*early, *late)), return_exceptions=True)
+        workers = [self._start_child(spec) for spec in self._plan.workers]
+        # A simulator or worker that fails keeps its reason; the other processes run.
+        await asyncio.gather(*(child.wait_ready() for child in (*simulators, *workers)), return_exceptions=True)
 
-    async def _bring_up_parts(self) -> None:
+    async def _start_parts(self) -> None:
         try:
-            async with asyncio.TaskGroup() as group:  # the first that fails ends the start of the others
-                for make in self._plan.parts.values():
-                    group.create_task(self._bring_up(make))
-        except* PartError as errors:
-            raise PartError("\n".join(map(str, errors.exceptions))) from None
+            async with asyncio.TaskGroup() as group:  # the first failure cancels the start of the other parts
+                for factory in self._plan.parts.values():
+                    group.create_task(self._start_part(factory))
+        except* StackError as errors:
+            raise StackError("\n".join(map(str, errors.exceptions))) from None
 
-    async def _bring_up(self, make: Callable[[], Part]) -> None:
-        await self._start_child(await asyncio.to_thread(make)).ready()
+    async def _start_part(self, factory: Callable[[], ProcessSpec]) -> None:
+        await self._start_child(await asyncio.to_thread(factory)).wait_ready()
 
-    def _start_child(self, part: Part) -> Child:
-        log = self._logs / f"{part.name}.log"
-        child = Child(part, log, self._plan.environment, self._remembered, self._write)
-        self._children[part.name] = child
+    def _start_child(self, spec: ProcessSpec) -> Child:
+        log = self._logs / f"{spec.name}.log"
+        child = Child(spec, log, self._plan.environment, self._started_processes, self._write_state)
+        self._children[spec.name] = child
         child.start()
         return child
 
     async def _prepare(self) -> None:
-        """Topics and migrations, by the same command that a production installation runs."""
+        """Create the topics and apply the migrations, by the command that a production installation runs."""
         log = self._logs / "prepare.log"
-        command = launched([sys.executable, "-m", "cli", "prepare"], signal=signal.SIGKILL)
+        command = launch_command([sys.executable, "-m", "cli", "prepare"], death_signal=signal.SIGKILL)
         with log.open("wb") as out:
             process = await asyncio.create_subprocess_exec(
                 *command, stdout=out, stderr=out, env=child_environment(self._plan.environment), start_new_session=True
@@ -135,17 +144,20 @@ class Supervisor:
             await process.wait()
             raise
         if code:
-            raise PartError(f"topics and migrations could not be applied:\n{tail(log)}")
+            raise StackError(
+                f"topics or migrations could not be applied (exit code {code}). The end of the log ({log}):\n"
+                f"{log_tail(log)}"
+            )
 
-    # -- one process --------------------------------------------------------------------------------------------------
+    # -- control ------------------------------------------------------------------------------------------------------
 
-    async def _do(self, verb: str, name: str) -> None:
+    async def _handle_command(self, verb: str, name: str) -> None:
         if verb not in VERBS:
-            raise Refused(f"cannot {verb}; only {', '.join(VERBS)}")
+            raise CommandRefusedError(f"no command {verb!r}; there are: {', '.join(VERBS)}")
         if name not in self._children:
-            raise Refused(f"no process {name!r}; there are: {', '.join(self._children)}")
-        if self._asked.is_set():
-            raise Refused("the stack is stopping")
+            raise CommandRefusedError(f"no process {name!r}; there are: {', '.join(self._children)}")
+        if self._stop_requested.is_set():
+            raise CommandRefusedError("the stack is stopping")
         child = self._children[name]
         if verb == "start":
             child.start()
@@ -153,74 +165,87 @@ class Supervisor:
             await child.stop()
         else:
             await child.restart()
-        self._write()
+        self._write_state()
 
-    # -- stopping -----------------------------------------------------------------------------------------------------
+    # -- stop ---------------------------------------------------------------------------------------------------------
 
     async def _stop(self) -> None:
-        self._set("stopping")
+        self._set_state("stopping")
         (self._home / "stack.env").unlink(missing_ok=True)
-        names = [{part.name for part in step} for step in (self._plan.workers, self._plan.simulators)]
+        names = [{spec.name for spec in step} for step in (self._plan.workers, self._plan.simulators)]
         for step in (*names, set(self._plan.parts)):
             children = [child for name, child in self._children.items() if name in step]
-            await asyncio.gather(*(child.stop(at_once=self._at_once) for child in children))
-        self._remembered.forget()
-        self._door.close()
+            await asyncio.gather(*(child.stop(kill=self._kill) for child in children))
+        self._started_processes.clear()
+        self._control.close()
         if self._error:
-            self._set("failed")
+            self._set_state("failed")
         else:
             (self._home / "stack.json").unlink(missing_ok=True)
 
-    # -- telling ------------------------------------------------------------------------------------------------------
+    # -- stack.json ---------------------------------------------------------------------------------------------------
 
-    def _set(self, new: str) -> None:
+    def _set_state(self, new: str) -> None:
         self._state = new
-        self._write()
+        self._write_state()
 
-    def _write(self) -> None:
+    def _write_state(self) -> None:
         document = {
             "state": self._state,
             "error": self._error,
             "supervisor": {"pid": os.getpid()},
             "home": str(self._home),
-            "control": str(self._door.path),
-            **self._plan.seen(self._home),
+            "control": str(self._control.path),
+            **self._plan.current_addresses(self._home),
             "processes": [
                 {"name": name, "pid": child.pid, "state": child.state, "restarts": child.restarts}
                 for name, child in self._children.items()
             ],
             "failures": {name: child.reason for name, child in self._children.items() if child.reason},
         }
+        path = self._home / "stack.json"
         try:
-            state.write(self._home / "stack.json", json.dumps(document, indent=1))
-        except OSError as error:  # a full disk: what runs goes on, and what is shown is old
-            sys.stderr.write(f"stack.json cannot be written: {error.strerror}\n")
+            state.write_atomically(path, json.dumps(document, indent=1))
+        except OSError as error:  # such as a full disk: the processes run, `leadstream status` shows an old state
+            sys.stderr.write(f"cannot write {path}: {error.strerror}; `leadstream status` may be out of date\n")
 
 
 def main(arguments: Iterable[str] | None = None) -> None:
-    """Run the supervisor of the state folder that the settings name; a second one for the same folder refuses."""
+    """Run the supervisor of the state folder that the settings name.
+
+    Args:
+        arguments: the command line; None reads it from ``sys.argv``.
+
+    Raises:
+        SystemExit: always: 0 after a stop, 1 when the stack did not start or already runs, 78 for a wrong setting.
+
+    """
     parser = argparse.ArgumentParser(prog="python -m local.supervisor")
-    parser.add_argument("--parts", default="", metavar="A,B", help=f"only these of {', '.join(PARTS)}, and no pipeline")
-    parser.add_argument("--no-pipeline", action="store_true", help="only Kafka, Postgres, ClickHouse and Redis")
-    parser.add_argument("--until-eof", action="store_true", help="stop when standard input ends: with who started it")
-    parser.add_argument("--without", action="append", default=[], metavar="NAME", help="leave this process out")
-    words = parser.parse_args(None if arguments is None else list(arguments))
+    parser.add_argument(
+        "--parts", default="", metavar="A,B", help=f"start only these of {', '.join(PARTS)}, and no pipeline"
+    )
+    parser.add_argument("--no-pipeline", action="store_true", help="start only Kafka, Postgres, ClickHouse and Redis")
+    parser.add_argument("--until-eof", action="store_true", help="stop at the end of standard input")
+    parser.add_argument(
+        "--without", action="append", default=[], metavar="NAME", help="do not start this process; repeatable"
+    )
+    options = parser.parse_args(None if arguments is None else list(arguments))
     try:
         home = Settings.load().home.resolve()
         with state.locked(home):
-            (home / "stack.env").unlink(missing_ok=True)  # of a supervisor that was killed
-            wanted = plan(
+            (home / "stack.env").unlink(missing_ok=True)  # left by a killed supervisor; Settings.load() would read it
+            plan = make_plan(
                 home,
                 Settings.load(),
-                parts=words.parts.split(",") if words.parts else PARTS,
-                pipeline=not (words.no_pipeline or words.parts),
-                without=words.without,
+                parts=options.parts.split(",") if options.parts else PARTS,
+                pipeline=not (options.no_pipeline or options.parts),
+                without=options.without,
             )
-            raise SystemExit(asyncio.run(Supervisor(home, wanted).run(until_eof=words.until_eof)))
+            raise SystemExit(asyncio.run(Supervisor(home, plan).run(until_eof=options.until_eof)))
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(EX_CONFIG) from None
-    except PartError as error:
+    except StackError as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(1) from None
 

@@ -1,1 +1,1 @@
-"""Stand-ins for what belongs to others (CRMs, providers, SMTP), faithful to their documented APIs, faults included."""
+"""Simulators of external services: CRMs, enrichment providers, SMTP. They follow the documented APIs, with errors."""

@@ -1,7 +1,7 @@
-"""Start one simulator: ``python -m simulators NAME --port N --state DIR``, until SIGTERM or SIGINT, then exit 0.
+"""Run one simulator: ``python -m simulators NAME --port N --state DIR``. SIGTERM or SIGINT stops it, with exit code 0.
 
-A simulator is a file of this folder. It defines ``app(state: Path)``, which returns an ASGI application, or, when it
-does not speak HTTP, ``async def serve(host, port, state, http_port)``, which runs until it is cancelled.
+A simulator is a module of this package. It defines ``app(state: Path)``, which returns an ASGI application, or, when it
+speaks another protocol than HTTP, ``async def serve(host, port, state, http_port)``, which runs until it is cancelled.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ import simulators
 class _Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        yield  # the signals are ours, below: uvicorn would end the process by the signal instead of with 0
+        yield  # _main handles the signals: uvicorn would end the process by the signal, not with exit code 0
 
 
 def names() -> list[str]:
-    """Return the names of the simulators there are."""
+    """Return the names of all simulators."""
     return sorted(file.name for file in pkgutil.iter_modules(simulators.__path__) if file.name[0] != "_")
 
 
@@ -60,16 +60,21 @@ async def _main(name: str, host: str, port: int, state: Path, http_port: int) ->
 
 
 def main() -> None:
-    """Read the command line and serve."""
-    parser = argparse.ArgumentParser(prog="python -m simulators", description="Stand-ins for others' services.")
+    """Parse the command line and run the simulator."""
+    parser = argparse.ArgumentParser(prog="python -m simulators", description="Run a simulator of an external service.")
     parser.add_argument("name", choices=names())
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, required=True)
-    parser.add_argument("--http-port", type=int, default=0, help="of one that speaks something else on --port")
-    parser.add_argument("--state", type=Path, required=True, help="folder that holds its state over restarts")
-    given = parser.parse_args()
-    given.state.mkdir(parents=True, exist_ok=True)
-    uvloop.run(_main(given.name, given.host, given.port, given.state, given.http_port))
+    parser.add_argument(
+        "--http-port",
+        type=int,
+        default=0,
+        help="port of the test endpoints when --port does not speak HTTP (0: any free port)",
+    )
+    parser.add_argument("--state", type=Path, required=True, help="folder of the data that survives a restart")
+    arguments = parser.parse_args()
+    arguments.state.mkdir(parents=True, exist_ok=True)
+    uvloop.run(_main(arguments.name, arguments.host, arguments.port, arguments.state, arguments.http_port))
 
 
 if __name__ == "__main__":

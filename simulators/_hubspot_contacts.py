@@ -1,4 +1,4 @@
-"""The contacts of the HubSpot simulator: unique values, merges, and a file that survives restarts."""
+"""The stored contacts of the HubSpot simulator: unique values, merges, and a file that survives restarts."""
 
 from __future__ import annotations
 
@@ -13,56 +13,62 @@ Contact = dict[str, str]
 
 
 class Contacts:
-    """The account's contacts, in memory and in ``file``: one line a call that wrote, read again at the start.
+    """The account's contacts, in memory and in ``file``, which is read at the start.
 
-    A line is ``{"set": {id: changed properties}, "gone": [ids], "merged": {loser id: survivor id}}``.
+    The file has one line per request that changed contacts:
+    ``{"set": {id: changed properties}, "gone": [ids], "merged": {merged id: surviving id}}``.
+
+    Crash: a line that was not written completely is ignored by the next start; its request had no response.
     """
 
     def __init__(self, file: Path) -> None:
         self.by_id: dict[str, Contact] = {}
         self.merged: dict[str, str] = {}
-        self._by: dict[str, dict[str, str]] = {name: {} for name in UNIQUE}
-        self._next = 1
+        self._ids: dict[str, dict[str, str]] = {name: {} for name in UNIQUE}  # property -> value -> contact id
+        self._next_id = 1
         text = file.read_bytes() if file.exists() else b""
         for line in text.splitlines():
             self._replay(line)
         self._file = file.open("ab", buffering=0)
         if not text.endswith(b"\n"):
-            self._file.write(b"\n")  # the next line is not to be part of one that was cut
-        self._line: dict[str, Any] = {}
+            self._file.write(b"\n")  # so that the next line does not continue an incomplete one
+        self._changes: dict[str, Any] = {}
 
     def _replay(self, line: bytes) -> None:
         try:
-            change = orjson.loads(line)
+            changes = orjson.loads(line)
         except orjson.JSONDecodeError:
-            return  # empty, or the last line of a process that was killed
-        for contact_id, properties in change.get("set", {}).items():
+            return  # empty, or the incomplete last line of a killed process
+        for contact_id, properties in changes.get("set", {}).items():
             self._set(contact_id, properties)
-            self._next = max(self._next, int(contact_id) + 1)
-        for contact_id in change.get("gone", ()):
-            self._drop(contact_id)
-        self.merged |= change.get("merged", {})
+            self._next_id = max(self._next_id, int(contact_id) + 1)
+        for contact_id in changes.get("gone", ()):
+            self._remove(contact_id)
+        self.merged |= changes.get("merged", {})
 
     def close(self) -> None:
         """Close the file."""
         self._file.close()
 
     def flush(self) -> None:
-        """Write this call's changes: only then is it answered."""
-        if self._line:
-            self._file.write(orjson.dumps(self._line) + b"\n")
-            self._line = {}
+        """Write the changes of this request to the file; call it before the response is sent."""
+        if self._changes:
+            self._file.write(orjson.dumps(self._changes) + b"\n")
+            self._changes = {}
 
-    def find(self, key: str, by: str = "") -> str:
-        """Return the contact's id, also for the id of one that was merged; "" if there is none."""
-        if by:
-            return self._by[by].get(key.lower() if by == "email" else key, "")
+    def find(self, key: str, unique_property: str = "") -> str:
+        """Return the id of a contact, or "" when there is none.
+
+        ``key`` is a value of ``unique_property``; without it, an id: the contact's own or one that was merged into it.
+        """
+        if unique_property:
+            return self._ids[unique_property].get(key.lower() if unique_property == "email" else key, "")
         while key in self.merged:
             key = self.merged[key]
         return key if key in self.by_id else ""
 
-    def clash(self, contact_id: str, properties: Contact) -> str:
-        """Return the id of another contact that has one of the unique values."""
+    def conflict(self, contact_id: str, properties: Contact) -> str:
+        """Return the id of another contact that has one of the unique values of ``properties``, or ""."""
         for name in UNIQUE:
             other = self.find(properties.get(name) or "", name) if properties.get(name) else ""
             if other and other != contact_id:
@@ -70,20 +76,20 @@ class Contacts:
         return ""
 
     def save(self, contact_id: str, properties: Contact) -> str:
-        """Create (``contact_id`` is "") or update a contact; return its id."""
+        """Update a contact, or create one when ``contact_id`` is ""; return its id."""
         if not contact_id:
-            contact_id, self._next = str(self._next), self._next + 1
+            contact_id, self._next_id = str(self._next_id), self._next_id + 1
         self._set(contact_id, properties)
-        self._line.setdefault("set", {}).setdefault(contact_id, {}).update(properties)
+        self._changes.setdefault("set", {}).setdefault(contact_id, {}).update(properties)
         return contact_id
 
-    def drop(self, contact_id: str, survivor: str = "") -> None:
-        """Remove a contact; with ``survivor`` its id leads there from now on."""
-        self._drop(contact_id)
-        self._line.setdefault("gone", []).append(contact_id)
+    def remove(self, contact_id: str, survivor: str = "") -> None:
+        """Remove a contact; with ``survivor``, its id finds that contact from now on."""
+        self._remove(contact_id)
+        self._changes.setdefault("gone", []).append(contact_id)
         if survivor:
             self.merged[contact_id] = survivor
-            self._line.setdefault("merged", {})[contact_id] = survivor
+            self._changes.setdefault("merged", {})[contact_id] = survivor
 
     def _set(self, contact_id: str, properties: Contact) -> None:
         contact = self.by_id.setdefault(contact_id, {})
@@ -96,11 +102,11 @@ class Contacts:
         if name == "email":
             before, after = before.lower(), after.lower()
         if before and before != after:
-            self._by[name].pop(before, None)
+            self._ids[name].pop(before, None)
         if after:
-            self._by[name][after] = contact_id
+            self._ids[name][after] = contact_id
 
-    def _drop(self, contact_id: str) -> None:
+    def _remove(self, contact_id: str) -> None:
         contact = self.by_id.pop(contact_id, {})
         for name in UNIQUE:
             self._index(name, contact.get(name, ""), "", contact_id)

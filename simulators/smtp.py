@@ -1,13 +1,17 @@
-"""An SMTP server that keeps what it is sent and dedupes nothing, with faults on demand.
+"""An SMTP server that stores every message and deduplicates nothing, with faults for tests.
 
-Sources: RFC 5321 (as aiosmtpd speaks it), RFC 3463 (enhanced codes). Mails are kept in ``<state>/mails.jsonl``, one a
-line, in the order they were taken, and are there again after a restart.
+Messages are stored in ``<state>/mails.jsonl``, one per line, in the order they were accepted. They survive a restart.
 
-A second port speaks HTTP; it is ``http_port``, or any free one, and stands in ``<state>/http_port`` once both listen:
-``GET /_simulator/stats`` counts messages, unique (by Message-ID), duplicates, and refused; ``GET /_simulator/messages``
-gives the newest first (``?limit=``, 50; ``?to=`` an address); ``POST /_simulator/faults`` sets faults, ``{}`` ends
-them: ``{"code": 451, "share": 0.2, "at": "data"}`` answers so at mail, rcpt or data (the default); ``{"lose": true,
-"share": 0.2}`` takes the mail and closes the connection without an answer; ``{"latency_ms": 50}`` answers later.
+A second port serves HTTP: ``http_port``, or any free port. Its number is in ``<state>/http_port`` once both ports
+listen.
+
+- ``GET /_simulator/stats``: the number of messages, unique messages (by Message-ID), duplicates and refused commands.
+- ``GET /_simulator/messages``: the newest first. ``?limit=`` is 50 by default; ``?to=`` selects by recipient.
+- ``POST /_simulator/faults`` sets faults, ``{}`` clears them. ``{"code": 451, "share": 0.2, "at": "data"}`` responds
+  with the code at ``mail``, ``rcpt`` or ``data`` (the default). ``{"lose": true, "share": 0.2}`` accepts the message
+  and closes the connection without a response. ``{"latency_ms": 50}`` delays the response to ``data``.
+
+Source: RFC 5321 (as aiosmtpd implements it), RFC 3463 (enhanced status codes).
 """
 
 from __future__ import annotations
@@ -40,71 +44,74 @@ _TEXTS = {421: "4.3.2 closing", 450: "4.2.1 mailbox busy", 451: "4.3.0 try again
 
 
 class Mailbox:
-    """The mails that were taken, and the faults that a test asked for."""
+    """The messages that were accepted, stored in ``file``, and the faults that tests set.
+
+    Crash: an incomplete last line is removed by the next start; its sender had no response.
+    """
 
     def __init__(self, file: Path, seed: int = 1) -> None:
         self._file = file
         self._random = random.Random(seed)
-        self.mails: list[dict[str, Any]] = []
+        self.messages: list[dict[str, Any]] = []
         self.refused = 0
         self.faults: dict[str, Any] = {}
         if file.exists():
             lines = file.read_bytes().split(b"\n")
-            self.mails = [orjson.loads(line) for line in lines[:-1]]
-            if lines[-1]:  # cut by a crash: its sender has no answer
+            self.messages = [orjson.loads(line) for line in lines[:-1]]
+            if lines[-1]:  # incomplete: the process was killed
                 os.truncate(file, file.stat().st_size - len(lines[-1]))
 
     def stats(self) -> dict[str, int]:
-        """Return what was counted; ``duplicates``: mails beyond the first of a Message-ID."""
-        unique = len(Counter(mail["message_id"] for mail in self.mails))
-        count = len(self.mails)
+        """Return the counters; ``duplicates`` are messages after the first with the same Message-ID."""
+        unique = len(Counter(message["message_id"] for message in self.messages))
+        count = len(self.messages)
         return {"messages": count, "unique": unique, "duplicates": count - unique, "refused": self.refused}
 
-    def keep(self, sender: str, recipients: list[str], content: bytes) -> str:
-        """Keep a mail as it came and return its queue id; only who looks at it pays for reading it."""
-        mail = {
-            "id": f"Q{len(self.mails) + 1:08d}",
+    def store(self, sender: str, recipients: list[str], content: bytes) -> str:
+        """Store a message unchanged and return its queue id. It is parsed only when it is read."""
+        message = {
+            "id": f"Q{len(self.messages) + 1:08d}",
             "at": now_us(),
             "from": sender,
             "to": recipients,
             "message_id": str(BytesHeaderParser().parsebytes(content)["message-id"] or "").strip(),
-            "content": content.decode("latin-1"),  # any bytes, and they come back
+            "content": content.decode("latin-1"),  # keeps every byte
         }
         with self._file.open("ab") as out:
-            out.write(orjson.dumps(mail) + b"\n")
-        self.mails.append(mail)
-        return str(mail["id"])
+            out.write(orjson.dumps(message) + b"\n")
+        self.messages.append(message)
+        return str(message["id"])
 
     def fault(self, at: str) -> str:
-        """Return the answer that is to be given ``at`` this command instead of taking it, or nothing."""
-        if "code" not in self.faults or self.faults.get("at", "data") != at or not self._hit():
+        """Return the error response for the command ``at`` (mail, rcpt or data), or "" to accept it."""
+        if "code" not in self.faults or self.faults.get("at", "data") != at or not self._applies():
             return ""
         self.refused += 1
         code = int(self.faults["code"])
         return f"{code} {_TEXTS.get(code, f'{code // 100}.0.0 fault on demand')}"
 
-    def loses(self) -> bool:
-        """Return whether the answer about a mail that was taken gets lost."""
-        return bool(self.faults.get("lose")) and self._hit()
+    def loses_response(self) -> bool:
+        """Return whether the response to an accepted message is not sent."""
+        return bool(self.faults.get("lose")) and self._applies()
 
-    def _hit(self) -> bool:
+    def _applies(self) -> bool:
         return self._random.random() < float(self.faults.get("share", 1))
 
 
-def read(mail: dict[str, Any]) -> dict[str, Any]:
-    """Return a kept mail with its content taken apart."""
-    parsed = message_from_bytes(mail["content"].encode("latin-1"), policy=mail_policy)
-    body, html = parsed.get_body(("plain", "html")), parsed.get_body(("html",))
-    return {name: value for name, value in mail.items() if name != "content"} | {
-        "subject": str(parsed["subject"] or ""),
-        "headers": [[name, str(value)] for name, value in parsed.items()],
+def parsed(stored: dict[str, Any]) -> dict[str, Any]:
+    """Return a stored message with its content parsed: subject, headers, text and html."""
+    message = message_from_bytes(stored["content"].encode("latin-1"), policy=mail_policy)
+    body, html = message.get_body(("plain", "html")), message.get_body(("html",))
+    return {name: value for name, value in stored.items() if name != "content"} | {
+        "subject": str(message["subject"] or ""),
+        "headers": [[name, str(value)] for name, value in message.items()],
         "text": "" if body is None else body.get_content().replace("\r\n", "\n"),
         "html": "" if html is None else html.get_content().replace("\r\n", "\n"),
     }
 
 
 class _Handler:
-    """aiosmtpd's hooks; the names are its."""
+    """The hooks of aiosmtpd, which defines their names."""
 
     def __init__(self, box: Mailbox) -> None:
         self._box = box
@@ -112,8 +119,8 @@ class _Handler:
     async def handle_MAIL(  # noqa: N802
         self, _server: SMTP, _session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
-        if refusal := self._box.fault("mail"):
-            return refusal
+        if error := self._box.fault("mail"):
+            return error
         envelope.mail_from = address
         envelope.mail_options.extend(options)
         return _OK
@@ -121,32 +128,32 @@ class _Handler:
     async def handle_RCPT(  # noqa: N802
         self, _server: SMTP, _session: Session, envelope: Envelope, address: str, options: list[str]
     ) -> str:
-        if refusal := self._box.fault("rcpt"):
-            return refusal
+        if error := self._box.fault("rcpt"):
+            return error
         envelope.rcpt_tos.append(address)
         envelope.rcpt_options.extend(options)
         return _OK
 
     async def handle_DATA(self, server: SMTP, _session: Session, envelope: Envelope) -> str:  # noqa: N802
         await asyncio.sleep(float(self._box.faults.get("latency_ms", 0)) / 1000)
-        if refusal := self._box.fault("data"):
-            return refusal
-        queued = self._box.keep(envelope.mail_from or "", list(envelope.rcpt_tos), envelope.content or b"")
-        if self._box.loses():
+        if error := self._box.fault("data"):
+            return error
+        queued = self._box.store(envelope.mail_from or "", list(envelope.rcpt_tos), envelope.content or b"")
+        if self._box.loses_response():
             server.transport.abort()
         return f"250 2.0.0 OK: queued as {queued}"
 
 
-def inbox(box: Mailbox) -> Starlette:
-    """Return the HTTP side."""
+def http_app(box: Mailbox) -> Starlette:
+    """Return the HTTP endpoints as an ASGI application."""
 
     async def stats(_: Request) -> JSONResponse:
         return JSONResponse(box.stats())
 
     async def messages(request: Request) -> JSONResponse:
         limit, to = int(request.query_params.get("limit", 50)), request.query_params.get("to")
-        chosen = [mail for mail in reversed(box.mails) if to is None or to in mail["to"]]
-        return JSONResponse({"messages": [read(mail) for mail in chosen[:limit]]})
+        selected = [each for each in reversed(box.messages) if to is None or to in each["to"]]
+        return JSONResponse({"messages": [parsed(each) for each in selected[:limit]]})
 
     async def faults(request: Request) -> JSONResponse:
         box.faults = await request.json()
@@ -164,27 +171,27 @@ def inbox(box: Mailbox) -> Starlette:
 class _Http(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
-        yield  # the signals are the process's
+        yield  # the process handles the signals
 
 
 async def serve(host: str, port: int, state: Path, http_port: int = 0) -> None:
-    """Serve SMTP on ``port`` and HTTP on ``http_port`` (0: any free one) until cancelled."""
+    """Serve SMTP on ``port`` and HTTP on ``http_port`` (0: any free port) until cancelled."""
     box = Mailbox(state / "mails.jsonl")
     loop = asyncio.get_running_loop()
 
     def protocol() -> SMTP:
         return SMTP(_Handler(box), enable_SMTPUTF8=True, hostname="simulator", ident="leadstream simulator", loop=loop)
 
-    mail = await loop.create_server(protocol, host, port)
+    smtp_server = await loop.create_server(protocol, host, port)
     door = socket.create_server((host, http_port), backlog=128)
-    http = _Http(uvicorn.Config(inbox(box), log_level="warning", access_log=False, lifespan="off"))
+    http = _Http(uvicorn.Config(http_app(box), log_level="warning", access_log=False, lifespan="off"))
     serving = asyncio.ensure_future(http.serve(sockets=[door]))
     (state / "http_port").write_text(str(door.getsockname()[1]), "utf-8")
-    (state / "smtp_port").write_text(str(mail.sockets[0].getsockname()[1]), "utf-8")
+    (state / "smtp_port").write_text(str(smtp_server.sockets[0].getsockname()[1]), "utf-8")
     try:
         await asyncio.shield(serving)
     finally:
-        mail.close()
+        smtp_server.close()
         http.should_exit = True
         await serving
         door.close()

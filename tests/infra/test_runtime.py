@@ -13,7 +13,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from local.part import free_port
+from local.ports import free_port
 from tests.conftest import Stack, eventually
 
 ROOT = Path(__file__).parents[2]

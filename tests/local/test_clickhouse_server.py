@@ -1,6 +1,6 @@
-"""The small ClickHouse server: stock clients, every byte of the data, settings of one request, kills, one owner."""
+"""The ClickHouse server over chDB: stock clients, unchanged data, settings of one request, crashes, one process."""
 
-# ruff: noqa: S608 - the names of tables are ours
+# ruff: noqa: S608 - the tests choose the table names
 from __future__ import annotations
 
 import asyncio
@@ -20,7 +20,7 @@ import pytest
 from clickhouse_connect.driver.exceptions import DatabaseError
 
 from infra.clickhouse.client import ClickHouse
-from local.part import answers, free_port
+from local.ports import free_port, http_ready
 from tests.conftest import eventually
 
 pytestmark = pytest.mark.integration
@@ -29,7 +29,7 @@ _NEWLINES = {"type": "record", "name": "r", "fields": [{"name": "n", "type": "in
 
 
 class Server:
-    """One server process over a folder."""
+    """One server process with its data folder."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -41,27 +41,27 @@ class Server:
         return [sys.executable, "-m", "local.clickhouse_server", "--path", str(self.path), "--port", str(port)]
 
     async def start(self) -> None:
-        self.process = subprocess.Popen(self.command(self.port))  # noqa: ASYNC220 - it only starts it
-        await eventually(lambda: answers(self.port, "/ping"))
+        self.process = subprocess.Popen(self.command(self.port))  # noqa: ASYNC220 - Popen does not wait
+        await eventually(lambda: http_ready(self.port, "/ping"))
 
-    def end(self, number: int = signal.SIGTERM) -> int:
+    def stop(self, number: int = signal.SIGTERM) -> int:
         assert self.process is not None
         self.process.send_signal(number)
         return self.process.wait(60)
 
-    def ask(self, statement: str | bytes, **params: str) -> str:
-        answer = self.http.post("/", params=params, content=statement)
-        assert answer.status_code == 200, answer.text
-        return answer.text
+    def execute(self, statement: str | bytes, **params: str) -> str:
+        response = self.http.post("/", params=params, content=statement)
+        assert response.status_code == 200, response.text
+        return response.text
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    there = Server(tmp_path_factory.mktemp("clickhouse") / "data")
-    asyncio.run(there.start())
-    yield there
-    there.http.close()
-    assert there.end() in (0, -signal.SIGTERM)
+    running = Server(tmp_path_factory.mktemp("clickhouse") / "data")
+    asyncio.run(running.start())
+    yield running
+    running.http.close()
+    assert running.stop() in (0, -signal.SIGTERM)
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def table(server: Server, unique: str) -> Callable[..., str]:
 
     def make(columns: str, engine: str = "MergeTree ORDER BY tuple()") -> str:
         made.append(f"t_{unique}_{len(made)}")
-        server.ask(f"CREATE TABLE {made[-1]} ({columns}) ENGINE = {engine}")
+        server.execute(f"CREATE TABLE {made[-1]} ({columns}) ENGINE = {engine}")
         return made[-1]
 
     return make
@@ -116,17 +116,17 @@ async def test_clickhouse_connect_async_runs_many_at_once(server: Server, table:
         await client.close()
 
 
-# -- the interface ----------------------------------------------------------------------------------------------------
+# -- the HTTP interface -----------------------------------------------------------------------------------------------
 
 
-def test_gzip_goes_both_ways(server: Server, table: Callable[..., str]) -> None:
+def test_gzip_is_supported_in_both_directions(server: Server, table: Callable[..., str]) -> None:
     name = table("n UInt64")
     data = "\n".join(map(str, range(5000))).encode()
     params = {"query": f"INSERT INTO {name} FORMAT TSV"}
     sent = server.http.post("/", params=params, content=gzip.compress(data), headers={"Content-Encoding": "gzip"})
     assert sent.status_code == 200, sent.text
-    asked = {"query": f"SELECT n FROM {name} ORDER BY n", "enable_http_compression": "1"}
-    answer = server.http.get("/", params=asked, headers={"Accept-Encoding": "gzip"})
+    query = {"query": f"SELECT n FROM {name} ORDER BY n", "enable_http_compression": "1"}
+    answer = server.http.get("/", params=query, headers={"Accept-Encoding": "gzip"})
     assert answer.headers["Content-Encoding"] == "gzip"
     assert answer.content == data + b"\n"
     plain = server.http.get("/", params={"query": f"SELECT n FROM {name} ORDER BY n"})
@@ -147,40 +147,40 @@ def test_gzip_goes_both_ways(server: Server, table: Callable[..., str]) -> None:
         ("SELECT throwIf(1)", 500, "395"),
     ],
 )
-def test_an_error_has_a_status_and_its_code(server: Server, statement: str, status: int, code: str) -> None:
-    for _ in range(10):  # more often than there are connections: each is usable afterwards
+def test_an_error_has_a_status_and_a_code(server: Server, statement: str, status: int, code: str) -> None:
+    for _ in range(10):  # more than the number of connections: each must be usable afterwards
         answer = server.http.post("/", content=statement)
         assert (answer.status_code, answer.headers["X-ClickHouse-Exception-Code"]) == (status, code), answer.text
         assert f"Code: {code}." in answer.text
-    assert server.ask("SELECT 1") == "1\n"
+    assert server.execute("SELECT 1") == "1\n"
 
 
-def test_a_setting_holds_for_one_request(server: Server) -> None:
-    asked = "SELECT value, changed FROM system.settings WHERE name = 'max_block_size' FORMAT TSV"
-    before = server.ask(asked)
+def test_a_setting_applies_to_one_request(server: Server) -> None:
+    setting = "SELECT value, changed FROM system.settings WHERE name = 'max_block_size' FORMAT TSV"
+    before = server.execute(setting)
     for _ in range(10):
-        assert server.ask(asked, max_block_size="1234") == "1234\t1\n"
-        assert server.ask(asked) == before
+        assert server.execute(setting, max_block_size="1234") == "1234\t1\n"
+        assert server.execute(setting) == before
         server.http.post("/", params={"max_block_size": "77"}, content="SELECT toUUID('x')")
-        assert server.ask(asked) == before
+        assert server.execute(setting) == before
         wrong = server.http.post("/", params={"max_block_size": "78", "no_such_setting": "1"}, content="SELECT 1")
         assert (wrong.status_code, wrong.headers["X-ClickHouse-Exception-Code"]) == (500, "115")
-        assert server.ask(asked) == before
+        assert server.execute(setting) == before
 
 
-def test_a_database_holds_for_one_request(server: Server, unique: str) -> None:
-    server.ask(f"CREATE DATABASE d_{unique}")
+def test_a_database_applies_to_one_request(server: Server, unique: str) -> None:
+    server.execute(f"CREATE DATABASE d_{unique}")
     for _ in range(10):
-        assert server.ask("SELECT currentDatabase()", database=f"d_{unique}") == f"d_{unique}\n"
-        assert server.ask("SELECT currentDatabase()") == "default\n"
+        assert server.execute("SELECT currentDatabase()", database=f"d_{unique}") == f"d_{unique}\n"
+        assert server.execute("SELECT currentDatabase()") == "default\n"
         missing = server.http.post("/", params={"database": "nowhere"}, content="SELECT 1")
         assert missing.headers["X-ClickHouse-Exception-Code"] == "81"
-    server.ask(f"DROP DATABASE d_{unique}")
-    assert server.ask("SELECT 1") == "1\n"
+    server.execute(f"DROP DATABASE d_{unique}")
+    assert server.execute("SELECT 1") == "1\n"
 
 
 @pytest.mark.parametrize("value", ["'); DROP TABLE x; --", "a\\b\\n", "tab\tnewline\nreturn\r", "zoë {v:String}", "\\"])
-async def test_parameters_are_values_and_never_statement(server: Server, value: str) -> None:
+async def test_parameters_are_never_part_of_the_statement(server: Server, value: str) -> None:
     async with ClickHouse(f"http://127.0.0.1:{server.port}/default") as client:
         assert await client.query("SELECT {v:String} AS v", v=value) == [{"v": value}]
 
@@ -190,7 +190,7 @@ async def test_parameters_are_values_and_never_statement(server: Server, value: 
 
 @pytest.mark.parametrize("where", ["url", "body"])
 @pytest.mark.parametrize("codec", ["null", "deflate"])
-def test_avro_arrives_byte_by_byte(server: Server, table: Callable[..., str], where: str, codec: str) -> None:
+def test_avro_data_is_unchanged(server: Server, table: Callable[..., str], where: str, codec: str) -> None:
     name = table("n Int32, b String")
     every = bytes(range(256))
     values = [
@@ -207,46 +207,46 @@ def test_avro_arrives_byte_by_byte(server: Server, table: Callable[..., str], wh
     rows = [{"n": n, "b": value} for n, value in enumerate(values)]
     head = f"INSERT INTO {name} FORMAT Avro"
     if where == "url":
-        server.ask(avro(rows, codec), query=head)
+        server.execute(avro(rows, codec), query=head)
     else:
-        server.ask(head.encode() + b"\n" + avro(rows, codec))
-    found = server.ask(f"SELECT hex(b) FROM {name} ORDER BY n").split("\n")
+        server.execute(head.encode() + b"\n" + avro(rows, codec))
+    found = server.execute(f"SELECT hex(b) FROM {name} ORDER BY n").split("\n")
     assert [bytes.fromhex(line) for line in found[:-1]] == values
 
 
-def test_a_container_that_is_cut_leaves_nothing_behind(server: Server, table: Callable[..., str]) -> None:
+def test_a_truncated_avro_container_inserts_no_row(server: Server, table: Callable[..., str]) -> None:
     name = table("n Int32, b String")
     whole = avro([{"n": n, "b": b"x" * 50} for n in range(100)])
     for length in (0, 3, 30, len(whole) // 2, len(whole) - 40):
         answer = server.http.post("/", params={"query": f"INSERT INTO {name} FORMAT Avro"}, content=whole[:length])
         assert length == 0 or answer.status_code == 500, (length, answer.text)
-    assert server.ask(f"SELECT count() FROM {name}") == "0\n"
+    assert server.execute(f"SELECT count() FROM {name}") == "0\n"
 
 
-def test_a_row_that_a_view_cannot_take_is_an_error(server: Server, table: Callable[..., str]) -> None:
-    """Or it would be acknowledged and be nowhere."""
+def test_a_row_that_a_view_rejects_is_an_error(server: Server, table: Callable[..., str]) -> None:
+    # Without the error the row would be acknowledged and lost.
     landing, store = table("n Int32, b String", "Null"), table("id UUID")
-    server.ask(f"CREATE MATERIALIZED VIEW {landing}_v TO {store} AS SELECT toUUID(b) AS id FROM {landing}")
+    server.execute(f"CREATE MATERIALIZED VIEW {landing}_v TO {store} AS SELECT toUUID(b) AS id FROM {landing}")
     good = {"n": 1, "b": b"61f0c404-5cb3-11e7-907b-a6006ad3dba0"}
     params = {"query": f"INSERT INTO {landing} FORMAT Avro"}
     answer = server.http.post("/", params=params, content=avro([good, {"n": 2, "b": b"no uuid"}]))
     assert (answer.status_code, answer.headers["X-ClickHouse-Exception-Code"]) == (500, "376")
-    assert server.ask(f"SELECT count() FROM {store}") == "0\n"
-    server.ask(avro([good]), **params)
-    assert server.ask(f"SELECT count() FROM {store}") == "1\n"
+    assert server.execute(f"SELECT count() FROM {store}") == "0\n"
+    server.execute(avro([good]), **params)
+    assert server.execute(f"SELECT count() FROM {store}") == "1\n"
 
 
-def test_a_token_that_came_before_changes_nothing_in_views_either(server: Server, table: Callable[..., str]) -> None:
+def test_a_repeated_deduplication_token_changes_nothing_in_views(server: Server, table: Callable[..., str]) -> None:
     landing = table("n Int32, b String", "Null")
     store = table("n Int32", "MergeTree ORDER BY n SETTINGS non_replicated_deduplication_window = 10")
-    server.ask(f"CREATE MATERIALIZED VIEW {landing}_v TO {store} AS SELECT n FROM {landing}")
+    server.execute(f"CREATE MATERIALIZED VIEW {landing}_v TO {store} AS SELECT n FROM {landing}")
     params = {"query": f"INSERT INTO {landing} FORMAT Avro", "deduplicate_blocks_in_dependent_materialized_views": "1"}
     for token in ("a", "a", "b", "a", "b"):
-        server.ask(avro([{"n": 1, "b": b""}]), insert_deduplication_token=token, **params)
-    assert server.ask(f"SELECT count() FROM {store}") == "2\n"
+        server.execute(avro([{"n": 1, "b": b""}]), insert_deduplication_token=token, **params)
+    assert server.execute(f"SELECT count() FROM {store}") == "2\n"
 
 
-# -- side by side, and ends -------------------------------------------------------------------------------------------
+# -- concurrency and crashes -------------------------------------------------------------------------------------------
 
 
 async def test_inserts_do_not_wait_for_a_long_query(server: Server, table: Callable[..., str]) -> None:
@@ -254,7 +254,7 @@ async def test_inserts_do_not_wait_for_a_long_query(server: Server, table: Calla
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", timeout=120, trust_env=False) as http:
         slow = "SELECT count() FROM numbers(1000000000000) WHERE NOT ignore(sipHash64(number))"
         slow += " SETTINGS max_execution_time=8"
-        long = [asyncio.ensure_future(http.post("/", content=slow)) for _ in range(4)]  # every connection of readers
+        long = [asyncio.ensure_future(http.post("/", content=slow)) for _ in range(4)]  # all connections for queries
 
         async def insert(n: int) -> int:
             query = {"query": f"INSERT INTO {name} FORMAT Avro"}
@@ -268,24 +268,28 @@ async def test_inserts_do_not_wait_for_a_long_query(server: Server, table: Calla
         assert answer.text == "12\n"
 
 
-async def test_what_was_acknowledged_survives_a_kill(tmp_path: Path) -> None:
+async def test_acknowledged_data_survives_a_kill(tmp_path: Path) -> None:
     server = Server(tmp_path / "data")
     await server.start()
     try:
-        server.ask("CREATE TABLE t (n Int32, b String) ENGINE = MergeTree ORDER BY n")
+        server.execute("CREATE TABLE t (n Int32, b String) ENGINE = MergeTree ORDER BY n")
         for number in range(3):
-            server.ask(avro([{"n": number * 100 + n, "b": b""} for n in range(100)]), query="INSERT INTO t FORMAT Avro")
-            server.end(signal.SIGKILL)
+            server.execute(
+                avro([{"n": number * 100 + n, "b": b""} for n in range(100)]), query="INSERT INTO t FORMAT Avro"
+            )
+            server.stop(signal.SIGKILL)
             await server.start()
-            assert server.ask("SELECT count(), uniqExact(n) FROM t") == f"{number * 100 + 100}\t{number * 100 + 100}\n"
+            assert (
+                server.execute("SELECT count(), uniqExact(n) FROM t") == f"{number * 100 + 100}\t{number * 100 + 100}\n"
+            )
     finally:
         server.http.close()
-        server.end()
+        server.stop()
 
 
-def test_a_second_process_on_the_same_folder_is_refused_with_words(server: Server) -> None:
+def test_a_second_process_on_the_same_folder_exits_with_an_error(server: Server) -> None:
     second = subprocess.run(server.command(free_port()), capture_output=True, text=True, timeout=60, check=False)
     assert second.returncode == 1
-    assert "another process already owns" in second.stderr
+    assert "another process already uses" in second.stderr
     assert str(server.path) in second.stderr
-    assert server.ask("SELECT 1") == "1\n"
+    assert server.execute("SELECT 1") == "1\n"

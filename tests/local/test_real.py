@@ -1,4 +1,4 @@
-"""The real Kafka and Postgres under the real supervisor, by the commands that a person types."""
+"""The real Kafka and Postgres under the real supervisor, through the command line."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ import asyncpg
 import pytest
 from confluent_kafka.admin import AdminClient
 
-from tests.local.conftest import gone, processes_of
+from tests.local.conftest import processes_of, wait_until_ended
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
 
-def leadstream(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def leadstream(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LEADSTREAM_")}
     environment["LEADSTREAM_HOME"] = str(home)
-    command = [sys.executable, "-m", "cli", *words]
+    command = [sys.executable, "-m", "cli", *arguments]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
 
 
@@ -35,7 +35,7 @@ def up(home: Path) -> dict[str, Any]:
     return shown
 
 
-async def say(dsn: str, statement: str) -> Any:
+async def fetch_value(dsn: str, statement: str) -> Any:
     connection = await asyncpg.connect(dsn)
     try:
         return await connection.fetchval(statement)
@@ -49,7 +49,7 @@ def homes(tmp_path: Path) -> Iterator[list[Path]]:
     yield both
     for home in both:
         leadstream(home, "down")
-        gone(home)
+        wait_until_ended(home)
 
 
 async def test_two_stacks_run_side_by_side_survive_a_kill_and_keep_their_ports(homes: list[Path]) -> None:
@@ -61,24 +61,24 @@ async def test_two_stacks_run_side_by_side_survive_a_kill_and_keep_their_ports(h
         assert {"name", "pid", "state", "restarts"} == set(each["processes"][0])
         assert {p["name"]: p["state"] for p in each["processes"]} == {"kafka": "ready", "postgres": "ready"}
         assert len(AdminClient({"bootstrap.servers": each["kafka"]["bootstrap"]}).list_topics(timeout=10).brokers) == 1
-        assert await say(each["postgres"]["dsn"], "SELECT current_user || '@' || current_database()") == (
+        assert await fetch_value(each["postgres"]["dsn"], "SELECT current_user || '@' || current_database()") == (
             "leadstream@leadstream"
         )
     durable = "SELECT current_setting('fsync') || current_setting('synchronous_commit')"
-    assert await say(shown[0]["postgres"]["dsn"], durable) == "onon"
-    await say(shown[0]["postgres"]["dsn"], "CREATE TABLE kept AS SELECT 42 AS answer")
+    assert await fetch_value(shown[0]["postgres"]["dsn"], durable) == "onon"
+    await fetch_value(shown[0]["postgres"]["dsn"], "CREATE TABLE kept AS SELECT 42 AS answer")
 
     again = leadstream(homes[0], "up", "--parts", "kafka,postgres")
     assert (again.returncode, "up already" in again.stderr) == (0, True)
 
     os.kill(shown[0]["supervisor"]["pid"], signal.SIGKILL)
-    gone(homes[0])
+    wait_until_ended(homes[0])
     assert leadstream(homes[0], "status").returncode == 1
-    assert len(processes_of(homes[1])) >= 3  # the other one has felt nothing
+    assert len(processes_of(homes[1])) >= 3  # the other stack still runs
 
     back = up(homes[0])
     assert [back[part] for part in ("kafka", "postgres")] == [shown[0][part] for part in ("kafka", "postgres")]
-    assert await say(back["postgres"]["dsn"], "SELECT answer FROM kept") == 42
+    assert await fetch_value(back["postgres"]["dsn"], "SELECT answer FROM kept") == 42
 
     restarted = leadstream(homes[0], "restart", "postgres")
     assert restarted.returncode == 0, restarted.stderr
@@ -91,7 +91,7 @@ async def test_two_stacks_run_side_by_side_survive_a_kill_and_keep_their_ports(h
     }
 
 
-def test_a_wrong_name_ends_with_the_names_there_are(tmp_path: Path) -> None:
+def test_an_unknown_part_is_refused(tmp_path: Path) -> None:
     done = leadstream(tmp_path, "up", "--parts", "kafak")
     assert done.returncode == 1
     assert "no such process: kafak" in done.stderr

@@ -1,12 +1,10 @@
-"""The simulator keeps to what HubSpot documents; what the connector relies on is only as true as this."""
+"""The HubSpot simulator follows the documented API, on which the tests of the connector rely."""
 
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
+from local.ports import free_port, http_ready
 from simulators import hubspot
+from tests.conftest import eventually
 
 BASE = "/crm/v3/objects/contacts"
 AUTH = {"authorization": "Bearer pat-test"}
@@ -57,7 +57,7 @@ async def stats(client: httpx.AsyncClient) -> dict[str, int]:
     return counts
 
 
-async def test_new_says_created_or_updated(client: httpx.AsyncClient) -> None:
+async def test_new_tells_whether_the_contact_was_created(client: httpx.AsyncClient) -> None:
     first = (await upsert(client, contact("a", email="a@example.com"))).json()["results"][0]
     second = (await upsert(client, contact("a", email="b@example.com"))).json()["results"][0]
     assert (first["new"], second["new"], first["id"] == second["id"]) == (True, False, True)
@@ -65,7 +65,7 @@ async def test_new_says_created_or_updated(client: httpx.AsyncClient) -> None:
 
 
 @pytest.mark.parametrize(
-    ("inputs", "says"),
+    ("inputs", "message"),
     [
         ([contact(str(i)) for i in range(101)], "100"),
         ([contact("a"), contact("a")], "Duplicate"),
@@ -74,10 +74,12 @@ async def test_new_says_created_or_updated(client: httpx.AsyncClient) -> None:
         ([contact("a"), contact("b", email="nobody")], "INVALID_EMAIL"),
     ],
 )
-async def test_batches_that_fail_as_a_whole(client: httpx.AsyncClient, inputs: list[dict[str, Any]], says: str) -> None:
+async def test_one_wrong_input_fails_the_batch(
+    client: httpx.AsyncClient, inputs: list[dict[str, Any]], message: str
+) -> None:
     response = await upsert(client, *inputs)
     assert response.status_code == 400
-    assert says in response.json()["message"]
+    assert message in response.json()["message"]
     assert (await stats(client))["records"] == 0
 
 
@@ -92,12 +94,12 @@ async def test_with_trace_ids_errors_are_per_input(client: httpx.AsyncClient) ->
     assert response.status_code == 207
     body = response.json()
     assert [r["objectWriteTraceId"] for r in body["results"] if r] == ["tc"]
-    said = {e["context"]["objectWriteTraceId"][0]: (e["category"], e["message"]) for e in body["errors"]}
-    assert said["ta"][0] == "VALIDATION_ERROR"
-    assert said["tb"] == ("CONFLICT", "Contact already exists. Existing ID: 1")
+    found = {e["context"]["objectWriteTraceId"][0]: (e["category"], e["message"]) for e in body["errors"]}
+    assert found["ta"][0] == "VALIDATION_ERROR"
+    assert found["tb"] == ("CONFLICT", "Contact already exists. Existing ID: 1")
 
 
-async def test_merging_moves_the_id_and_frees_nothing_twice(client: httpx.AsyncClient) -> None:
+async def test_a_merge_redirects_the_merged_id_and_cannot_be_repeated(client: httpx.AsyncClient) -> None:
     await upsert(client, contact("a", phone="1"), contact("b", email="b@example.com", phone="2"))
     merged = await client.post(f"{BASE}/merge", json={"primaryObjectId": "1", "objectIdToMerge": "2"})
     assert merged.json()["properties"] == {
@@ -111,7 +113,7 @@ async def test_merging_moves_the_id_and_frees_nothing_twice(client: httpx.AsyncC
     assert (await upsert(client, contact("a", email="b@example.com"))).status_code == 200
 
 
-async def test_archiving_frees_the_unique_values(client: httpx.AsyncClient) -> None:
+async def test_archiving_releases_the_unique_values(client: httpx.AsyncClient) -> None:
     await upsert(client, contact("a", email="a@example.com"))
     for _ in range(2):
         assert (await client.post(f"{BASE}/batch/archive", json={"inputs": [{"id": "1"}]})).status_code == 204
@@ -120,7 +122,7 @@ async def test_archiving_frees_the_unique_values(client: httpx.AsyncClient) -> N
     assert again.json()["results"][0]["new"] is True
 
 
-async def test_reading_a_batch_says_what_is_missing(client: httpx.AsyncClient) -> None:
+async def test_a_batch_read_reports_missing_contacts(client: httpx.AsyncClient) -> None:
     await upsert(client, contact("a"))
     body = {"idProperty": "leadstream_lead_id", "inputs": [{"id": "a"}, {"id": "z"}]}
     response = await client.post(f"{BASE}/batch/read", json=body)
@@ -128,7 +130,7 @@ async def test_reading_a_batch_says_what_is_missing(client: httpx.AsyncClient) -
     assert [c["id"] for c in response.json()["results"]] == ["1"]
 
 
-async def test_listing_pages_through_all(client: httpx.AsyncClient) -> None:
+async def test_listing_returns_all_pages(client: httpx.AsyncClient) -> None:
     await upsert(client, *(contact(str(i)) for i in range(25)))
     seen, after = [], ""
     while True:
@@ -140,12 +142,12 @@ async def test_listing_pages_through_all(client: httpx.AsyncClient) -> None:
     assert seen == [str(i) for i in range(1, 26)]
 
 
-async def test_a_token_is_needed(client: httpx.AsyncClient) -> None:
+async def test_a_token_is_required(client: httpx.AsyncClient) -> None:
     response = await client.get(BASE, headers={"authorization": "Bearer nonsense"})
     assert (response.status_code, response.json()["category"]) == (401, "INVALID_AUTHENTICATION")
 
 
-async def test_the_window_rolls(client: httpx.AsyncClient, clock: Clock) -> None:
+async def test_the_limit_of_10_seconds_is_a_rolling_window(client: httpx.AsyncClient, clock: Clock) -> None:
     for _ in range(190):
         assert (await client.get(BASE)).status_code == 200
     refused = await client.get(BASE)
@@ -157,13 +159,13 @@ async def test_the_window_rolls(client: httpx.AsyncClient, clock: Clock) -> None
     assert (await client.get(BASE)).headers["X-HubSpot-RateLimit-Remaining"] == "189"
 
 
-async def test_the_day_has_a_limit_too(client: httpx.AsyncClient) -> None:
+async def test_the_daily_limit(client: httpx.AsyncClient) -> None:
     await client.post("/_simulator/limits", json={"daily": 1})
     assert (await client.get(BASE)).status_code == 200
     assert (await client.get(BASE)).json()["policyName"] == "DAILY"
 
 
-async def test_faults_on_demand(client: httpx.AsyncClient) -> None:
+async def test_faults_are_set_and_cleared(client: httpx.AsyncClient) -> None:
     await client.post("/_simulator/faults", json={"status": 503, "share": 0.5})
     seen = {(await client.get(BASE)).status_code for _ in range(50)}
     assert seen == {200, 503}
@@ -171,12 +173,12 @@ async def test_faults_on_demand(client: httpx.AsyncClient) -> None:
     assert (await client.get(BASE)).status_code == 200
 
 
-async def test_nonsense_is_refused(client: httpx.AsyncClient) -> None:
+async def test_an_invalid_body_is_400(client: httpx.AsyncClient) -> None:
     for body in (b"{", b"[]", b'{"inputs": 1}', b'{"inputs": [1]}', b'{"inputs": [{"id": "a"}]}'):
         assert (await client.post(f"{BASE}/batch/upsert", content=body)).status_code == 400
 
 
-async def test_a_restart_keeps_everything(tmp_path: Path) -> None:
+async def test_contacts_survive_a_restart(tmp_path: Path) -> None:
     async def live(requests: list[tuple[str, Any]]) -> list[Any]:
         app = hubspot.app(tmp_path)
         transport = httpx.ASGITransport(app=app)
@@ -207,28 +209,16 @@ async def test_a_restart_keeps_everything(tmp_path: Path) -> None:
     assert await live([]) == after
 
 
-def test_it_serves_until_asked_to_stop(tmp_path: Path) -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+async def test_sigterm_stops_the_process_with_exit_code_0(tmp_path: Path) -> None:
+    port = free_port()
     command = [sys.executable, "-m", "simulators", "hubspot", "--port", str(port), "--state", str(tmp_path / "s")]
-    process = subprocess.Popen(command)
+    process = subprocess.Popen(command)  # noqa: ASYNC220 - Popen does not wait
     try:
-        deadline = time.monotonic() + 30
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", headers=AUTH) as client:
-            while not _answers(client):
-                assert time.monotonic() < deadline
-            response = client.post(f"{BASE}/batch/upsert", json={"inputs": [contact("a")]})
-            assert response.status_code == 200
+        await eventually(lambda: http_ready(port, "/_simulator/stats"))
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", headers=AUTH) as client:
+            assert (await upsert(client, contact("a"))).status_code == 200
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
     finally:
         process.kill()
         process.wait()
-
-
-def _answers(client: httpx.Client) -> bool:
-    try:
-        return client.get("/_simulator/stats").is_success
-    except httpx.TransportError:
-        return False

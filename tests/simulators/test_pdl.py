@@ -1,4 +1,4 @@
-"""The simulator keeps to what People Data Labs documents."""
+"""The People Data Labs simulator follows the documented API."""
 
 from __future__ import annotations
 
@@ -35,16 +35,13 @@ async def account(tmp_path: Path, clock: Clock) -> AsyncIterator[httpx.AsyncClie
         yield client
 
 
-def known(**given: Any) -> str:
-    """Return the first made-up address that the service knows (with at least ``likelihood``)."""
-    for n in range(500):
-        found = pdl.person(f"email:lead{n}@example.com")
-        if found is not None and found["likelihood"] >= given.get("likelihood", 1):
-            return f"lead{n}@example.com"
-    raise AssertionError
+def known() -> str:
+    """Return an address that has a match."""
+    return next(f"lead{n}@example.com" for n in range(500) if pdl.person(f"email:lead{n}@example.com") is not None)
 
 
 def unknown() -> str:
+    """Return an address that has no match."""
     return next(f"lead{n}@example.com" for n in range(500) if pdl.person(f"email:lead{n}@example.com") is None)
 
 
@@ -53,7 +50,7 @@ async def stats(client: httpx.AsyncClient) -> dict[str, int]:
     return counts
 
 
-async def test_a_match_is_the_same_by_get_and_post_and_costs_a_credit(account: httpx.AsyncClient) -> None:
+async def test_get_and_post_return_the_same_match_for_one_credit_each(account: httpx.AsyncClient) -> None:
     email = known()
     by_get = await account.get(PATH, params={"email": email})
     by_post = await account.post(PATH, json={"email": email})
@@ -64,7 +61,7 @@ async def test_a_match_is_the_same_by_get_and_post_and_costs_a_credit(account: h
     assert (await account.post(PATH, json={"email": email, "titlecase": True})).json()["data"]["first_name"].istitle()
 
 
-async def test_no_match_and_not_likely_enough_are_404_and_free(account: httpx.AsyncClient) -> None:
+async def test_no_match_and_too_low_a_likelihood_are_404_and_free(account: httpx.AsyncClient) -> None:
     missed = await account.get(PATH, params={"email": unknown()})
     assert (missed.status_code, missed.json()["error"]["type"]) == (404, "not_found")
     assert missed.headers["x-call-credits-spent"] == "0"
@@ -81,11 +78,11 @@ async def test_no_match_and_not_likely_enough_are_404_and_free(account: httpx.As
     ("body", "status"),
     [({}, 400), ({"name": "Ada Lovelace"}, 400), ({"email": "a@example.com", "min_likelihood": 11}, 400)],
 )
-async def test_too_little_or_wrong_input_is_400(account: httpx.AsyncClient, body: Any, status: int) -> None:
+async def test_insufficient_or_invalid_input_is_400(account: httpx.AsyncClient, body: Any, status: int) -> None:
     assert (await account.post(PATH, json=body)).status_code == status
 
 
-async def test_a_missing_key_is_401_and_used_up_credits_are_402(account: httpx.AsyncClient) -> None:
+async def test_a_missing_key_is_401_and_no_credits_left_is_402(account: httpx.AsyncClient) -> None:
     assert (await account.post(PATH, json={"email": known()}, headers={"x-api-key": ""})).status_code == 401
     await account.post("/_simulator/limits", json={"credits": 0})
     assert (await account.post(PATH, json={"email": known()})).status_code == 402
@@ -99,20 +96,20 @@ async def test_the_limit_is_a_fixed_window_of_a_minute(account: httpx.AsyncClien
     assert (await stats(account))["limited"] == 1
 
 
-async def test_the_limit_can_be_raised_by_the_state_folder(tmp_path: Path, clock: Clock) -> None:
+async def test_a_file_in_the_state_folder_sets_the_limit(tmp_path: Path, clock: Clock) -> None:
     (tmp_path / "pdl.json").write_bytes(orjson.dumps({"per_minute": 50}))
     transport = httpx.ASGITransport(app=pdl.app(tmp_path, per_minute=1, clock=clock))
     async with httpx.AsyncClient(transport=transport, base_url="http://pdl", headers=KEY) as client:
-        answers = [await client.get(PATH, params={"email": known()}) for _ in range(50)]
-    assert {answer.status_code for answer in answers} == {200}
+        responses = [await client.get(PATH, params={"email": known()}) for _ in range(50)]
+    assert {response.status_code for response in responses} == {200}
 
 
-def test_about_seven_of_ten_are_known() -> None:
+def test_about_seven_of_ten_inputs_have_a_match() -> None:
     found = sum(pdl.person(f"email:someone{n}@example.com") is not None for n in range(2000))
     assert 1300 < found < 1500
 
 
-async def test_faults_come_on_demand_and_end(account: httpx.AsyncClient) -> None:
+async def test_faults_are_set_and_cleared(account: httpx.AsyncClient) -> None:
     await account.post("/_simulator/faults", json={"status": 503})
     assert (await account.get(PATH, params={"email": known()})).status_code == 503
     await account.post("/_simulator/faults", json={"junk": True})

@@ -1,4 +1,4 @@
-"""The SMTP simulator: it keeps everything, dedupes nothing, and has faults on demand."""
+"""The SMTP simulator stores every message, deduplicates nothing and has faults for tests."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from simulators.smtp import serve
+from tests.conftest import eventually
 
 
 @asynccontextmanager
@@ -21,9 +22,7 @@ async def running(state: Path) -> AsyncIterator[tuple[int, httpx.AsyncClient]]:
         (state / name).unlink(missing_ok=True)
     task = asyncio.create_task(serve("127.0.0.1", 0, state))
     try:
-        async with asyncio.timeout(20):
-            while not (state / "smtp_port").exists():  # noqa: ASYNC110 - a file has no event
-                await asyncio.sleep(0.01)
+        await eventually((state / "smtp_port").exists)
         http = f"http://127.0.0.1:{(state / 'http_port').read_text()}"
         async with httpx.AsyncClient(base_url=http) as client:
             yield int((state / "smtp_port").read_text()), client
@@ -47,17 +46,17 @@ async def send(port: int, *mails: EmailMessage) -> None:
             await client.send_message(each)
 
 
-async def test_it_keeps_mails_and_counts_duplicates_by_message_id_over_a_restart(tmp_path: Path) -> None:
+async def test_messages_and_their_duplicates_by_message_id_survive_a_restart(tmp_path: Path) -> None:
     async with running(tmp_path) as (port, http):
         await send(port, mail(), mail(), mail("<2@example.com>", "Zweite Grüße"))
-        counted = {"messages": 3, "unique": 2, "duplicates": 1, "refused": 0}
-        assert (await http.get("/_simulator/stats")).json() == counted
+        stats = {"messages": 3, "unique": 2, "duplicates": 1, "refused": 0}
+        assert (await http.get("/_simulator/stats")).json() == stats
         (newest,) = (await http.get("/_simulator/messages?limit=1")).json()["messages"]
         assert (newest["subject"], newest["to"]) == ("Zweite Grüße", ["ada@example.com"])
         assert newest["text"] == "Grüße\n.\nafter a dot\n"
         assert (await http.get("/_simulator/messages?to=eve@example.com")).json()["messages"] == []
     async with running(tmp_path) as (_, http):
-        assert (await http.get("/_simulator/stats")).json() == counted
+        assert (await http.get("/_simulator/stats")).json() == stats
 
 
 @pytest.mark.parametrize(
@@ -68,7 +67,7 @@ async def test_it_keeps_mails_and_counts_duplicates_by_message_id_over_a_restart
         ("data", aiosmtplib.SMTPDataError),
     ],
 )
-async def test_a_fault_answers_at_its_command_and_keeps_nothing(
+async def test_a_fault_applies_at_its_command_and_stores_nothing(
     tmp_path: Path, at: str, error: type[Exception]
 ) -> None:
     async with running(tmp_path) as (port, http):
@@ -86,7 +85,7 @@ async def test_a_fault_answers_at_its_command_and_keeps_nothing(
         }
 
 
-async def test_a_share_of_faults(tmp_path: Path) -> None:
+async def test_a_fault_applies_to_a_share_of_the_messages(tmp_path: Path) -> None:
     async with running(tmp_path) as (port, http):
         await http.post("/_simulator/faults", json={"code": 451, "share": 0.5})
         for i in range(40):
@@ -97,7 +96,7 @@ async def test_a_share_of_faults(tmp_path: Path) -> None:
         assert 5 < stats["messages"] < 35
 
 
-async def test_a_lost_answer_is_a_mail_that_was_taken(tmp_path: Path) -> None:
+async def test_a_message_with_a_lost_response_is_stored(tmp_path: Path) -> None:
     async with running(tmp_path) as (port, http):
         await http.post("/_simulator/faults", json={"lose": True})
         with pytest.raises(aiosmtplib.SMTPServerDisconnected):

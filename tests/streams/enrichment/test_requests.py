@@ -20,7 +20,7 @@ import pytest
 from infra.kafka import topics
 from infra.postgres.migrate import migrate
 from infra.settings import child_environment
-from local.part import free_port
+from local.ports import free_port
 from schemas.codec import Codec
 from simulators.pdl import person
 from streams.enrichment.enrich import TOPIC
