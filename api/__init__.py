@@ -1,1 +1,1 @@
-"""The front door: lead events over HTTP."""
+"""The HTTP API: lead events in, and what senders need to write them."""

@@ -1,4 +1,4 @@
-"""``python -m api``: the front door as a process."""
+"""``python -m api``: one instance of the HTTP API."""
 
 from api.app import main
 from infra.runtime import run

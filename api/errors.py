@@ -1,7 +1,7 @@
-"""What the front door says when it says no: one table of codes, one shape of answer.
+"""The errors of the API: one table of codes, one shape of response.
 
-Every error is ``{"error": {"code", "message", "docs"}}``; ``docs`` is a path of this same server that explains the
-code and how to mend it. A message never repeats a value that was sent.
+Every error is ``{"error": {"code", "message", "docs"}}``; ``docs`` is a path of this server that explains the code and
+how to fix the request. A message never repeats a value that was sent.
 """
 
 from __future__ import annotations
@@ -22,38 +22,44 @@ DOCS = "/v1/errors/"
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """A kind of error: its HTTP status and, for the producer, what to do about it."""
+    """A kind of error: its HTTP status, and how the sender fixes it."""
 
     status: int
-    mend: str
+    fix: str
 
 
 CODES: Mapping[str, Code] = {
     "not_json": Code(400, 'Send UTF-8 JSON: one event object, an array of them, or {"events": [...]}.'),
     "no_events": Code(400, "Send at least one event."),
     "none_accepted": Code(
-        400, "Each item of `events` says which fields are wrong; GET /v1/schemas/{type} has the fields."
+        400, "Each item of `events` names the wrong fields. GET /v1/schemas/{type} lists the fields of a type."
     ),
     "not_found": Code(404, "The paths are: POST /v1/events, POST /v1/validate, GET /v1/schemas, /v1/schemas/{type}."),
     "method_not_allowed": Code(405, "The Allow header has the methods of this path."),
-    "slow_request": Code(408, "The body took too long to arrive. Send it again; nothing of it was taken."),
-    "too_many_events": Code(413, "Send at most 500 events a request; several requests may run side by side."),
-    "too_large": Code(413, "Send at most 4 MiB a request."),
+    "slow_request": Code(408, "The body took too long to arrive. Send it again; nothing of it was accepted."),
+    "too_many_events": Code(413, "Send at most 500 events in one request. Requests may run concurrently."),
+    "too_large": Code(413, "Send at most 4 MiB in one request."),
     "unsupported_type": Code(
         415, "Send Content-Type application/json, application/x-ndjson or application/avro (one single-object event)."
     ),
-    "unsupported_encoding": Code(415, "Send the body without Content-Encoding."),
-    "kafka_away": Code(
+    "unsupported_encoding": Code(415, "Send the body without a Content-Encoding header."),
+    "kafka_unavailable": Code(
         503,
-        "The broker did not confirm. Send the items marked `unknown` again after Retry-After seconds with the same "
-        "event_id: an event that did arrive is then counted once.",
+        "The broker did not confirm in time. After Retry-After seconds send the items marked `unknown` again with the "
+        "same event_id: an event that did arrive counts once.",
     ),
-    "overloaded": Code(503, "Too much is waiting for the broker. Nothing was taken; send it again after Retry-After."),
-    "internal": Code(500, "A bug of ours, it is in the log. What was sent may or may not be taken; send it again."),
+    "overloaded": Code(
+        503, "Too many events wait for the broker. Nothing was accepted; repeat the request after Retry-After seconds."
+    ),
+    "internal": Code(
+        500,
+        "A defect of the server; it is logged. Events may or may not have been accepted: send them again with the same "
+        "event_id.",
+    ),
 }
 
 
-class Refusal(Exception):  # noqa: N818 - it is an answer, not a mistake
+class Refusal(Exception):  # noqa: N818 - a response, not a defect
     """A request that is answered with an error of :data:`CODES`."""
 
     def __init__(self, code: str, message: str) -> None:
@@ -80,21 +86,21 @@ async def refused(_: Request, refusal: Exception) -> Response:
 
 
 async def http_error(request: Request, raised: Exception) -> Response:
-    """Answer what the router raises: no such path, no such method."""
+    """Answer what the router raises: an unknown path or method."""
     assert isinstance(raised, HTTPException)  # noqa: S101 - registered for this type only
     code = "method_not_allowed" if raised.status_code == 405 else "not_found"  # noqa: PLR2004
     return answer(raised.status_code, {"error": error(code, f"{request.method} here: {raised.detail}")}, raised.headers)
 
 
 async def unexpected(request: Request, raised: Exception) -> Response:
-    """Answer a bug: it is logged whole, the caller learns nothing of our inside."""
+    """Answer an unexpected exception: it is logged in full, and the response holds no detail of it."""
     log("api").error("unexpected error", exc_info=raised, extra={"fields": {"path": request.scope["path"]}})
     return answer(500, {"error": error("internal", "an unexpected error")})
 
 
 async def explain(request: Request) -> Response:
-    """GET /v1/errors/{code}: what the code means and how to mend it."""
+    """GET /v1/errors/{code}: the status of a code and how to fix the request."""
     code = CODES.get(request.path_params["code"])
     if code is None:
-        raise Refusal("not_found", f"no such code; known: {', '.join(CODES)}")
-    return answer(200, {"code": request.path_params["code"], "status": code.status, "mend": code.mend})
+        raise Refusal("not_found", f"unknown code; the codes are: {', '.join(CODES)}")
+    return answer(200, {"code": request.path_params["code"], "status": code.status, "fix": code.fix})

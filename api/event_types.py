@@ -1,4 +1,4 @@
-"""GET /v1/schemas and /v1/schemas/{type}: what may be sent, with an example of each that is accepted as it stands."""
+"""GET /v1/schemas and /v1/schemas/{type}: the types to send, each with an example that is accepted unchanged."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ async def one(request: Request) -> Response:
     name = request.path_params["type"]
     kind = schemas.types.get(name)
     if kind is None:
-        raise Refusal("not_found", f"no such type; known: {', '.join(schemas.types)}")
+        raise Refusal("not_found", f"unknown type; the types are: {', '.join(schemas.types)}")
     example = {"example": {"type": name} | kind.example} if name in schemas.events else {}
     return answer(200, _summary(kind) | {"schema": kind.whole} | example)
 

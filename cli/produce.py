@@ -145,10 +145,10 @@ def _checker(settings: Settings) -> Checker:
 
 
 def _checked(checker: Checker, line: bytes) -> Item:
-    from api.ingest.accept import Bad  # noqa: PLC0415 - see above
+    from api.ingest.accept import InvalidEvent  # noqa: PLC0415 - see above
 
     checked = checker.line(line)
-    return checked.item if isinstance(checked, Bad) else {"event_id": checked.event_id, "status": "valid"}
+    return checked.item if isinstance(checked, InvalidEvent) else {"event_id": checked.event_id, "status": "valid"}
 
 
 class _OverKafka:

@@ -1,1 +1,1 @@
-"""What every part stands on: settings, errors, outcomes, Kafka, Postgres, ClickHouse, the embedded stack."""
+"""What every other package uses: settings, errors, outcomes, telemetry, Kafka, Postgres, ClickHouse."""

@@ -1,12 +1,12 @@
 """Classify errors once.
 
     Exception
-    ├── DependencyAway      a dependency is not reachable: wait with backoff and do the same again, nothing is lost
+    ├── DependencyAway      a dependency is unavailable: retry the same work with backoff, nothing is lost
     ├── TooManyDead         a window holds more dead records than is plausible: stop, do not empty the topic
-    └── anything else       a bug: the process stops loudly, its offsets uncommitted
+    └── anything else       a bug: the process stops with the exception logged and its offsets uncommitted
 
-HTTP answers of connectors become a :class:`Verdict` by :func:`classify_status`, unless the connector's own table
-(what *its* errors mean) says otherwise first.
+HTTP responses of connectors become a :class:`Verdict` by :func:`classify_status`, unless the connector's own table of
+errors has the status.
 """
 
 from __future__ import annotations
@@ -14,25 +14,26 @@ from __future__ import annotations
 from enum import StrEnum
 
 
-class DependencyAway(Exception):  # noqa: N818 - it is a state of the world, not a mistake
-    """A dependency (``who``) is not reachable now; the caller waits and repeats the same work."""
+class DependencyAway(Exception):  # noqa: N818 - a state of the dependency, not a defect
+    """The dependency ``name`` is unavailable; the caller retries the same work with backoff."""
 
-    def __init__(self, who: str, why: BaseException | str) -> None:
-        super().__init__(f"{who} is away: {why if isinstance(why, str) else f'{type(why).__name__}: {why}'}")
-        self.who = who
+    def __init__(self, name: str, cause: BaseException | str) -> None:
+        detail = cause if isinstance(cause, str) else f"{type(cause).__name__}: {cause}"
+        super().__init__(f"{name} is unavailable: {detail}")
+        self.who = name
 
 
-class TooManyDead(Exception):  # noqa: N818
-    """More of the last records were dead than ``LEADSTREAM_MAX_DEAD_SHARE`` allows."""
+class TooManyDead(Exception):  # noqa: N818 - a state of the topic, not a defect
+    """A larger share of the last records is dead than ``LEADSTREAM_MAX_DEAD_SHARE`` allows."""
 
 
 class Verdict(StrEnum):
     """What to do about a failed call."""
 
-    RETRY = "retry"  # same call again, with backoff and jitter
-    PAUSE = "pause"  # the destination wants no calls for a while: nothing goes there until then
+    RETRY = "retry"  # the same call, with backoff and jitter
+    PAUSE = "pause"  # no call to this destination for a while
     REFRESH = "refresh"  # get a new token once, then the same call
-    DEAD = "dead"  # it will never be taken
+    DEAD = "dead"  # refused permanently
 
 
 _STATUS = {401: Verdict.REFRESH, 408: Verdict.RETRY, 409: Verdict.RETRY, 423: Verdict.RETRY, 425: Verdict.RETRY}
@@ -40,7 +41,7 @@ _STATUS |= {429: Verdict.PAUSE, 501: Verdict.DEAD}
 
 
 def classify_status(status: int) -> Verdict:
-    """Return what an HTTP ``status`` of 400 or more means where the connector's own table is silent."""
+    """Return what to do about an HTTP ``status`` of 400 or more that is not in the connector's own table."""
     if status in _STATUS:
         return _STATUS[status]
-    return Verdict.RETRY if status >= 500 else Verdict.DEAD  # noqa: PLR2004 - the border of the 5xx class
+    return Verdict.RETRY if status >= 500 else Verdict.DEAD  # noqa: PLR2004 - 5xx: the server's problem

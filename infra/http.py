@@ -1,10 +1,10 @@
-"""HTTP to other people's services: the client, the one policy of trying again, and keeping to a rate limit.
+"""HTTP to third-party services: the client, the one retry policy, and a rate limit.
 
     Exception
-    └── Unreachable     no answer after all tries; ``reason`` says timeout or unavailable
+    └── Unreachable     no response after all attempts; ``reason`` is timeout or unavailable
 
-:func:`send` tries again what is likely to pass at once: no connection, no answer, 502, 503, 504. It is for calls that
-may be repeated (reads, keyed writes, calls with an idempotency key). What an answer means is the connector's business.
+:func:`send` retries what is likely to be short: no connection, no response, 502, 503, 504. It is for calls that may be
+repeated (reads, keyed writes, calls with an idempotency key). The connector decides what a response means.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ _HEADERS = {"user-agent": "leadstream", "accept": "application/json"}
 Sleep = Callable[[float], Awaitable[None]]
 
 
-class Unreachable(Exception):  # noqa: N818 - it is a state of the world, not a mistake
-    """No answer after all tries. ``reason``: TIMEOUT (it may have had its effect) or UNAVAILABLE."""
+class Unreachable(Exception):  # noqa: N818 - a state of the service, not a defect
+    """No response after all attempts. ``reason``: TIMEOUT (the call may have had its effect) or UNAVAILABLE."""
 
     def __init__(self, reason: Reason) -> None:
         super().__init__(reason.value)
@@ -42,8 +42,8 @@ def client(
 ) -> httpx.AsyncClient:
     """Return a client for one service; the caller closes it.
 
-    ``timeout_s`` bounds connecting, and each wait for a part of the answer. ``connections`` are kept open, so that a
-    call does not pay for a new one. ``transport``: in tests, the simulator in process.
+    ``timeout_s`` bounds connecting, and each wait for a part of the response. Up to ``connections`` are kept open and
+    reused. ``transport``: in tests, the simulator in process.
     """
     return httpx.AsyncClient(
         base_url=base_url,
@@ -66,10 +66,10 @@ async def send(
     attempts: int = 3,
     sleep: Sleep = asyncio.sleep,
 ) -> httpx.Response:
-    """Send ``body`` as JSON and return the answer, whatever its status; ``before`` is awaited before each try.
+    """Send ``body`` as JSON and return the response, whatever its status; ``before`` is awaited before each attempt.
 
     Raises:
-        Unreachable: after ``attempts`` tries, about 0.1 s, then 0.2 s, ... apart (random, at most 2 s).
+        Unreachable: after ``attempts`` attempts, about 0.1 s, then 0.2 s, ... apart (random, at most 2 s).
 
     """
     content = None if body is None else orjson.dumps(body)
@@ -97,16 +97,16 @@ async def send(
 
 
 def _last(state: tenacity.RetryCallState) -> httpx.Response:
-    assert state.outcome is not None  # noqa: S101 - tenacity calls this after a try, for the type checker
-    response: httpx.Response = state.outcome.result()  # or raises what the last try raised
+    assert state.outcome is not None  # noqa: S101 - for the type checker: tenacity calls this after an attempt
+    response: httpx.Response = state.outcome.result()  # or raises what the last attempt raised
     return response
 
 
 class Bucket:
-    """Keeps calls within ``per_window`` in any ``window_s`` seconds, for this process.
+    """Limits calls to ``per_window`` in any ``window_s`` seconds, for this process.
 
-    A token bucket whose burst is a fifth of the window's calls and whose rate is the rest spread over the window: a
-    lone call never waits, and no window, however it is laid, sees more than ``per_window`` calls start.
+    A token bucket. Its burst is a fifth of the window's calls, its rate the rest spread over the window: a single call
+    never waits, and at most ``per_window`` calls start in any window of ``window_s`` seconds.
     """
 
     def __init__(
@@ -131,13 +131,13 @@ class Bucket:
         return self._tokens
 
     async def take(self) -> None:
-        """Wait for this call's turn; calls go in the order they asked."""
+        """Wait until this call may start; calls start in the order in which they asked."""
         self._refill()
         self._tokens -= 1
         if self._tokens < 0:
             await self._sleep(-self._tokens / self._rate)
 
     async def ready(self) -> None:
-        """Wait until a call could start at once, without taking its turn: then take up work, not before."""
+        """Wait until a call could start at once, without reserving it: claim work only then."""
         while (short := 1 - self._refill()) > 0:
             await self._sleep(short / self._rate)

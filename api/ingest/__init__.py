@@ -1,1 +1,1 @@
-"""The forms of lead event the front door takes, one file a form."""
+"""The forms in which the API accepts lead events, one file a form."""

@@ -1,8 +1,8 @@
-"""What every way in has in common: check each event, deliver the good ones, say what became of each.
+"""The part common to every form of input: validate each event, deliver the valid ones, report the status of each.
 
-Guarantee: an event is ``accepted`` only after the broker confirmed it with ``acks=all``. Where no confirmation came in
-time it is ``unknown``, never left out and never called rejected: sent again with the same event_id it counts once,
-intake drops the second.
+Guarantee: an event is ``accepted`` only after the broker confirmed it with ``acks=all``. Without a confirmation in time
+it is ``unknown``, never omitted and never reported as rejected: sent again with the same event_id it counts once,
+because intake drops the second.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ from schemas.rules import check_event
 
 TOPIC = "leads.received"
 _SOURCE = "api"
-_MOST_WAITING = 64 << 20  # bytes that may wait for the broker at any time
+_MAX_PENDING_BYTES = 64 << 20  # of events that wait for the broker at any time, in this process
 _REFUSED = {"MSG_SIZE_TOO_LARGE", "INVALID_RECORD"}
 
 Item = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Good:
-    """An event that passed: ready to be a record of ``leads.received``."""
+class ValidEvent:
+    """A valid event: ready to be a record of ``leads.received``."""
 
     event_id: str
     key: bytes
@@ -44,15 +44,15 @@ class Good:
 
 
 @dataclass(frozen=True, slots=True)
-class Bad:
-    """An event that did not pass; ``event_id`` as far as it could be read."""
+class InvalidEvent:
+    """An event that is refused; ``event_id`` is "" where it could not be read."""
 
     event_id: str
     dead: Dead
 
     @property
     def item(self) -> Item:
-        """What the answer says of it."""
+        """Its item in the response."""
         problems = [{"path": p.path, "message": p.message} for p in self.dead.problems]
         return {
             "event_id": self.event_id or None,
@@ -62,11 +62,11 @@ class Bad:
         }
 
 
-Checked = Good | Bad
+Checked = ValidEvent | InvalidEvent
 
 
 class Checker:
-    """Turns what was sent into records; the same rules as intake's, so that what passes here is not dead there."""
+    """Turns events into records by the rules of intake: what is valid here is not dead there."""
 
     def __init__(
         self,
@@ -86,33 +86,35 @@ class Checker:
         self._new_id = new_id
 
     def json(self, document: Any) -> Checked:
-        """Check one event in its JSON form; event_id, occurred_at and source are made where they are missing."""
+        """Check one event in its JSON form; a missing event_id, occurred_at or source is filled in."""
         now = self._now()
         event_id = ""
         if isinstance(document, dict):
             document, event_id = self._completed(document, now)
         kind, record = from_json(document, self._schemas) if isinstance(document, dict) else ("", _NO_OBJECT)
         if isinstance(record, Dead):
-            return Bad(event_id, record)
-        return self._judged(kind, record, now)
+            return InvalidEvent(event_id, record)
+        return self._validated(kind, record, now)
 
     def line(self, line: bytes) -> Checked:
         """Check one line of NDJSON."""
         try:
             document = orjson.loads(line)
         except ValueError as error:
-            return Bad("", Dead(Reason.NOT_JSON, (Problem("", f"not JSON: {error}"),)))
+            return InvalidEvent("", Dead(Reason.NOT_JSON, (Problem("", f"not JSON: {error}"),)))
         return self.json(document)
 
     def avro(self, payload: bytes) -> Checked:
-        """Check one event in a wire form of ``leads.received``; its bytes go on as they are."""
+        """Check one event in a wire form of ``leads.received``; its bytes are produced unchanged."""
         try:
             decoded = self._codec.decode(payload)
         except DecodeError as error:
-            return Bad("", error.dead)
+            return InvalidEvent("", error.dead)
         if decoded.type not in self._schemas.events:
-            return Bad("", Dead(Reason.UNKNOWN_EVENT_TYPE, (Problem("", f"{decoded.type} is no lead event"),)))
-        return self._judged(decoded.type, decoded.record, self._now(), payload)
+            return InvalidEvent(
+                "", Dead(Reason.UNKNOWN_EVENT_TYPE, (Problem("", f"{decoded.type} is not a lead event"),))
+            )
+        return self._validated(decoded.type, decoded.record, self._now(), payload)
 
     def _completed(self, document: Item, now: int) -> tuple[Item, str]:
         envelope = document.get("envelope")
@@ -129,26 +131,31 @@ class Checker:
             filled["source"] = _SOURCE
         return document | {"envelope": filled}, filled["event_id"] if isinstance(filled["event_id"], str) else ""
 
-    def _judged(self, kind: str, record: Item, now: int, payload: bytes = b"") -> Checked:
+    def _validated(self, kind: str, record: Item, now: int, payload: bytes = b"") -> Checked:
         event_id = record["envelope"]["event_id"]
-        judged = check_event(self._schemas.events[kind], record, now, self._max_ahead_us)
-        if isinstance(judged, Dead):
-            return Bad(event_id, judged)
+        properties = check_event(self._schemas.events[kind], record, now, self._max_ahead_us)
+        if isinstance(properties, Dead):
+            return InvalidEvent(event_id, properties)
         value = payload or self._encoders[kind](record)
         if len(value) > self._max_event_bytes:
-            words = f"takes {len(value)} bytes, at most {self._max_event_bytes} are allowed"
-            return Bad(event_id, Dead(Reason.TOO_LARGE, (Problem("", words),)))
-        return Good(event_id, _key(record), value)
+            words = f"has {len(value)} bytes; the maximum is {self._max_event_bytes}"
+            return InvalidEvent(event_id, Dead(Reason.TOO_LARGE, (Problem("", words),)))
+        return ValidEvent(event_id, _key(record), value)
 
 
 _NO_OBJECT = Dead(Reason.INVALID_FIELD, (Problem("", "an event is a JSON object"),))
 
 
 def _key(record: Item) -> bytes:
-    """Return ``tenant:identifier``: one person's events stay on one partition, in order."""
-    said = record["identifiers"]
-    crm_ids = said["crm_ids"]
-    identifier = said["external_id"] or normal_email(said["email"]) or said["phone"] or said["anonymous_id"]
+    """Return ``tenant:identifier``, so that the events of one person stay on one partition, in order."""
+    identifiers = record["identifiers"]
+    crm_ids = identifiers["crm_ids"]
+    identifier = (
+        identifiers["external_id"]
+        or normal_email(identifiers["email"])
+        or identifiers["phone"]
+        or identifiers["anonymous_id"]
+    )
     if not identifier and crm_ids:
         first = min(crm_ids)
         identifier = f"{first}:{crm_ids[first]}"
@@ -156,34 +163,34 @@ def _key(record: Item) -> bytes:
 
 
 class Acceptor:
-    """Delivers checked events and words the answer. What waits for the broker is bounded in bytes and in time.
+    """Delivers checked events and builds the items of the response. Waiting events are bounded in bytes and in time.
 
-    ``timeout_s`` is best a little longer than the producer's own bound, which then usually ends the wait.
+    ``timeout_s`` should be a little longer than the producer's own limit, which then usually ends the wait.
     """
 
     def __init__(self, deliverer: Deliverer, *, timeout_s: float) -> None:
         self._deliverer = deliverer
         self._timeout_s = timeout_s
-        self._waiting = 0
+        self._pending = 0
 
     async def accept(self, checked: Sequence[Checked], traceparent: str = "") -> tuple[int, list[Item]]:
-        """Deliver the good ones of ``checked``; return how many are accepted and an item for each, in order.
+        """Deliver the valid ones of ``checked``; return how many were accepted and an item for each, in order.
 
         Raises:
             Refusal: ``overloaded``; nothing was delivered.
 
         """
-        good = [event for event in checked if isinstance(event, Good)]
+        good = [event for event in checked if isinstance(event, ValidEvent)]
         headers = [("traceparent", traceparent.encode())] if traceparent else None
         size = sum(len(event.value) for event in good)
-        if self._waiting + size > _MOST_WAITING:
+        if self._pending + size > _MAX_PENDING_BYTES:
             raise Refusal("overloaded", "too many events are waiting for the broker")
-        self._waiting += size
+        self._pending += size
         try:
             deliveries = iter(await self._deliver([Output(TOPIC, e.key, e.value, headers) for e in good]))
         finally:
-            self._waiting -= size
-        items = [e.item if isinstance(e, Bad) else _delivered(e, next(deliveries)) for e in checked]
+            self._pending -= size
+        items = [e.item if isinstance(e, InvalidEvent) else _delivered(e, next(deliveries)) for e in checked]
         for item in items:
             metrics.HTTP_EVENTS.labels(item["status"]).inc()
         return sum(item["status"] == "accepted" for item in items), items
@@ -194,14 +201,16 @@ class Acceptor:
                 return await self._deliverer.deliver_each(outputs)
         except TimeoutError:
             return [Delivery(-1, -1, "TIMED_OUT")] * len(outputs)
-        except KafkaException as error:  # refused by the client itself, somewhere in the middle
+        except KafkaException as error:  # refused by the client itself, with some already produced
             return [Delivery(-1, -1, error.args[0].name())] * len(outputs)
 
 
-def _delivered(event: Good, delivery: Delivery) -> Item:
+def _delivered(event: ValidEvent, delivery: Delivery) -> Item:
     if not delivery.error:
         where = {"topic": TOPIC, "partition": delivery.partition, "offset": delivery.offset}
         return {"event_id": event.event_id, "status": "accepted"} | where
     if delivery.error in _REFUSED:
-        return Bad(event.event_id, Dead(Reason.TOO_LARGE, (Problem("", "the broker does not take it"),))).item
+        return InvalidEvent(
+            event.event_id, Dead(Reason.TOO_LARGE, (Problem("", "larger than the broker accepts"),))
+        ).item
     return {"event_id": event.event_id, "status": "unknown", "reason": Reason.UNAVAILABLE.value}

@@ -1,7 +1,7 @@
-"""POST /v1/events and POST /v1/validate: our own form of events, as JSON, NDJSON or one Avro payload.
+"""POST /v1/events and POST /v1/validate: the native form of events: JSON, NDJSON or one Avro payload.
 
-202 all accepted, 207 some, 400 none, 503 at least one ``unknown`` (send those again with the same event_id). The body
-has an item for each event, in the order sent: ``{"accepted": n, "events": [{"event_id", "status", ...}]}``.
+202: all accepted. 207: some. 400: none. 503: at least one is ``unknown`` (send those again with the same event_id). The
+body has an item for each event, in the order sent: ``{"accepted": n, "events": [{"event_id", "status", ...}]}``.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from api.errors import Refusal, answer, error
-from api.ingest.accept import Acceptor, Bad, Checked, Checker, Item
+from api.ingest.accept import Acceptor, Checked, Checker, InvalidEvent, Item
 from infra import telemetry
 
 MAX_EVENTS = 500
@@ -24,12 +24,12 @@ _JSON = {"application/json", "text/json"}
 _NDJSON = {"application/x-ndjson", "application/ndjson", "application/jsonl"}
 _AVRO = {"application/avro", "application/vnd.leadstream", "avro/binary"}
 
-# Who may send: raises Refusal. Write keys come in here.
+# Whether the caller may send; raises Refusal if not.
 Admit = Callable[[Request], Awaitable[None]]
 
 
 async def everyone(_: Request) -> None:
-    """Admit every caller."""
+    """Admit every caller: the API has no keys."""
 
 
 class Native:
@@ -47,14 +47,16 @@ class Native:
             accepted, items = await self._acceptor.accept(checked, traceparent)
         body: Item = {"accepted": accepted, "events": items}
         if unknown := sum(item["status"] == "unknown" for item in items):
-            words = f"the broker did not confirm {unknown} of {len(items)} events; send those again"
-            return answer(503, body | {"error": error("kafka_away", words)}, {"Retry-After": "2"})
+            message = f"the broker did not confirm {unknown} of {len(items)} events; send those again"
+            return answer(503, body | {"error": error("kafka_unavailable", message)}, {"Retry-After": "2"})
         return _graded(body, accepted, 202)
 
     async def validate(self, request: Request) -> Response:
-        """POST /v1/validate: what /v1/events would say, nothing is written."""
+        """POST /v1/validate: the response that /v1/events would give; nothing is written."""
         checked = await self._read(request)
-        items = [e.item if isinstance(e, Bad) else {"event_id": e.event_id, "status": "valid"} for e in checked]
+        items = [
+            e.item if isinstance(e, InvalidEvent) else {"event_id": e.event_id, "status": "valid"} for e in checked
+        ]
         valid = sum(item["status"] == "valid" for item in items)
         return _graded({"valid": valid, "events": items}, valid, 200)
 
@@ -62,9 +64,9 @@ class Native:
         await self._admit(request)
         kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
         if request.headers.get("content-encoding", "identity").lower() != "identity":
-            raise Refusal("unsupported_encoding", "a body with Content-Encoding is not read")
+            raise Refusal("unsupported_encoding", "a body with Content-Encoding is not supported")
         if kind not in _JSON | _NDJSON | _AVRO:
-            raise Refusal("unsupported_type", "this Content-Type is not read; send application/json")
+            raise Refusal("unsupported_type", "this Content-Type is not supported; send application/json")
         body = await _body(request)
         if not body.strip():
             raise Refusal("no_events", "the body is empty")
@@ -93,13 +95,13 @@ class Native:
 
 def _count(events: int) -> None:
     if not events:
-        raise Refusal("no_events", "there is no event in the body")
+        raise Refusal("no_events", "the body holds no event")
     if events > MAX_EVENTS:
-        raise Refusal("too_many_events", f"{events} events; at most {MAX_EVENTS} a request")
+        raise Refusal("too_many_events", f"{events} events in one request; the maximum is {MAX_EVENTS}")
 
 
 async def _body(request: Request) -> bytes:
-    """Read the body, never more than the bound of it, whether or not its length was announced."""
+    """Read the body, never more than its limit, whether or not Content-Length is set."""
     too_large = Refusal("too_large", f"the body is larger than {MAX_BYTES} bytes")
     announced = request.headers.get("content-length", "0")
     if not announced.isdecimal() or int(announced) > MAX_BYTES:
@@ -116,7 +118,7 @@ async def _body(request: Request) -> bytes:
     except TimeoutError:
         raise Refusal("slow_request", f"the body did not arrive within {_READ_S} s") from None
     except ClientDisconnect:
-        raise Refusal("slow_request", "the sender went away") from None
+        raise Refusal("slow_request", "the client closed the connection") from None
     return b"".join(chunks)
 
 

@@ -195,7 +195,7 @@ async def test_while_the_broker_is_away_nothing_is_called_accepted(door: Any) ->
     async with asyncio.timeout(30):
         answer = await send(client, [event(), {}])
     body = answer.json()
-    assert (answer.status_code, body["accepted"], body["error"]["code"]) == (503, 0, "kafka_away")
+    assert (answer.status_code, body["accepted"], body["error"]["code"]) == (503, 0, "kafka_unavailable")
     assert [item["status"] for item in body["events"]] == ["unknown", "rejected"]
     assert int(answer.headers["retry-after"]) > 0
     ready = await client.get("/ready")
@@ -211,7 +211,7 @@ async def test_what_waits_for_the_broker_is_bounded(door: Any) -> None:
         answers = await asyncio.gather(*[send(client, batch) for _ in range(25)])
     codes = {answer.json()["error"]["code"] for answer in answers}
     assert {answer.status_code for answer in answers} == {503}
-    assert codes == {"kafka_away", "overloaded"}
+    assert codes == {"kafka_unavailable", "overloaded"}
 
 
 async def test_many_at_once_are_all_there(client: httpx.AsyncClient) -> None:
