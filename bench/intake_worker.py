@@ -22,9 +22,10 @@ from infra.kafka.processor import Effects
 from infra.postgres.pool import connect
 from infra.runtime import collect_garbage_rarely
 from schemas.codec import Codec
-from streams.intake.pipeline import Intake, Prepared
+from streams.intake.event import EventBatch
+from streams.intake.pipeline import Intake
 from streams.intake.route import Router
-from streams.intake.store import speak_microseconds
+from streams.intake.store import Store, speak_microseconds
 
 
 def batches_of(events: Sequence[tuple[bytes, bytes]], size: int) -> list[list[Message]]:
@@ -37,15 +38,15 @@ def batches_of(events: Sequence[tuple[bytes, bytes]], size: int) -> list[list[Me
 async def stage(dsn: str, clock: Callable[[], int]) -> tuple[asyncpg.Pool, Intake]:
     """Return the stage on one connection."""
     pool = await connect(dsn, size=1, application="bench", init=speak_microseconds)
-    await pool.execute("SELECT 1")
-    router = Router(Codec(), ["leads.crm-hubspot"], frozenset({"form_submitted"}))
-    return pool, Intake(pool, Codec(), router, max_event_bytes=262_144, max_ahead_s=86_400, now=clock)
+    await pool.execute("INSERT INTO signal_types VALUES ('bench', 'form_submitted') ON CONFLICT DO NOTHING")
+    router = Router(Codec(), ["leads.crm-hubspot"])
+    return pool, Intake(Store(pool), Codec(), router, max_event_bytes=262_144, max_ahead_s=86_400, now=clock)
 
 
 async def _main(dsn: str, events: Sequence[tuple[bytes, bytes]], size: int) -> None:
     batches = batches_of(events, size)
     pool, intake = await stage(dsn, lambda: time.time_ns() // 1000)
-    prepared: asyncio.Queue[Prepared | None] = asyncio.Queue(1)
+    prepared: asyncio.Queue[EventBatch | None] = asyncio.Queue(1)
     applied: asyncio.Queue[Effects | None] = asyncio.Queue(1)
 
     async def prepare() -> None:

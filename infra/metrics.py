@@ -19,5 +19,10 @@ BATCH_RECORDS = Histogram(
 )
 WAITING = Gauge("leadstream_waiting", "1 while a stage waits for a dependency that is away.", ["stage", "dependency"])
 REBALANCES = Counter("leadstream_rebalances", "Partitions taken from a worker (revoked, lost).", ["stage", "kind"])
+CONTENTION = Counter(
+    "leadstream_contention",
+    "Transactions that were rolled back because another worker wrote the same rows.",
+    ["stage", "what"],
+)
 HTTP_REQUESTS = Counter("leadstream_http_requests", "Requests to the front door.", ["path", "status"])
 HTTP_EVENTS = Counter("leadstream_http_events", "Events offered to the front door.", ["status"])

@@ -18,6 +18,7 @@ from infra.kafka.processor import Effects
 from infra.outcomes import Reason
 from streams.intake.pipeline import Intake
 from streams.intake.route import Router
+from streams.intake.store import Store
 from tests.events import CODEC, NOW, message, payload, record
 from tests.streams.intake.conftest import intake, leads, open_pool
 
@@ -108,7 +109,7 @@ def test_no_bytes_make_prepare_fail(data: st.DataObject) -> None:
     value = bytearray(GOOD)
     for place, byte in data.draw(st.lists(st.tuples(st.integers(0, len(GOOD) - 1), st.integers(0, 255)), max_size=4)):
         value[place] = byte
-    stage = Intake(None, CODEC, Router(CODEC, [], frozenset()), max_event_bytes=65_536, max_ahead_s=0)
+    stage = Intake(Store(None), CODEC, Router(CODEC, []), max_event_bytes=65_536, max_ahead_s=0)
     prepared = stage.prepare([message(bytes(value)), message(data.draw(st.binary(max_size=64)))])
     assert len(prepared.dead) + len(prepared.events) == 2
 
