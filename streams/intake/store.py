@@ -55,7 +55,7 @@ class Transaction:
     """One transaction: lookups and writes of one decision, called in the order in which they stand here."""
 
     def __init__(self, connection: asyncpg.Connection) -> None:
-        self._connection = connection
+        self.connection = connection
 
     async def receipts(self, events: Iterable[Event], now: int) -> dict[str, Receipt]:
         """Return the receipts of those ``events`` that were accepted before, by event key.
@@ -65,8 +65,8 @@ class Transaction:
         """
         at = to_datetime(now)
         if (at - _CLOCK_ERROR).month != (at + _CLOCK_ERROR).month:
-            await self._connection.execute("SELECT pg_advisory_xact_lock($1)", _MONTH_LOCK)
-        rows = await self._connection.fetch(
+            await self.connection.execute("SELECT pg_advisory_xact_lock($1)", _MONTH_LOCK)
+        rows = await self.connection.fetch(
             'SELECT key, topic, partition, "offset", lead_id, version FROM receipts WHERE key = ANY($1::uuid[])',
             [event.key for event in events],
         )
@@ -77,7 +77,7 @@ class Transaction:
         wanted = list(dict.fromkeys(identity for event in events for identity in event.identities))
         if not wanted:
             return {}
-        rows = await self._connection.fetch(
+        rows = await self.connection.fetch(
             """
             SELECT w.n, i.lead_id
             FROM unnest($1::text[], $2::text[], $3::text[]) WITH ORDINALITY AS w (tenant, kind, value, n)
@@ -89,7 +89,7 @@ class Transaction:
 
     async def bind(self, bindings: Mapping[Identity, str]) -> None:
         """Write new identities; waits for another worker that has written one of them and not committed yet."""
-        await insert_bindings(self._connection, bindings)
+        await insert_bindings(self.connection, bindings)
 
     async def lock(self, lead_ids: Collection[str]) -> dict[str, LeadRow]:
         """Lock and return leads. Raises Contended where one was merged since its identity was looked up."""
@@ -103,7 +103,7 @@ class Transaction:
         found: dict[str, list[Touch]] = {lead_id: [] for lead_id in lead_ids}
         if not found:
             return found
-        rows = await self._connection.fetch(
+        rows = await self.connection.fetch(
             """
             WITH own AS (
                 SELECT w AS lead_id, w AS alias_id FROM unnest($1::uuid[]) AS w
@@ -125,7 +125,7 @@ class Transaction:
         """Return what was decided about redelivered events, by lead_id and version, and their leads as they are now."""
         if not redelivered:
             return {}, {}
-        rows = await self._connection.fetch(
+        rows = await self.connection.fetch(
             """
             SELECT h.lead_id, h.version, h.decided_at, h.changes, h.merged
             FROM unnest($1::uuid[], $2::bigint[]) AS w (lead_id, version) JOIN lead_history h USING (lead_id, version)
@@ -138,18 +138,18 @@ class Transaction:
 
     async def signal_types(self) -> frozenset[str]:
         """Return the event types that campaigns listen to now."""
-        rows = await self._connection.fetch("SELECT DISTINCT event_type FROM signal_types")
+        rows = await self.connection.fetch("SELECT DISTINCT event_type FROM signal_types")
         return frozenset(row[0] for row in rows)
 
     async def write(self, decision: Decision) -> None:
         """Write the decision; it is there when the transaction commits."""
-        await write_decision(self._connection, decision)
+        await write_decision(self.connection, decision)
 
     async def _leads(self, lead_ids: Iterable[str], lock: str = "") -> dict[str, LeadRow]:
         wanted = sorted(set(lead_ids))
         if not wanted:
             return {}
-        rows = await self._connection.fetch(
+        rows = await self.connection.fetch(
             f"""
             SELECT lead_id, tenant, version, created_at, updated_at, merged_into, erased_at, attributes, provenance
             FROM leads WHERE lead_id = ANY($1::uuid[]) ORDER BY lead_id {lock}
