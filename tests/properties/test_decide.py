@@ -165,6 +165,23 @@ async def test_an_erasure_that_restores_more_than_a_record_holds_is_dead() -> No
     assert repr(store.tables) == before
 
 
+async def test_an_erasure_whose_changes_do_not_fit_a_record_is_dead() -> None:
+    """Each short field is longer among the changes than in the lead."""
+    store = MemoryStore()
+    for number in range(4):
+        custom = {f"{number}{n:03d}": "x" for n in range(170)}
+        made = event("lead_updated", f"e-{number}", offset=number, email="a@example.com", custom=custom)
+        assert not [o for o in await put(store, [made], limit=SMALL) if o.topic == "leads.dead"]
+    before = repr(store.tables)
+    for at, (length, dead) in enumerate([(8000, True), (10, False)], 10):
+        erasing = event("lead_erased", f"r-{at}", offset=at, email="a@example.com", reason="r" * length)
+
+        outputs = await put(store, [erasing], limit=SMALL)
+
+        assert ([output.topic for output in outputs] == ["leads.dead"]) is dead
+        assert (repr(store.tables) == before) is dead
+
+
 @given(many(), many())
 @settings(max_examples=100, deadline=None)
 async def test_a_decision_depends_on_its_input_alone_and_leaves_it_as_it_is(
