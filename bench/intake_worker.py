@@ -1,8 +1,8 @@
 """One intake worker of the measurement: ``python bench/intake_worker.py DSN FILE BATCH``.
 
-It reads its events from FILE, says ``ready``, begins when it is told to on its standard input, and says ``done``. The
-stage is whole: records in memory are decoded, validated, decided in one transaction a batch and encoded for everybody
-who has to know; preparing, deciding and telling overlap as they do in the batch loop.
+It reads its events from FILE, prints ``ready``, starts at a line on its standard input, and prints ``done``. The stage
+is whole: records in memory are decoded, validated, decided in one transaction a batch, and its outputs are encoded;
+prepare, apply and encoding overlap as they do in the batch loop.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ async def _main(dsn: str, events: Sequence[tuple[bytes, bytes]], size: int) -> N
             await applied.put(await intake.apply(batch))
         await applied.put(None)
 
-    async def tell() -> None:
+    async def encode() -> None:
         while (effects := await applied.get()) is not None:
             effects.to_deliver()
 
@@ -67,7 +67,7 @@ async def _main(dsn: str, events: Sequence[tuple[bytes, bytes]], size: int) -> N
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     await asyncio.to_thread(sys.stdin.readline)
-    await asyncio.gather(prepare(), apply(), tell())
+    await asyncio.gather(prepare(), apply(), encode())
     sys.stdout.write("done\n")
     sys.stdout.flush()
     await pool.close()

@@ -6,12 +6,14 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from confluent_kafka import KafkaException, Producer
+from confluent_kafka import KafkaException, Message, Producer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infra.kafka.dead_letters import dead_letter
 from infra.kafka.producer import Deliverer, Output
 from infra.kafka.sizes import output_bytes, record_bytes, topic_limits
+from infra.outcomes import Dead, Reason
 from tests.conftest import Stack
 
 LIMIT = 20_000
@@ -41,6 +43,19 @@ def test_the_client_takes_what_its_bound_allows(
 
     with pytest.raises(KafkaException, match="MSG_SIZE_TOO_LARGE"):
         client.produce("t", b"x" * LIMIT, key, headers=headers)
+
+
+@pytest.mark.parametrize("count", [1000, 1_700_000])
+@pytest.mark.parametrize("text", [b"", None, b"12345"])
+def test_a_dead_letter_fits_its_topic_however_many_headers_its_record_has(count: int, text: bytes | None) -> None:
+    headers = [("h", text)] * count
+    message = Message("leads.received", 0, 7, b"key", b"value", headers, None, (2, 1))
+
+    letter = dead_letter(message, "test", Dead(Reason.EMPTY))
+
+    assert output_bytes(letter) <= topic_limits()["leads.dead"]
+    assert (letter.value == b"value") is (count == 1000)
+    assert dict(letter.headers or [])["leadstream.offset"] == b"7"
 
 
 @pytest.mark.integration

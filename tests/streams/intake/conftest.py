@@ -55,16 +55,16 @@ async def pool(stack: Stack) -> AsyncIterator[asyncpg.Pool]:
 
 
 async def put(stage: Intake, *found: Message) -> dict[str, list[dict[str, Any]]]:
-    """Take one batch and return what was told, by the type of its records."""
+    """Take one batch and return what was published, by the type of its records."""
     effects = await stage.apply(stage.prepare(found))
-    told: dict[str, list[dict[str, Any]]] = {name: [] for name in TOPICS.values()}
+    published: dict[str, list[dict[str, Any]]] = {name: [] for name in TOPICS.values()}
     for output in effects.to_deliver():
         decoded = CODEC.decode(output.value or b"")
         assert decoded.type == TOPICS[output.topic]
         about = json.loads(decoded.record["lead"]) if output.topic in LEAD_INSIDE else decoded.record
         assert output.key == (about.get("lead_id") or about["event_id"]).encode()
-        told[decoded.type].append(decoded.record)
-    return told
+        published[decoded.type].append(decoded.record)
+    return published
 
 
 async def state(pool: asyncpg.Pool, tenant: str) -> dict[str, list[tuple[Any, ...]]]:

@@ -82,11 +82,11 @@ async def test_what_is_no_event_is_a_dead_letter_with_its_bytes_intact(pool: asy
     effects: Effects = await stage.apply(stage.prepare(found))
     letters = [output for output in effects.to_deliver() if output.topic == "leads.dead"]
     assert effects.dead == len(letters) == len(BROKEN)
-    said = [{k: v for k, v in letter.headers or [] if k.startswith("leadstream.")} for letter in letters]
-    assert [(each["leadstream.reason"].decode(), letter.value) for each, letter in zip(said, letters, strict=True)] == [
-        (reason.value, value) for reason, value in BROKEN
-    ]
-    for number, (each, letter) in enumerate(zip(said, letters, strict=True), 1):
+    added = [{k: v for k, v in letter.headers or [] if k.startswith("leadstream.")} for letter in letters]
+    assert [
+        (each["leadstream.reason"].decode(), letter.value) for each, letter in zip(added, letters, strict=True)
+    ] == [(reason.value, value) for reason, value in BROKEN]
+    for number, (each, letter) in enumerate(zip(added, letters, strict=True), 1):
         assert letter.key == b"key\xff"
         assert (letter.headers or [])[:3] == headers
         assert (each["leadstream.topic"], each["leadstream.partition"]) == (b"leads.received", b"5")

@@ -115,8 +115,8 @@ async def test_a_batch_in_parts_is_published_as_a_whole_one_is(unique: str) -> N
 
     assert parts.committed == [[f"e-{n}", f"e-{n + 1}"] for n in range(0, 8, 2)]
     assert parts.summary() == whole.summary()
-    said = [[(c["event_id"], c["version"]) for c in each["lead_change"]] for each in published]
-    assert said[0] == said[1]
+    versions = [[(c["event_id"], c["version"]) for c in each["lead_change"]] for each in published]
+    assert versions[0] == versions[1]
     wanted = [sorted(w["version"] for w in each["crm_wanted"]) for each in published]
     assert wanted[0] == wanted[1] == [2, 3, 3]
 
