@@ -79,19 +79,19 @@ def _ours(dsn: str, files: list[Path], batch: int) -> float:
         )
         for file in files
     ]
-    _said(workers, "ready")
+    _wait_for(workers, "ready")
     began = time.perf_counter()
     for worker in workers:
         worker.stdin.write("go\n")  # type: ignore[union-attr]
         worker.stdin.flush()  # type: ignore[union-attr]
-    _said(workers, "done")
+    _wait_for(workers, "done")
     took = time.perf_counter() - began
     for worker in workers:
         worker.communicate()
     return _COUNT / took
 
 
-def _said(workers: list[subprocess.Popen[str]], word: str) -> None:
+def _wait_for(workers: list[subprocess.Popen[str]], word: str) -> None:
     for worker in workers:
         if worker.stdout.readline().strip() != word:  # type: ignore[union-attr]
             raise RuntimeError(f"a worker of the measurement ended before it was {word}")

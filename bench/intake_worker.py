@@ -1,8 +1,8 @@
 """One intake worker of the measurement: ``python bench/intake_worker.py DSN FILE BATCH``.
 
-It reads its events from FILE, says ``ready``, begins when it is told to on its standard input, and says ``done``. The
-stage is whole: records in memory are decoded, validated, decided in one transaction a batch and encoded for everybody
-who has to know; preparing, deciding and telling overlap as they do in the batch loop.
+It reads its events from FILE, prints ``ready``, starts at a line on its standard input, and prints ``done``. The stage
+is whole: records in memory are decoded, validated, decided in one transaction a batch, and its outputs are encoded;
+prepare, apply and encoding overlap as they do in the batch loop.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from infra.kafka.processor import Effects
 from infra.postgres.pool import connect
 from infra.runtime import collect_garbage_rarely
 from schemas.codec import Codec
-from streams.intake.pipeline import Intake, Prepared
+from streams.intake.event import EventBatch
+from streams.intake.pipeline import Intake
 from streams.intake.route import Router
-from streams.intake.store import speak_microseconds
+from streams.intake.store import Store, speak_microseconds
 
 
 def batches_of(events: Sequence[tuple[bytes, bytes]], size: int) -> list[list[Message]]:
@@ -37,15 +38,15 @@ def batches_of(events: Sequence[tuple[bytes, bytes]], size: int) -> list[list[Me
 async def stage(dsn: str, clock: Callable[[], int]) -> tuple[asyncpg.Pool, Intake]:
     """Return the stage on one connection."""
     pool = await connect(dsn, size=1, application="bench", init=speak_microseconds)
-    await pool.execute("SELECT 1")
-    router = Router(Codec(), ["leads.crm-hubspot"], frozenset({"form_submitted"}))
-    return pool, Intake(pool, Codec(), router, max_event_bytes=262_144, max_ahead_s=86_400, now=clock)
+    await pool.execute("INSERT INTO signal_types VALUES ('bench', 'form_submitted') ON CONFLICT DO NOTHING")
+    router = Router(Codec(), ["leads.crm-hubspot"])
+    return pool, Intake(Store(pool), Codec(), router, max_event_bytes=262_144, max_ahead_s=86_400, now=clock)
 
 
 async def _main(dsn: str, events: Sequence[tuple[bytes, bytes]], size: int) -> None:
     batches = batches_of(events, size)
     pool, intake = await stage(dsn, lambda: time.time_ns() // 1000)
-    prepared: asyncio.Queue[Prepared | None] = asyncio.Queue(1)
+    prepared: asyncio.Queue[EventBatch | None] = asyncio.Queue(1)
     applied: asyncio.Queue[Effects | None] = asyncio.Queue(1)
 
     async def prepare() -> None:
@@ -58,7 +59,7 @@ async def _main(dsn: str, events: Sequence[tuple[bytes, bytes]], size: int) -> N
             await applied.put(await intake.apply(batch))
         await applied.put(None)
 
-    async def tell() -> None:
+    async def encode() -> None:
         while (effects := await applied.get()) is not None:
             effects.to_deliver()
 
@@ -66,7 +67,7 @@ async def _main(dsn: str, events: Sequence[tuple[bytes, bytes]], size: int) -> N
     sys.stdout.write("ready\n")
     sys.stdout.flush()
     await asyncio.to_thread(sys.stdin.readline)
-    await asyncio.gather(prepare(), apply(), tell())
+    await asyncio.gather(prepare(), apply(), encode())
     sys.stdout.write("done\n")
     sys.stdout.flush()
     await pool.close()

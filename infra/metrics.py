@@ -22,5 +22,10 @@ CAMPAIGNS_INVALID = Gauge(
     "leadstream_campaigns_invalid", "1 while the campaign files have a problem; the last valid ones run."
 )
 REBALANCES = Counter("leadstream_rebalances", "Partitions taken from a worker (revoked, lost).", ["stage", "kind"])
+CONTENTION = Counter(
+    "leadstream_contention",
+    "Transactions that were rolled back because another worker wrote the same rows.",
+    ["stage", "what"],
+)
 HTTP_REQUESTS = Counter("leadstream_http_requests", "Requests to the front door.", ["path", "status"])
 HTTP_EVENTS = Counter("leadstream_http_events", "Events offered to the front door.", ["status"])

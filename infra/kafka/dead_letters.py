@@ -9,6 +9,7 @@ from confluent_kafka import Message
 from infra.clock import now_us
 from infra.errors import TooManyDead
 from infra.kafka.producer import Output
+from infra.kafka.sizes import record_bytes
 from infra.outcomes import Dead
 
 TOPIC = "leads.dead"
@@ -26,7 +27,7 @@ def dead_letter(message: Message, stage: str, dead: Dead, exception: str = "") -
     the letter names its coordinates, and has no key, no value and no headers of it.
     """
     key, value, headers = message.key(), message.value(), message.headers() or []
-    size = len(key or b"") + len(value or b"") + sum(len(name) + len(text or b"") for name, text in headers)
+    size = record_bytes(key, value, headers)
     detail = dead.detail[:1000]
     if size > LARGEST:
         key, value, headers = None, None, []

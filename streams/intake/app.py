@@ -10,25 +10,23 @@ from infra.runtime import Stop
 from infra.settings import Settings
 from infra.writer_schemas import schema_fetch
 from schemas.codec import Codec
-from streams.campaigns.triggers import event_types, load_campaigns
-from streams.intake.pipeline import STAGE, Intake
-from streams.intake.route import CRM_TOPICS, Router
-from streams.intake.store import speak_microseconds
+from streams.intake.pipeline import Intake
+from streams.intake.route import CRM_TOPICS, STAGE, Router
+from streams.intake.store import Store, speak_microseconds
 
 
 async def main(settings: Settings, stop: Stop) -> None:
     """Run intake until ``stop``."""
     codec = Codec(fetch=schema_fetch(settings.schema_registry_url))
     crm_topics = [name for name in load() if name.startswith(CRM_TOPICS)]
-    router = Router(codec, crm_topics, event_types(load_campaigns(settings.campaigns_dir).values()))
     deliverer = Deliverer(settings.kafka_bootstrap)
     pool = await connect(
         settings.database_url, size=settings.database_pool_size, application=STAGE, init=speak_microseconds
     )
     intake = Intake(
-        pool,
+        Store(pool),
         codec,
-        router,
+        Router(codec, crm_topics),
         max_event_bytes=settings.max_event_bytes,
         max_ahead_s=settings.max_clock_ahead_s,
     )

@@ -9,12 +9,15 @@ from schemas.codec import Codec, Decoded, DecodeError
 
 
 def decode(message: Message, codec: Codec, max_bytes: int) -> Decoded | Dead:
-    """Decode one message in any of the three wire forms; what cannot be decoded is Dead with its reason."""
+    """Decode one message in any of the three wire forms; return Dead with its reason where that is impossible.
+
+    Raises DependencyAway where its schema has to be fetched and the registry is unavailable.
+    """
     payload = message.value()
     if not payload:
         return Dead(Reason.EMPTY, (Problem("", "no value; send a lead event (there are no tombstones on this topic)"),))
     if len(payload) > max_bytes:
-        return Dead(Reason.TOO_LARGE, (Problem("", f"{len(payload)} bytes; the most is {max_bytes}"),))
+        return Dead(Reason.TOO_LARGE, (Problem("", f"{len(payload)} bytes; the limit is {max_bytes}"),))
     try:
         return codec.decode(payload)
     except DecodeError as error:

@@ -1,21 +1,20 @@
 """Stage 3 of 6: one effect per event.
 
 An event is known by ``(tenant, event_id)`` alone: no producer's clock is trusted, a retried request may carry another
-``occurred_at``. ``receipts`` remembers from which record each event was accepted. The same coordinates again are a
-redelivery after a crash: what was decided is emitted again. Other coordinates are a duplicate.
+``occurred_at``. ``receipts`` stores from which record each event was accepted. The same coordinates are a redelivery
+after a crash: the decision is published again. Other coordinates are a duplicate.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from hashlib import blake2b
 from typing import NamedTuple
 
 from streams.intake.event import Event
 
 
 class Receipt(NamedTuple):
-    """What intake decided about an event, and the record that it was."""
+    """An accepted event: the record that it came in, and the version of the lead that it made."""
 
     topic: str
     partition: int
@@ -24,7 +23,7 @@ class Receipt(NamedTuple):
     version: int
 
 
-class Sorted(NamedTuple):
+class Deduplicated(NamedTuple):
     """A batch's events by what has to happen with them, each in the batch's order."""
 
     new: list[Event]
@@ -32,14 +31,9 @@ class Sorted(NamedTuple):
     duplicates: list[Event]
 
 
-def event_key(tenant: str, event_id: str) -> str:
-    """Return 32 hex digits that stand for the event; 128 bits, so two events never share it in practice."""
-    return blake2b(f"{tenant}\0{event_id}".encode(), digest_size=16).hexdigest()
-
-
-def dedupe(events: Iterable[Event], receipts: Mapping[str, Receipt]) -> Sorted:
-    """Sort ``events`` by the ``receipts`` found for their keys; of several in one batch the first is new."""
-    found = Sorted([], [], [])
+def dedupe(events: Iterable[Event], receipts: Mapping[str, Receipt]) -> Deduplicated:
+    """Sort ``events`` by the ``receipts`` of their keys; of several with one key in a batch the first is new."""
+    found = Deduplicated([], [], [])
     seen: set[str] = set()
     for event in events:
         receipt = receipts.get(event.key)

@@ -1,14 +1,24 @@
-"""What flows through intake: one decoded lead event with where it came from."""
+"""What flows through intake: one valid lead event, its key and its identities.
+
+Every stage needs these and none owns them, so they stand here: no stage imports a later one.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from hashlib import blake2b
 from typing import Any, NamedTuple
 
 from confluent_kafka import Message
 
+from infra.kafka.producer import Output
+from schemas.addresses import normal_email
 from schemas.registry import EventType
+from schemas.rules import e164
 
 Identity = tuple[str, str, str]  # tenant, kind, normalised value
+Coordinates = tuple[str, int, int]  # topic, partition, offset
 
 OWN_SOURCE = "leadstream:"  # sources of events that the pipeline makes itself
 
@@ -22,17 +32,53 @@ class Event(NamedTuple):
     event_id: str
     source: str
     occurred_at: int
-    key: str  # 32 hex digits: hash of tenant and event_id
+    key: str  # see event_key
     identities: tuple[Identity, ...]
     topic: str
     partition: int
     offset: int
     received_at: int
     properties: bytes  # the record without its envelope, as JSON
-    message: Message  # as it came, should it turn out to be dead
-    traceparent: bytes | None = None
+    message: Message  # unchanged, for the dead letter
+    traceparent: bytes | None = None  # a valid W3C traceparent
 
     @property
     def own(self) -> bool:
-        """Whether the pipeline made it (an enrichment result), and not somebody upstream."""
+        """Whether the pipeline made it (an enrichment result)."""
         return self.source.startswith(OWN_SOURCE)
+
+    @property
+    def coordinates(self) -> Coordinates:
+        """The Kafka record that it came in."""
+        return self.topic, self.partition, self.offset
+
+
+@dataclass(frozen=True, slots=True)
+class EventBatch:
+    """A batch after decode and validate: its events, and the dead letters of its other records."""
+
+    events: list[Event] = field(default_factory=list)
+    dead: list[Output] = field(default_factory=list)
+
+
+def event_key(tenant: str, event_id: str) -> str:
+    """Return 32 hex digits that stand for the event; 128 bits, so two events never share it in practice."""
+    return blake2b(f"{tenant}\0{event_id}".encode(), digest_size=16).hexdigest()
+
+
+def identities(tenant: str, identifiers: Mapping[str, Any]) -> tuple[Identity, ...]:
+    """Return an event's identities, normalised: e-mail in its normal form, phone in E.164, the others trimmed.
+
+    A phone number without a country code, or that is no possible number, is not an identity.
+    """
+    found: list[Identity] = []
+    if value := identifiers["external_id"].strip():
+        found.append((tenant, "external_id", value))
+    if value := normal_email(identifiers["email"]):
+        found.append((tenant, "email", value))
+    if (value := identifiers["phone"]) and (number := e164(value)):
+        found.append((tenant, "phone", number))
+    if value := identifiers["anonymous_id"].strip():
+        found.append((tenant, "anonymous_id", value))
+    found += [(tenant, f"crm:{crm}", value) for crm, value in identifiers["crm_ids"].items() if value]
+    return tuple(found)

@@ -4,13 +4,13 @@ Each field of a lead keeps its value together with its stamp: (authority, occurr
 another exactly when its stamp is greater. Stamps are totally ordered and each event has its own, so merging is a
 maximum: any order and any repetition of the same events gives the same lead, and so does merging two leads.
 
-Authority goes before time: what a person said about herself outlives what a CRM user typed, that what an app sent, that
-what a provider believes. The first and the last touch are the earliest and the latest event of a person or an app.
+Authority goes before time: a value from the person outranks one from a CRM user, that one from an app, that one from an
+enrichment provider. The first and the last touch are the earliest and the latest event of a person or an app.
 
-``lead_erased`` forgets every value whose stamp is not later than it, and refuses such values from then on. What it
-forgets may outrank something that was said later with less authority: such values are kept too, hidden, at most one for
-each lesser authority, and show again. Of touches a lead keeps the first and the last only: an erasure that comes late
-needs all its ``touches`` to find the first after it.
+``lead_erased`` removes every value that is not later than it, and from then on such values are refused. A removed value
+may have outranked a later one of less authority: those are stored too, hidden, at most one for each lesser authority,
+and an erasure restores them. A lead stores its first and its last touch only: a late erasure needs all its ``touches``
+to find the first after it.
 """
 
 from __future__ import annotations
@@ -26,11 +26,10 @@ RANKS = {"enrichment": 1, "app": 2, "crm_user": 3, "person": 4}
 MAPS = frozenset({"consent", "crm_ids", "custom"})
 ERASURE = "lead_erased"
 _ERASED = "_erased"
-_HIDDEN = (
-    "_hidden"  # in ``provenance``: field -> [[rank, occurred_at, event_id, value], ...], falling rank, rising time
-)
+# In ``provenance``: field -> [[rank, occurred_at, event_id, value], ...], falling rank, rising time.
+_HIDDEN = "_hidden"
 TOUCHING = frozenset({"app", "person"})  # the authorities whose events are touches
-_IDENTIFIERS = frozenset({"external_id", "email", "phone"})  # identities that are fields of the lead, too
+_IDENTIFIERS = frozenset({"external_id", "email", "phone"})  # identities that are also fields of the lead
 
 Stamp = list[Any]  # [rank, occurred_at, event_id]: a list, as JSON gives it back
 Touch = tuple[int, str, str]  # occurred_at, event_id, source
@@ -48,19 +47,20 @@ class Lead:
     merged_into: str = ""
     attributes: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)  # field -> Stamp
-    told: str = ""  # ``attributes`` as JSON, as they were last told
-    touches: list[Touch] | None = field(default=None, compare=False)  # all of them; None: they were not looked up
+    json: str = ""  # ``attributes`` as JSON, after the last event
+    touches: list[Touch] | None = field(default=None, compare=False)  # all of them; None: not looked up
 
     @property
-    def erased(self) -> bool:
-        """Whether it was ever erased; it may have learnt new values since."""
-        return _ERASED in self.provenance
+    def erased_at(self) -> int | None:
+        """When its newest erasure occurred; None: never. It may have new values since."""
+        erased = self.provenance.get(_ERASED)
+        return erased[1] if erased else None
 
 
 def merge(lead: Lead, event: Event) -> dict[str, Any]:
-    """Bring ``lead`` up to ``event`` and return what changed: field, or ``map.key``, to its new value.
+    """Merge ``event`` into ``lead`` and return what changed: field, or ``map.key``, to its new value.
 
-    Where ``event`` is an erasure, ``lead`` has to know all its touches.
+    Where ``event`` is an erasure, ``lead.touches`` has to be all of them.
     """
     stamp = [RANKS[event.type.authority], event.occurred_at, event.event_id]
     changes: dict[str, Any] = {}
@@ -69,16 +69,16 @@ def merge(lead: Lead, event: Event) -> dict[str, Any]:
     erased = lead.provenance.get(_ERASED)
     if erased is not None and event.occurred_at <= erased[1]:
         return changes
-    changes |= {name: value for name, value in _said(event) if _claim(lead, name, stamp, value)}
+    changes |= {name: value for name, value in _fields(event) if _set_if_greater(lead, name, stamp, value)}
     if event.type.authority in TOUCHING:
         _touch(lead, event.occurred_at, event.source, event.event_id)
     return changes
 
 
 def absorb(survivor: Lead, loser: Lead) -> None:
-    """Merge ``loser``'s values into ``survivor`` by the same rule; ``loser`` itself stays as it is.
+    """Merge ``loser``'s values into ``survivor`` by the same rule; ``loser`` itself does not change.
 
-    Where one of them was erased, both have to know all their touches.
+    Where one of them was ever erased, ``touches`` of both have to be all of them.
     """
     erased = loser.provenance.get(_ERASED)
     if erased:
@@ -89,38 +89,38 @@ def absorb(survivor: Lead, loser: Lead) -> None:
             if name in ("first_touch", "last_touch"):
                 _touch(survivor, stamp[1], loser.attributes[name + "_source"], stamp[2])
             else:
-                _claim(survivor, name, stamp, _get(loser.attributes, name))
-    _show_again(survivor, loser.provenance.get(_HIDDEN, {}), loser.touches or (), limit)
+                _set_if_greater(survivor, name, stamp, _get(loser.attributes, name))
+    _restore(survivor, loser.provenance.get(_HIDDEN, {}), loser.touches or (), limit)
     survivor.created_at = min(survivor.created_at or loser.created_at, loser.created_at)
 
 
-def _said(event: Event) -> list[tuple[str, Any]]:
-    """Return what the event says of the lead; an empty value says nothing."""
+def _fields(event: Event) -> list[tuple[str, Any]]:
+    """Return the event's values of the lead's fields; an empty value is none."""
     record, kind = event.record, event.type
-    said: list[tuple[str, Any]] = []
+    found: list[tuple[str, Any]] = []
     for _, identity, value in event.identities:
         if identity in _IDENTIFIERS:
-            said.append((identity, value))
+            found.append((identity, value))
         elif identity.startswith("crm:"):
-            said.append((f"crm_ids.{identity[4:]}", value))
+            found.append((f"crm_ids.{identity[4:]}", value))
     if (phone := record["identifiers"]["phone"]) and not e164(phone):
-        said.append(("phone", phone.strip()))  # it identifies nobody, but somebody may still read it
+        found.append(("phone", phone.strip()))  # no identity, but still of use to a reader
     for name, target in kind.lead_fields.items():
         value = record[name]
         if value == "" or value is None:
             continue
         if target in MAPS:
-            said += [(f"{target}.{key}", item) for key, item in value.items()]
+            found += [(f"{target}.{key}", item) for key, item in value.items()]
         else:
-            said.append((target, value))
+            found.append((target, value))
     if "consent" in kind.lead_maps:
         purpose, status = kind.lead_maps["consent"]
-        said.append((f"consent.{record[purpose]}", record[status]))
-    return said
+        found.append((f"consent.{record[purpose]}", record[status]))
+    return found
 
 
-def _claim(lead: Lead, name: str, stamp: Stamp, value: Any) -> bool:
-    """Let ``value`` stand unless it is outranked; return whether the field changes."""
+def _set_if_greater(lead: Lead, name: str, stamp: Stamp, value: Any) -> bool:
+    """Set the field where ``stamp`` is greater than that of its value; return whether that changes it."""
     provenance, attributes = lead.provenance, lead.attributes
     had = provenance.get(name)
     if had is None:
@@ -136,11 +136,14 @@ def _claim(lead: Lead, name: str, stamp: Stamp, value: Any) -> bool:
     return False
 
 
-def _hide(provenance: dict[str, Any], name: str, said: list[Any], after: int) -> None:
-    """Keep what was said later than ``after``, when what stands was said, and than all of more authority."""
+def _hide(provenance: dict[str, Any], name: str, entry: list[Any], after: int) -> None:
+    """Store ``entry`` (stamp and value) among the field's hidden ones, and drop those that can never be restored.
+
+    Restored can be what is later than ``after``, the time of the visible value, and later than all of more authority.
+    """
     hidden = provenance.setdefault(_HIDDEN, {})
     kept: list[list[Any]] = []
-    for one in sorted([*hidden.pop(name, ()), said], key=lambda one: one[:3], reverse=True):
+    for one in sorted([*hidden.pop(name, ()), entry], key=lambda one: one[:3], reverse=True):
         if one[1] > after:
             kept.append(one)
             after = one[1]
@@ -197,27 +200,25 @@ def _erase(lead: Lead, stamp: Stamp, changes: dict[str, Any]) -> None:
             lead.attributes.pop(name + "_at")
             lead.attributes.pop(name + "_source")
         elif name != _ERASED:
-            _drop(lead.attributes, name)
+            _remove(lead.attributes, name)
             changes[name] = None
     lead.provenance[_ERASED] = stamp
-    changes |= _show_again(lead, hidden, lead.touches or (), stamp[1])
+    changes |= _restore(lead, hidden, lead.touches or (), stamp[1])
 
 
-def _show_again(
-    lead: Lead, hidden: Mapping[str, list[list[Any]]], touches: Sequence[Touch], after: int
-) -> dict[str, Any]:
-    """Let stand what was said and touched later than ``after``; return the fields that it changes."""
+def _restore(lead: Lead, hidden: Mapping[str, list[list[Any]]], touches: Sequence[Touch], after: int) -> dict[str, Any]:
+    """Merge the hidden values and the touches that are later than ``after``; return the fields that this changes."""
     for at, event_id, source in [touch for touch in touches if touch[0] > after]:
         _touch(lead, at, source, event_id)
     return {
         name: value
         for name, many in hidden.items()
         for *stamp, value in many
-        if stamp[1] > after and _claim(lead, name, stamp, value)
+        if stamp[1] > after and _set_if_greater(lead, name, stamp, value)
     }
 
 
-def _drop(attributes: dict[str, Any], name: str) -> None:
+def _remove(attributes: dict[str, Any], name: str) -> None:
     top, _, key = name.partition(".")
     if key:
         del attributes[top][key]

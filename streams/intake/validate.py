@@ -1,16 +1,21 @@
-"""Stage 2 of 6: what a type cannot say. Afterwards the event has an id, a tenant, a time and an identifier."""
+"""Stage 2 of 6: what a type cannot express. Afterwards the event has an id, a tenant, a time and an identifier."""
 
 from __future__ import annotations
+
+import re
+from collections.abc import Sequence
 
 from confluent_kafka import Message
 
 from infra.outcomes import Dead, Problem, Reason
+from infra.telemetry import HEADER
 from schemas import rules
 from schemas.codec import Decoded
 from schemas.registry import registry
-from streams.intake.dedupe import event_key
-from streams.intake.event import Event
-from streams.intake.identity import identities
+from streams.intake.event import Event, event_key, identities
+
+# Version, trace id, parent id, flags: 55 bytes. No version ff, no id of zeros.
+_TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 def validate(decoded: Decoded, message: Message, now: int, max_ahead: int) -> Event | Dead:
@@ -41,5 +46,14 @@ def validate(decoded: Decoded, message: Message, now: int, max_ahead: int) -> Ev
         message.timestamp()[1] * 1000,
         properties,
         message,
-        dict(headers).get("traceparent") if headers else None,
+        traceparent(headers) if headers else None,
     )
+
+
+def traceparent(headers: Sequence[tuple[str, bytes | None]]) -> bytes | None:
+    """Return the last ``traceparent`` of ``headers`` where it is valid, else None: any other is dropped.
+
+    So that no output's size depends on a header that its sender chose. Source: W3C Trace Context, section 3.2.
+    """
+    found = dict(headers).get(HEADER)
+    return found if found and _TRACEPARENT.fullmatch(found) else None

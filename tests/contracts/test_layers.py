@@ -161,6 +161,19 @@ def test_imports_go_one_way(package: str) -> None:
     assert not wrong, f"{package} may import only {sorted(ALLOWED[package]) or 'nothing of ours'}"
 
 
+def test_a_stage_of_intake_imports_no_later_one() -> None:
+    order = "event decode validate dedupe identity merge decide route writes store transactions pipeline app __main__"
+    place = {stage: number for number, stage in enumerate(order.split())}
+    files = {file.stem: file for file in (ROOT / "streams/intake").glob("*.py") if file.stem != "__init__"}
+    assert files.keys() == place.keys()
+    for stage, file in files.items():
+        used = {what for _, what in imported(ast.parse(file.read_text("utf-8"))) if what.startswith("streams.")}
+        others = {what for what in used if not what.startswith("streams.intake.")}
+        assert not others, f"{name(file)}: topics and tables are intake's only interface"
+        later = {what for what in used if place[what.split(".")[2]] >= place[stage]}
+        assert not later, f"{name(file)} imports a later stage"
+
+
 def test_only_settings_reads_the_environment() -> None:
     wrong = [f"{name(f)}:{line}" for f in sources() for line in environment_reads(f.read_text("utf-8"))]
     assert {line.partition(":")[0] for line in wrong} == {"infra/settings.py"}, wrong

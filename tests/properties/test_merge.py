@@ -58,9 +58,9 @@ def lead_of(many: list[Event]) -> Lead:
 @given(st.data(), events())
 @settings(max_examples=200, deadline=None)
 def test_any_order_and_any_repetition_give_the_same_lead(data: st.DataObject, many: list[Event]) -> None:
-    again = data.draw(st.permutations(many + data.draw(st.lists(st.sampled_from(many), max_size=4))))
+    repeated = data.draw(st.permutations(many + data.draw(st.lists(st.sampled_from(many), max_size=4))))
 
-    assert lead_of(again) == lead_of(many)
+    assert lead_of(repeated) == lead_of(many)
 
 
 @given(st.data(), events())
@@ -79,9 +79,9 @@ def test_two_leads_merged_are_the_lead_that_had_all_events(data: st.DataObject, 
 @settings(max_examples=100, deadline=None)
 def test_what_merge_reports_as_changes_is_what_changed(many: list[Event]) -> None:
     lead = Lead("lead", "acme", touches=[])
-    told: dict[str, Any] = {}
+    reported: dict[str, Any] = {}
     for one in many:
-        told |= merge(lead, one)
+        reported |= merge(lead, one)
 
     flat: dict[str, Any] = {}
     for name, value in lead.attributes.items():
@@ -89,4 +89,4 @@ def test_what_merge_reports_as_changes_is_what_changed(many: list[Event]) -> Non
             flat |= {f"{name}.{key}": item for key, item in value.items()}
         elif not name.startswith(("first_touch", "last_touch")):
             flat[name] = value
-    assert {name: value for name, value in told.items() if value is not None} == flat
+    assert {name: value for name, value in reported.items() if value is not None} == flat

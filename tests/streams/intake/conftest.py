@@ -16,7 +16,7 @@ from confluent_kafka import Message
 from infra.postgres.pool import connect
 from streams.intake.pipeline import Intake
 from streams.intake.route import Router
-from streams.intake.store import speak_microseconds
+from streams.intake.store import Store, speak_microseconds
 from tests.conftest import Stack
 from tests.events import CODEC
 
@@ -32,9 +32,10 @@ LEAD_INSIDE = ("leads.enrichment-requested", "leads.campaign-signals")
 EVENT_PART = ("event_id", "event_type", "lead_id", "version", "decided_at", "changes", "merged", "properties", "offset")
 
 
-def intake(pool: asyncpg.Pool, **settings: Any) -> Intake:
-    router = Router(CODEC, ["leads.crm-hubspot"], frozenset({"form_submitted"}))
-    return Intake(pool, CODEC, router, **{"max_event_bytes": 65_536, "max_ahead_s": 86_400} | settings)
+def intake(store: asyncpg.Pool | Store, **settings: Any) -> Intake:
+    store = store if isinstance(store, Store) else Store(store)
+    router = Router(CODEC, ["leads.crm-hubspot"], topics=settings.pop("topics", None))
+    return Intake(store, CODEC, router, **{"max_event_bytes": 65_536, "max_ahead_s": 86_400} | settings)
 
 
 @asynccontextmanager
@@ -49,20 +50,21 @@ async def open_pool(dsn: str) -> AsyncIterator[asyncpg.Pool]:
 @pytest.fixture
 async def pool(stack: Stack) -> AsyncIterator[asyncpg.Pool]:
     async with open_pool(stack.dsn) as there:
+        await there.execute("INSERT INTO signal_types VALUES ('tests', 'form_submitted') ON CONFLICT DO NOTHING")
         yield there
 
 
 async def put(stage: Intake, *found: Message) -> dict[str, list[dict[str, Any]]]:
-    """Take one batch and return what was told, by the type of its records."""
+    """Take one batch and return what was published, by the type of its records."""
     effects = await stage.apply(stage.prepare(found))
-    told: dict[str, list[dict[str, Any]]] = {name: [] for name in TOPICS.values()}
+    published: dict[str, list[dict[str, Any]]] = {name: [] for name in TOPICS.values()}
     for output in effects.to_deliver():
         decoded = CODEC.decode(output.value or b"")
         assert decoded.type == TOPICS[output.topic]
         about = json.loads(decoded.record["lead"]) if output.topic in LEAD_INSIDE else decoded.record
         assert output.key == (about.get("lead_id") or about["event_id"]).encode()
-        told[decoded.type].append(decoded.record)
-    return told
+        published[decoded.type].append(decoded.record)
+    return published
 
 
 async def state(pool: asyncpg.Pool, tenant: str) -> dict[str, list[tuple[Any, ...]]]:

@@ -18,6 +18,7 @@ from infra.kafka.processor import Effects
 from infra.outcomes import Reason
 from streams.intake.pipeline import Intake
 from streams.intake.route import Router
+from streams.intake.store import Store
 from tests.events import CODEC, NOW, message, payload, record
 from tests.streams.intake.conftest import intake, leads, open_pool
 
@@ -81,11 +82,11 @@ async def test_what_is_no_event_is_a_dead_letter_with_its_bytes_intact(pool: asy
     effects: Effects = await stage.apply(stage.prepare(found))
     letters = [output for output in effects.to_deliver() if output.topic == "leads.dead"]
     assert effects.dead == len(letters) == len(BROKEN)
-    said = [{k: v for k, v in letter.headers or [] if k.startswith("leadstream.")} for letter in letters]
-    assert [(each["leadstream.reason"].decode(), letter.value) for each, letter in zip(said, letters, strict=True)] == [
-        (reason.value, value) for reason, value in BROKEN
-    ]
-    for number, (each, letter) in enumerate(zip(said, letters, strict=True), 1):
+    added = [{k: v for k, v in letter.headers or [] if k.startswith("leadstream.")} for letter in letters]
+    assert [
+        (each["leadstream.reason"].decode(), letter.value) for each, letter in zip(added, letters, strict=True)
+    ] == [(reason.value, value) for reason, value in BROKEN]
+    for number, (each, letter) in enumerate(zip(added, letters, strict=True), 1):
         assert letter.key == b"key\xff"
         assert (letter.headers or [])[:3] == headers
         assert (each["leadstream.topic"], each["leadstream.partition"]) == (b"leads.received", b"5")
@@ -108,7 +109,7 @@ def test_no_bytes_make_prepare_fail(data: st.DataObject) -> None:
     value = bytearray(GOOD)
     for place, byte in data.draw(st.lists(st.tuples(st.integers(0, len(GOOD) - 1), st.integers(0, 255)), max_size=4)):
         value[place] = byte
-    stage = Intake(None, CODEC, Router(CODEC, [], frozenset()), max_event_bytes=65_536, max_ahead_s=0)
+    stage = Intake(Store(None), CODEC, Router(CODEC, []), max_event_bytes=65_536, max_ahead_s=0)
     prepared = stage.prepare([message(bytes(value)), message(data.draw(st.binary(max_size=64)))])
     assert len(prepared.dead) + len(prepared.events) == 2
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from streams.intake.dedupe import Receipt, dedupe, event_key
+from streams.intake.dedupe import Receipt, dedupe
+from streams.intake.event import event_key
 from tests.events import event
 
 

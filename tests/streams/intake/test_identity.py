@@ -29,7 +29,7 @@ def test_identifiers_are_normalised_before_they_are_matched() -> None:
     one = event("page_viewed", "e-1", email=" Ada@Example.COM ", phone="+44 20 7183 8750")
     two = event("page_viewed", "e-2", email="ada@example.com")
 
-    who = identify([one, two], {}, NOW)
+    who = identify([one, two], {}, NOW, uuid7)
 
     assert who.lead_ids[0] == who.lead_ids[1]
     assert set(who.bindings) == {("acme", "email", "ada@example.com"), ("acme", "phone", "+442071838750")}
@@ -39,11 +39,11 @@ def test_an_event_that_hits_two_leads_merges_them_into_the_older() -> None:
     older, newer = uuid7(NOW), uuid7(NOW + 1_000_000)
     known = {("acme", "email", "ada@example.com"): newer, ("acme", "phone", "+442071838750"): older}
 
-    who = identify([event("page_viewed", email="ada@example.com", phone="+442071838750")], known, NOW)
+    who = identify([event("page_viewed", email="ada@example.com", phone="+442071838750")], known, NOW, uuid7)
 
     assert who.lead_ids == [older]
     assert who.merges == {newer: older}
-    assert who.fresh == frozenset()
+    assert who.created == frozenset()
 
 
 def test_any_order_within_a_batch_gives_the_same_groups() -> None:
@@ -54,7 +54,7 @@ def test_any_order_within_a_batch_gives_the_same_groups() -> None:
         event("page_viewed", "e-4", external_id="user-2"),
     ]
     for order in permutations(chain):
-        who = identify(order, {}, NOW)
+        who = identify(order, {}, NOW, uuid7)
         by_event = {one.event_id: lead for one, lead in zip(order, who.lead_ids, strict=True)}
         assert by_event["e-1"] == by_event["e-2"] == by_event["e-3"] != by_event["e-4"]
 
@@ -67,6 +67,7 @@ def test_tenants_share_nobody() -> None:
         ],
         {},
         NOW,
+        uuid7,
     )
 
     assert len(set(who.lead_ids)) == 2

@@ -24,7 +24,7 @@ LARGEST = {name: int(topic.config["max.message.bytes"]) for name, topic in topic
 
 
 async def offer(stage: Intake, *values: bytes) -> dict[str, str]:
-    """Take one batch; return the ids of its dead letters with their reasons, and look that all told fits its topic."""
+    """Put one batch; return the ids of its dead letters with their reasons, and check that every output fits."""
     found = [message(value, offset=n) for n, value in enumerate(values)]
     outputs: Sequence[Output] = (await stage.apply(stage.prepare(found))).to_deliver()
     for output in outputs:

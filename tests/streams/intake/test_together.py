@@ -31,8 +31,8 @@ def crowd(rng: random.Random, tenant: str, count: int) -> list[bytes]:
     for number in range(count):
         who = rng.randrange(6)
         ids: dict[str, Any] = {"email": f"p{who}@example.com", "anonymous_id": f"a{who}", "external_id": f"x{who // 2}"}
-        said = {name: ids[name] for name in rng.sample(sorted(ids), rng.choice((1, 1, 1, 2)))}
-        own: dict[str, Any] = {"at": NOW - rng.randrange(4) * HOUR, "tenant": tenant, **said}
+        identifiers = {name: ids[name] for name in rng.sample(sorted(ids), rng.choice((1, 1, 1, 2)))}
+        own: dict[str, Any] = {"at": NOW - rng.randrange(4) * HOUR, "tenant": tenant, **identifiers}
         kind = rng.choice(["lead_updated", "form_submitted", "enrichment_completed", "page_viewed", "consent_changed"])
         if rng.random() < 0.1:
             kind = "lead_erased"
@@ -119,13 +119,15 @@ async def test_two_workers_at_a_months_turn_accept_an_event_once(pool: asyncpg.P
     for number in range(1, 11):  # the lead is there, so that its identity does not make one of them wait
         value = payload("page_viewed", f"e-{number}", tenant=unique, email="ada@example.com")
 
-        told = await asyncio.gather(*(put(stage, message(value, partition=n)) for n, stage in enumerate(stages)))
+        published = await asyncio.gather(*(put(stage, message(value, partition=n)) for n, stage in enumerate(stages)))
 
-        assert sorted((len(each["lead_change"]), len(each["outcome"])) for each in told) == [(0, 1), (1, 0)]
+        assert sorted((len(each["lead_change"]), len(each["outcome"])) for each in published) == [(0, 1), (1, 0)]
 
 
-async def take(pool: asyncpg.Pool, partition: int, values: list[bytes]) -> list[dict[str, list[dict[str, Any]]]]:
-    """Take all of a partition in small batches and return what each told."""
+async def decide_partition(
+    pool: asyncpg.Pool, partition: int, values: list[bytes]
+) -> list[dict[str, list[dict[str, Any]]]]:
+    """Decide all of a partition in small batches and return what each published."""
     stage = intake(pool)
     found = [message(value, offset=n, partition=partition) for n, value in enumerate(values)]
     return [await put(stage, *found[start : start + 3]) for start in range(0, len(found), 3)]
@@ -142,13 +144,16 @@ async def test_workers_that_meet_the_same_people_lose_no_update(
             values = crowd(rng, tenant, 45)
             # each partition has its own events, and a few that another one has as well
             feeds = [values[n::3] + rng.sample(values, 5) for n in range(3)]
-            parts = await asyncio.gather(*(take(pool, n, feeds[n]) for n, pool in enumerate((one, two, three))))
-            told = [each for part in parts for each in part]
+            parts = await asyncio.gather(
+                *(decide_partition(pool, n, feeds[n]) for n, pool in enumerate((one, two, three)))
+            )
+            published = [each for part in parts for each in part]
             await check(one, tenant, values)
             rows = "SELECT event_id, lead_id::text, version FROM lead_history WHERE tenant = $1"
             history = sorted(tuple(row) for row in await one.fetch(rows, tenant))
             assert (
-                sorted((c["event_id"], c["lead_id"], c["version"]) for t in told for c in t["lead_change"]) == history
+                sorted((c["event_id"], c["lead_id"], c["version"]) for t in published for c in t["lead_change"])
+                == history
             )
-            assert sum(len(each["outcome"]) for each in told) == 15
+            assert sum(len(each["outcome"]) for each in published) == 15
     assert "contended" in caplog.messages  # or they did not meet

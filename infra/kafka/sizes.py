@@ -1,0 +1,42 @@
+"""How large a record may be: the limit of each topic, and an upper bound of what a record takes of it.
+
+A record over its topic's limit can never be delivered, so it is checked where it is made, before any effect that
+depends on its delivery. Source: Kafka's record batch format 2 (kafka.apache.org, "Message format").
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from infra.kafka.producer import Output
+from infra.kafka.topics import load
+
+LIMIT = "max.message.bytes"  # the broker applies it to the batch, and a record may be alone in its batch
+_BATCH = 61  # header of a batch
+_RECORD = 36  # length, attributes, timestamp, offset, and the lengths of key, value and headers, as varints
+_HEADER = 10  # the lengths of a header's name and value
+
+
+def topic_limits() -> dict[str, int]:
+    """Return the largest batch that each topic takes, in bytes, by topic."""
+    return {name: int(topic.config[LIMIT]) for name, topic in load().items()}
+
+
+def record_bytes(
+    key: bytes | None, value: bytes | None, headers: Sequence[tuple[str, bytes | None]] | None = None
+) -> int:
+    """Return an upper bound of the bytes of a batch that holds this record alone, uncompressed."""
+    size = _BATCH + _RECORD + len(key or b"") + len(value or b"")
+    for name, text in headers or ():
+        size += _HEADER + utf8_bytes(name) + len(text or b"")
+    return size
+
+
+def output_bytes(output: Output) -> int:
+    """Return the same of an output."""
+    return record_bytes(output.key, output.value, output.headers)
+
+
+def utf8_bytes(text: str) -> int:
+    """Return how many bytes ``text`` takes."""
+    return len(text) if text.isascii() else len(text.encode())

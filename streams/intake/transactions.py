@@ -1,0 +1,97 @@
+"""Decide a batch in as few transactions as contention allows.
+
+A batch is one transaction. Where it contends twice with another worker it is split in two halves, in the order of its
+events, down to single events: what contends is decided alone, the rest in large parts. A part that is committed stays
+committed; where a later one fails, the batch is repeated and the committed events are redeliveries to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+from infra import metrics
+from infra.errors import DependencyAway
+from infra.runtime import log
+from streams.intake.decide import Decision
+from streams.intake.event import Event
+from streams.intake.route import STAGE
+from streams.intake.store import Contended
+
+_TRIES = 2  # of a part with several events, before it is split
+_TRIES_ALONE = 10
+_BACKOFF_S = (0.01, 1.0)  # full jitter: a random part of a time that doubles from the first to the second
+_log = log(STAGE)
+
+
+class TooLarge(Exception):  # noqa: N818 - it asks for another try without them
+    """Raised inside a transaction, to roll it back: these events cannot be accepted."""
+
+    def __init__(self, events: Sequence[Event]) -> None:
+        super().__init__(f"{len(events)} events")
+        self.events = events
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A batch's decisions, each committed, in the order of its events; and its events that are too large."""
+
+    decisions: list[Decision] = field(default_factory=list)
+    too_large: list[Event] = field(default_factory=list)
+
+
+async def decide_all(
+    events: Sequence[Event],
+    decide: Callable[[Sequence[Event]], Awaitable[Decision]],
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+) -> Decided:
+    """Decide ``events`` by ``decide``, which decides those that it is called with in one transaction.
+
+    Raises DependencyAway where a single event contends too often; the transactions before it are committed.
+    """
+    run = _Run(decide, sleep)
+    parts = deque([events] if events else [])
+    while parts:
+        parts.extendleft(reversed(await run.part(parts.popleft())))
+    return run.decided
+
+
+class _Run:
+    def __init__(
+        self, decide: Callable[[Sequence[Event]], Awaitable[Decision]], sleep: Callable[[float], Awaitable[object]]
+    ) -> None:
+        self.decided = Decided()
+        self._decide = decide
+        self._sleep = sleep
+        self._failures = 0  # since the last commit
+
+    async def part(self, events: Sequence[Event]) -> list[Sequence[Event]]:
+        """Decide a part, or return the parts to decide instead."""
+        for _ in range(_TRIES if len(events) > 1 else _TRIES_ALONE):
+            try:
+                self.decided.decisions.append(await self._decide(events))
+            except TooLarge as found:
+                # From the beginning without them: they bind no identity, merge no leads and create none.
+                self.decided.too_large.extend(found.events)
+                dead = {event.coordinates for event in found.events}
+                rest = [event for event in events if event.coordinates not in dead]
+                return [rest] if rest else []
+            except Contended as contended:
+                await self._back_off(contended, len(events))
+            else:
+                self._failures = 0
+                return []
+        if len(events) == 1:
+            raise DependencyAway("Postgres", f"other workers were faster {_TRIES_ALONE} times, at a single event")
+        return [events[: len(events) // 2], events[len(events) // 2 :]]
+
+    async def _back_off(self, contended: Contended, events: int) -> None:
+        metrics.CONTENTION.labels(STAGE, contended.what).inc()
+        _log.info("contended", extra={"fields": {"what": contended.what, "events": events}})
+        first, most = _BACKOFF_S
+        wait = min(most, first * 2 ** min(self._failures, 16))
+        self._failures += 1
+        await self._sleep(random.uniform(0, wait))  # noqa: S311 - jitter

@@ -1,0 +1,148 @@
+"""The rows of a decision in Postgres: COPY and ``unnest``, one statement a table, in the caller's transaction."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import date
+from typing import Any
+
+import asyncpg
+import orjson
+
+from infra.clock import to_datetime
+from streams.intake.decide import FILTERED, Change, Decision, LeadRow, Merge
+from streams.intake.event import Identity
+
+
+async def insert_bindings(connection: asyncpg.Connection, bindings: Mapping[Identity, str]) -> None:
+    """Insert new identities. Raises UniqueViolationError where another worker has just inserted one of them."""
+    if bindings:
+        rows = sorted((*identity, lead_id) for identity, lead_id in bindings.items())
+        await connection.copy_records_to_table(
+            "identities", records=rows, columns=["tenant", "kind", "value", "lead_id"]
+        )
+
+
+async def write_decision(connection: asyncpg.Connection, decision: Decision) -> None:
+    """Write leads, merges, receipts and history.
+
+    Raises UniqueViolationError where another worker has just accepted one of the events.
+    """
+    if not decision.accepted:
+        return
+    await _merge(connection, decision.merges)
+    await _insert_leads(connection, decision.inserted)
+    await _update_leads(connection, decision.updated)
+    month = to_datetime(decision.now).date().replace(day=1)
+    await _insert_receipts(connection, decision.accepted, month)
+    await _insert_history(connection, decision.accepted, month)
+
+
+async def _insert_leads(connection: asyncpg.Connection, leads: Sequence[LeadRow]) -> None:
+    rows = [
+        (
+            lead.lead_id,
+            lead.tenant,
+            lead.version,
+            lead.created_at,
+            lead.updated_at,
+            lead.erased_at,
+            *lead.filtered,
+            lead.attributes,
+            lead.provenance,
+        )
+        for lead in leads
+    ]
+    if rows:
+        columns = ["lead_id", "tenant", "version", "created_at", "updated_at", "erased_at", *FILTERED]
+        columns += ["attributes", "provenance"]
+        await connection.copy_records_to_table("leads", records=rows, columns=columns)
+
+
+async def _update_leads(connection: asyncpg.Connection, leads: Sequence[LeadRow]) -> None:
+    """Replace leads that are locked; created_at and merged_into are _merge's."""
+    rows = [(lead.lead_id, lead.version, lead.attributes, lead.provenance, lead.erased_at) for lead in leads]
+    if rows:
+        await connection.execute(
+            """
+            UPDATE leads SET version = w.v, updated_at = $6, attributes = w.a, provenance = w.p, erased_at = w.e,
+                email = w.a->>'email', status = w.a->>'status', owner = w.a->>'owner', region = w.a->>'region',
+                score = (w.a->>'score')::float8
+            FROM unnest($1::uuid[], $2::bigint[], $3::jsonb[], $4::json[], $5::timestamptz[]) AS w (l, v, a, p, e)
+            WHERE lead_id = w.l
+            """,
+            *columns_of(rows, 5),
+            leads[0].updated_at,
+        )
+
+
+async def _insert_receipts(connection: asyncpg.Connection, changes: Sequence[Change], month: date) -> None:
+    await connection.copy_records_to_table(
+        "receipts",
+        records=[
+            (c.event.key, month, c.event.topic, c.event.partition, c.event.offset, c.lead_id, c.version)
+            for c in sorted(changes, key=lambda c: c.event.key)
+        ],
+        columns=["key", "month", "topic", "partition", "offset", "lead_id", "version"],
+    )
+
+
+async def _insert_history(connection: asyncpg.Connection, changes: Sequence[Change], month: date) -> None:
+    columns = ["lead_id", "version", "month", "decided_at", "tenant", "event_id", "event_type", "source", "occurred_at"]
+    columns += ["changes", "merged"]  # an array costs more to write than the rest, and hardly a change merges
+    plain = [_history(change, month) for change in changes if not change.merged]
+    await connection.copy_records_to_table("lead_history", records=plain, columns=columns[:-1])
+    if len(plain) < len(changes):
+        merging = [(*_history(change, month), [*change.merged]) for change in changes if change.merged]
+        await connection.copy_records_to_table("lead_history", records=merging, columns=columns)
+
+
+def _history(change: Change, month: date) -> tuple[Any, ...]:
+    event = change.event
+    return (
+        *(change.lead_id, change.version, month, change.decided_at, event.tenant, event.event_id, event.type.name),
+        *(event.source, event.occurred_at, change.changes),
+    )
+
+
+async def _merge(connection: asyncpg.Connection, merges: Sequence[Merge]) -> None:
+    """Give the losers' identities and aliases to the survivors, and record what it takes to undo that."""
+    if not merges:
+        return
+    pairs = columns_of([(merge.loser_id, merge.survivor_id) for merge in merges], 2)
+    moved: dict[str, list[list[str]]] = {merge.loser_id: [] for merge in merges}
+    for row in await connection.fetch(_MOVE_IDENTITIES, *pairs):
+        moved[str(row[0])].append([row[1], row[2]])
+    for statement in _MERGE:
+        await connection.execute(statement, *pairs)
+    rows = [(*merge, orjson.dumps(moved[merge.loser_id]).decode()) for merge in merges]
+    columns = [*Merge._fields, "identities"]
+    await connection.copy_records_to_table("lead_merges", records=rows, columns=columns)
+
+
+_MOVE_IDENTITIES = """
+UPDATE identities i SET lead_id = w.survivor FROM unnest($1::uuid[], $2::uuid[]) AS w (loser, survivor)
+WHERE i.lead_id = w.loser RETURNING w.loser, i.kind, i.value
+"""
+_MERGE = (
+    """
+    UPDATE leads s SET created_at = least(s.created_at, m.first)
+    FROM (SELECT w.survivor, min(l.created_at) AS first FROM unnest($1::uuid[], $2::uuid[]) AS w (loser, survivor)
+          JOIN leads l ON l.lead_id = w.loser GROUP BY w.survivor) AS m WHERE s.lead_id = m.survivor
+    """,
+    """
+    UPDATE leads l SET merged_into = w.survivor FROM unnest($1::uuid[], $2::uuid[]) AS w (loser, survivor)
+    WHERE l.lead_id = w.loser
+    """,
+    """
+    UPDATE lead_aliases a SET lead_id = w.survivor FROM unnest($1::uuid[], $2::uuid[]) AS w (loser, survivor)
+    WHERE a.lead_id = w.loser
+    """,
+    "INSERT INTO lead_aliases (alias_id, lead_id) SELECT * FROM unnest($1::uuid[], $2::uuid[])",
+)
+
+
+def columns_of(rows: Iterable[tuple[Any, ...]], width: int) -> list[list[Any]]:
+    """Return ``rows`` as ``width`` columns, for ``unnest``."""
+    found = [list(column) for column in zip(*rows, strict=True)]
+    return found or [[] for _ in range(width)]

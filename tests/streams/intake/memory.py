@@ -1,0 +1,135 @@
+"""Postgres as intake sees it, in memory: for tests of decisions and of what happens between transactions."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from streams.intake.decide import Decision, LeadRow, PastChange
+from streams.intake.dedupe import Receipt
+from streams.intake.event import Event, Identity
+from streams.intake.merge import TOUCHING, Touch
+from streams.intake.store import Store, Transaction
+
+
+@dataclass
+class Tables:
+    receipts: dict[str, Receipt] = field(default_factory=dict)
+    identities: dict[Identity, str] = field(default_factory=dict)
+    leads: dict[str, LeadRow] = field(default_factory=dict)
+    history: dict[tuple[str, int], PastChange] = field(default_factory=dict)
+    touches: dict[str, list[Touch]] = field(default_factory=dict)
+
+
+class MemoryTransaction(Transaction):
+    def __init__(self, tables: Tables, signals: frozenset[str]) -> None:
+        self._tables = tables
+        self._signals = signals
+
+    async def receipts(self, events: Iterable[Event], _now: int) -> dict[str, Receipt]:
+        return {e.key: self._tables.receipts[e.key] for e in events if e.key in self._tables.receipts}
+
+    async def owners(self, events: Sequence[Event]) -> dict[Identity, str]:
+        stored = self._tables.identities
+        return {i: stored[i] for event in events for i in event.identities if i in stored}
+
+    async def bind(self, bindings: Mapping[Identity, str]) -> None:
+        assert not bindings.keys() & self._tables.identities.keys()
+        self._tables.identities |= bindings
+
+    async def lock(self, lead_ids: Collection[str]) -> dict[str, LeadRow]:
+        found = {lead_id: self._tables.leads[lead_id] for lead_id in lead_ids}
+        assert not any(lead.merged_into for lead in found.values())
+        return found
+
+    async def touches(self, lead_ids: Collection[str]) -> dict[str, list[Touch]]:
+        return {lead_id: list(self._tables.touches.get(lead_id, [])) for lead_id in lead_ids}
+
+    async def history(
+        self, redelivered: Sequence[tuple[Event, Receipt]]
+    ) -> tuple[dict[tuple[str, int], PastChange], dict[str, LeadRow]]:
+        places = [(receipt.lead_id, receipt.version) for _, receipt in redelivered]
+        past = {place: self._tables.history[place] for place in places}
+        lead_ids = {lead_id for lead_id, _ in places} | {loser for change in past.values() for loser in change.merged}
+        return past, {lead_id: self._tables.leads[lead_id] for lead_id in lead_ids}
+
+    async def signal_types(self) -> frozenset[str]:
+        return self._signals
+
+    async def write(self, decision: Decision) -> None:
+        tables = self._tables
+        inserted = {lead.lead_id: lead for lead in decision.inserted}
+        updated = {lead.lead_id: lead for lead in decision.updated}
+        assert not inserted.keys() & tables.leads.keys()
+        assert updated.keys() <= tables.leads.keys()
+        tables.leads |= inserted | updated
+        for merge in decision.merges:
+            for identity, lead_id in tables.identities.items():
+                if lead_id == merge.loser_id:
+                    tables.identities[identity] = merge.survivor_id
+            tables.touches.setdefault(merge.survivor_id, []).extend(tables.touches.get(merge.loser_id, []))
+        for change in decision.accepted:
+            event = change.event
+            assert event.key not in tables.receipts
+            assert (change.lead_id, change.version) not in tables.history
+            tables.receipts[event.key] = Receipt(*event.coordinates, change.lead_id, change.version)
+            past = PastChange(change.decided_at, change.changes, tuple(change.merged))
+            tables.history[change.lead_id, change.version] = past
+            if event.type.authority in TOUCHING:
+                touch = (event.occurred_at, event.event_id, event.source)
+                tables.touches.setdefault(change.lead_id, []).append(touch)
+
+
+class MemoryStore(Store):
+    """``fail`` is called with the events of each transaction; what it raises rolls it back."""
+
+    def __init__(self, fail: Callable[[Sequence[Event]], None] = lambda _: None) -> None:
+        self.tables = Tables()
+        self.signals = frozenset({"form_submitted"})
+        self.committed: list[list[str]] = []  # the event ids of each transaction
+        self._fail = fail
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Transaction]:
+        working = Tables(**{f.name: copy.deepcopy(getattr(self.tables, f.name)) for f in fields(Tables)})
+        ids: list[str] = []
+        yield _Failing(working, self.signals, self._fail, ids)
+        self.tables = working
+        self.committed.append(ids)
+
+    async def make_months(self, now: int) -> None:
+        pass
+
+    def summary(self) -> list[str]:
+        """Return what there is, without ids of leads, and check that every lead's versions have no gap."""
+        tables = self.tables
+        live = {lead_id: lead for lead_id, lead in tables.leads.items() if not lead.merged_into}
+        assert set(tables.identities.values()) == set(live)
+        for lead_id, lead in tables.leads.items():
+            versions = sorted(version for of, version in tables.history if of == lead_id)
+            assert versions == list(range(1, lead.version + 1 - bool(lead.merged_into)))
+        found: list[Any] = []
+        for lead_id, lead in live.items():
+            identities = sorted(identity for identity, of in tables.identities.items() if of == lead_id)
+            known = json.loads(lead.attributes), json.loads(lead.provenance)
+            found.append([identities, *known, lead.erased_at])
+        return sorted(json.dumps(lead, sort_keys=True) for lead in found)
+
+
+class _Failing(MemoryTransaction):
+    def __init__(
+        self, tables: Tables, signals: frozenset[str], fail: Callable[[Sequence[Event]], None], ids: list[str]
+    ) -> None:
+        super().__init__(tables, signals)
+        self._fail = fail
+        self._ids = ids
+
+    async def receipts(self, events: Iterable[Event], now: int) -> dict[str, Receipt]:
+        found = list(events)
+        self._fail(found)
+        self._ids += [event.event_id for event in found]
+        return await super().receipts(found, now)

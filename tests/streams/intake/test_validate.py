@@ -1,0 +1,54 @@
+"""What is carried on from a record's headers."""
+
+from __future__ import annotations
+
+import pytest
+from confluent_kafka import Message
+from hypothesis import given
+from hypothesis import strategies as st
+
+from streams.intake.event import Event
+from streams.intake.validate import validate
+from tests.events import CODEC, HOUR, NOW, payload
+
+TRACE, PARENT = b"4bf92f3577b34da6a3ce929d0e0e4736", b"00f067aa0ba902b7"
+VALID = b"00-%s-%s-01" % (TRACE, PARENT)
+
+
+def carried(*headers: tuple[str, bytes | None]) -> bytes | None:
+    value = payload("page_viewed", email="a@example.com")
+    made = Message("leads.received", 0, 0, None, value, list(headers), None, (2, NOW // 1000))
+    found = validate(CODEC.decode(value), made, NOW, HOUR)
+    assert isinstance(found, Event)
+    return found.traceparent
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        b"",
+        b"garbage",
+        VALID[:-1],
+        VALID + b"-",
+        VALID + b"\n",
+        VALID * 100_000,
+        b"ff" + VALID[2:],
+        VALID.upper(),
+        b"00-%s-%s-01" % (b"0" * 32, PARENT),
+        b"00-%s-%s-01" % (TRACE, b"0" * 16),
+    ],
+)
+def test_a_traceparent_that_is_not_valid_is_dropped(value: bytes | None) -> None:
+    assert carried(("traceparent", value)) is None
+
+
+def test_a_valid_traceparent_is_carried_and_no_other_header() -> None:
+    assert carried(("x", b"1"), ("traceparent", VALID), ("y", None)) == VALID
+    assert carried(("x", VALID)) is None
+
+
+@given(st.binary(max_size=80) | st.from_regex(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", fullmatch=True))
+def test_what_is_carried_has_at_most_55_bytes(value: bytes) -> None:
+    assert carried(("traceparent", value)) in (None, value)
+    assert len(carried(("traceparent", value)) or b"") <= 55
