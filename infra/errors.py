@@ -2,6 +2,7 @@
 
     Exception
     ├── DependencyAway      a dependency is not reachable: wait with backoff and do the same again, nothing is lost
+    ├── ClientFailed        a client can never work again: end the process, it is restarted with a new one
     ├── TooManyDead         a window holds more dead records than is plausible: stop, do not empty the topic
     └── anything else       a bug: the process stops loudly, its offsets uncommitted
 
@@ -20,6 +21,10 @@ class DependencyAway(Exception):  # noqa: N818 - it is a state of the world, not
     def __init__(self, who: str, why: BaseException | str) -> None:
         super().__init__(f"{who} is away: {why if isinstance(why, str) else f'{type(why).__name__}: {why}'}")
         self.who = who
+
+
+class ClientFailed(Exception):  # noqa: N818 - it is a state, not a mistake
+    """A client of a dependency can never work again, unlike the dependency: the process ends and is restarted."""
 
 
 class TooManyDead(Exception):  # noqa: N818

@@ -94,7 +94,7 @@ def plan(home: Path, settings: Settings, *, parts: Iterable[str], pipeline: bool
 
     """
     left_out = frozenset(without)
-    listed = processes.load()
+    listed = processes.load_processes()
     known = {*PARTS, *listed, *(f"simulator-{name}" for name in SIMULATORS)}
     if wrong := (left_out | set(parts)) - known:
         raise PartError(f"no such process: {', '.join(sorted(wrong))}; there are: {', '.join(sorted(known))}")

@@ -21,7 +21,7 @@ async def main(settings: Settings, stop: Stop) -> None:
     """
     campaigns = check(settings.campaigns_dir)
     decider = Decider(list(campaigns.values()), Templates(settings.campaigns_dir), Codec(), now_us)
-    deliverer = Deliverer(settings.kafka_bootstrap)
+    deliverer = Deliverer(settings, STAGE, on_fatal=stop.fail)
     try:
         await run_agent(settings, stop, group=STAGE, topic=TOPIC, handler=decider, deliverer=deliverer)
     finally:
