@@ -1,4 +1,4 @@
-"""``dead list`` and ``dead show``: records that could not be accepted, why, and where they came from (``leads.dead``)."""
+"""``dead list`` and ``dead show``: the records on ``leads.dead``, why they are there and where they came from."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def show(
     show_bytes: Annotated[bool, typer.Option("--bytes", help="Write the record's value to standard output.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show one dead letter: where it came from, the reason, its headers. --bytes: its value, which may be personal data."""
+    """Show one dead letter: its source, reason and headers; with --bytes its value, which may be personal data."""
     for message in _read(Settings.load()):
         letter = _letter(message)
         here = (topic, partition, offset)

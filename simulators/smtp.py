@@ -13,12 +13,9 @@ them: ``{"code": 451, "share": 0.2, "at": "data"}`` answers so at mail, rcpt or 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import random
-import socket
 from collections import Counter
-from collections.abc import Iterator
 from email import message_from_bytes
 from email.parser import BytesHeaderParser
 from email.policy import default as mail_policy
@@ -26,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import uvicorn
 from aiosmtpd.smtp import SMTP, Envelope, Session
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from infra import web
 from infra.clock import now_us
 
 _OK = "250 OK"
@@ -161,12 +158,6 @@ def inbox(box: Mailbox) -> Starlette:
     )
 
 
-class _Http(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield  # the signals are the process's
-
-
 async def serve(host: str, port: int, state: Path, http_port: int = 0) -> None:
     """Serve SMTP on ``port`` and HTTP on ``http_port`` (0: any free one) until cancelled."""
     box = Mailbox(state / "mails.jsonl")
@@ -176,15 +167,10 @@ async def serve(host: str, port: int, state: Path, http_port: int = 0) -> None:
         return SMTP(_Handler(box), enable_SMTPUTF8=True, hostname="simulator", ident="leadstream simulator", loop=loop)
 
     mail = await loop.create_server(protocol, host, port)
-    door = socket.create_server((host, http_port), backlog=128)
-    http = _Http(uvicorn.Config(inbox(box), log_level="warning", access_log=False, lifespan="off"))
-    serving = asyncio.ensure_future(http.serve(sockets=[door]))
+    door = web.listen(host, http_port)
     (state / "http_port").write_text(str(door.getsockname()[1]), "utf-8")
     (state / "smtp_port").write_text(str(mail.sockets[0].getsockname()[1]), "utf-8")
     try:
-        await asyncio.shield(serving)
+        await web.serve(inbox(box), door)
     finally:
         mail.close()
-        http.should_exit = True
-        await serving
-        door.close()

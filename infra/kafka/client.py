@@ -2,10 +2,10 @@
 
 Guarantees:
 
-- A client that can never work again reports it once, as :class:`ClientFailed` by ``on_fatal``: after a fatal error of librdkafka (a fenced
-  member, a producer whose sequence is broken), and when the login or the check of the brokers' certificates fails and
-  no broker is connected. What passes (a broker that restarts, a network that is down) is left to librdkafka, which
-  reconnects with backoff.
+- A client that can never work again reports :class:`ClientFailed` once, by ``on_fatal``: after a fatal error of
+  librdkafka (a fenced member, a producer whose sequence is broken), and when the login or the check of the brokers'
+  certificates fails and no broker is connected. What passes (a broker that restarts, a network that is down) is left to
+  librdkafka, which reconnects with backoff.
 - Errors are logged when they change, and every 30 s while they last; passwords are in none.
 
 ``on_fatal`` and the other callbacks run in the thread that polls the client, so ``on_fatal`` has to be thread-safe, as
