@@ -1,17 +1,17 @@
-"""The front door: builds every client, puts the routes together, serves until it is asked to stop.
+"""The API: builds its clients, puts the routes together, serves until it has to stop.
 
-Events go in by ``/v1/events``; the rest helps who sends them. The process keeps nothing: what it said 202 to is on the
-broker, so it may be killed at any time and run as often as wanted behind a load balancer.
+Events are sent to ``/v1/events``; the other paths help those who send them.
+
+Crash: the process keeps no state. An event that was answered with 202 is on the broker, so the process may be killed at
+any time, and any number of them can run behind a load balancer.
 """
 
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import suppress
+from functools import partial
 
-import uvicorn
 from confluent_kafka.admin import AdminClient
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -19,20 +19,21 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import confluent, errors, event_types
-from api.health import Health
+from api.health import kafka_unavailable
 from api.ingest.accept import Acceptor, Checker
 from api.ingest.native import Native
-from infra import metrics
+from infra import metrics, web
+from infra.health import Health
+from infra.kafka import client as kafka
 from infra.kafka.producer import Deliverer
-from infra.runtime import Stop, log
+from infra.runtime import Status, Stop, log
 from infra.settings import Settings
 
 _DELIVER_S = 5.0
-_BACKLOG = 2048
 
 
-def build(settings: Settings, deliverer: Deliverer, admin: AdminClient) -> ASGIApp:
-    """Return the application over its clients; whoever made them closes them."""
+def build(settings: Settings, deliverer: Deliverer, admin: AdminClient, status: Status) -> ASGIApp:
+    """Return the application over its clients; the caller closes them. ``status`` is what ``/ready`` answers."""
     checker = Checker(max_event_bytes=settings.max_event_bytes, max_ahead_us=settings.max_clock_ahead_s * 1_000_000)
     native = Native(checker, Acceptor(deliverer, timeout_s=_DELIVER_S + 2))
     routes = [
@@ -41,7 +42,7 @@ def build(settings: Settings, deliverer: Deliverer, admin: AdminClient) -> ASGIA
         Route("/v1/errors/{code}", errors.explain),
         *event_types.ROUTES,
         *confluent.ROUTES,
-        *Health(admin).routes,
+        *Health(status, partial(kafka_unavailable, admin)).routes,
     ]
     handlers = {
         errors.Refusal: errors.refused,
@@ -52,7 +53,7 @@ def build(settings: Settings, deliverer: Deliverer, admin: AdminClient) -> ASGIA
 
 
 class _Counted:
-    """Counts requests by the first two parts of the path and the status."""
+    """Counts requests by the first two parts of the path and by status."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -64,7 +65,7 @@ class _Counted:
 
         async def counting(message: Message) -> None:
             if message["type"] == "http.response.start":
-                # Paths that nobody serves are one label, or a scanner would make thousands.
+                # Unknown paths share one label, or a scanner would create thousands.
                 path = "other" if message["status"] == 404 else "/".join(scope["path"].split("/")[:3])  # noqa: PLR2004
                 metrics.HTTP_REQUESTS.labels(path, str(message["status"])).inc()
             await send(message)
@@ -72,38 +73,25 @@ class _Counted:
         await self._app(scope, receive, counting)
 
 
-class _Server(uvicorn.Server):
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """Leave signals to infra.runtime."""
-        yield
-
-
 async def main(settings: Settings, stop: Stop) -> None:
-    """Serve on ``api_host``:``api_port`` (0: any free one, said in the log) until ``stop``."""
-    listener = socket.create_server((settings.api_host, settings.api_port), backlog=_BACKLOG)
-    deliverer = Deliverer(settings.kafka_bootstrap, timeout_s=_DELIVER_S)
-    admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap, "log_level": 2})
-    server = _Server(
-        uvicorn.Config(
-            build(settings, deliverer, admin),
-            http="httptools",
-            ws="none",
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=max(1, int(settings.shutdown_s - 2)),
-        )
-    )
-    log("api").info("listening", extra={"fields": {"host": settings.api_host, "port": listener.getsockname()[1]}})
-    serving = asyncio.create_task(server.serve(sockets=[listener]))
-    asked = asyncio.create_task(stop.wait())
+    """Serve on ``api_host``:``api_port`` (0: any free one, it is logged) until ``stop``.
+
+    A Kafka client that has failed for good makes ``stop`` fail: ``/ready`` answers 503 at once, requests that have
+    begun are answered, and the process ends to be restarted.
+    """
+    listener = web.listen(settings.api_host, settings.api_port)
+    deliverer = Deliverer(settings, "api", timeout_s=_DELIVER_S, on_fatal=stop.fail)
+    admin = kafka.admin(settings, "api", on_fatal=stop.fail)
+    port = listener.getsockname()[1]
+    app = build(settings, deliverer, admin, stop.status)
+    log("api").info("listening", extra={"fields": {"host": settings.api_host, "port": port}})
+    serving = asyncio.create_task(web.serve(app, listener, grace_s=max(1, settings.shutdown_s - 2)))
+    stopping = asyncio.create_task(stop.wait())
     try:
-        await asyncio.wait({serving, asked}, return_when=asyncio.FIRST_COMPLETED)
-        server.should_exit = True  # answers what is in hand, takes nothing new
-        await serving
+        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        serving.cancel()
+        with suppress(asyncio.CancelledError):
+            await serving
     finally:
-        asked.cancel()
+        stopping.cancel()
         await deliverer.close()
-        listener.close()

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bench import clickhouse, end_to_end, hop, intake
 from bench.result import Result, publish
+from infra.kafka_settings import KafkaSettings
 from infra.runtime import collect_garbage_rarely
 from infra.settings import Settings
 from local.attached import AttachedStack
@@ -33,7 +34,7 @@ def main() -> None:
         with AttachedStack(home / "parts", "--no-pipeline") as stack:
             state = stack.state
             if "hop" in wanted:
-                results += hop.measure(state["kafka"]["bootstrap"], home, words.runs)
+                results += hop.measure(KafkaSettings(kafka_bootstrap=state["kafka"]["bootstrap"]), home, words.runs)
             if "intake" in wanted:
                 results += intake.measure(state["postgres"]["dsn"], home, Settings.load().batch_size, words.runs)
             if "clickhouse" in wanted:

@@ -22,6 +22,7 @@ from bench.result import Result
 from infra.clickhouse.client import ClickHouse
 from infra.kafka.lag import LagReader
 from infra.kafka.producer import Deliverer, Output
+from infra.kafka_settings import KafkaSettings
 from schemas.codec import Codec
 
 _COUNT = 60_000
@@ -61,7 +62,7 @@ async def _rate(state: dict[str, Any], count: int) -> float:
     async with ClickHouse(state["clickhouse"]["url"]) as server:
         pool = await asyncpg.create_pool(state["postgres"]["dsn"], min_size=1, max_size=1)
         began = time.perf_counter()
-        await asyncio.to_thread(fill, state["kafka"]["bootstrap"], "leads.received", events)
+        await asyncio.to_thread(fill, _kafka(state), "leads.received", events)
         # ClickHouse hears of an event after Postgres, whose count takes longer the longer its history is.
         await _until(count, lambda: _in_clickhouse(server, tenants))
         await _until(count, lambda: _in_postgres(pool, tenants))
@@ -75,9 +76,9 @@ async def _paced(state: dict[str, Any]) -> dict[str, list[float]]:
     total = _PACED_RATE * _PACED_S
     events = payloads(total, tenant)
     ids = [_id(value) for _, value in events]
-    await _calm(state["kafka"]["bootstrap"])
+    await _calm(_kafka(state))
     sent: list[float] = []
-    deliverer = Deliverer(state["kafka"]["bootstrap"])
+    deliverer = Deliverer(_kafka(state), "bench")
     pool = await asyncpg.create_pool(state["postgres"]["dsn"], min_size=1, max_size=1)
     async with ClickHouse(state["clickhouse"]["url"]) as server:
 
@@ -110,12 +111,16 @@ def _id(value: bytes) -> str:
     return f"{envelope['tenant']}{envelope['event_id']}"
 
 
-async def _calm(bootstrap: str) -> None:
+async def _calm(settings: KafkaSettings) -> None:
     """Wait until no group of the pipeline has anything left to do."""
-    reader = LagReader(bootstrap)
+    reader = LagReader(settings)
     while any(row.lag for row in await asyncio.to_thread(reader.read)):  # noqa: ASYNC110 - nobody tells us
         await asyncio.sleep(1)
     reader.close()
+
+
+def _kafka(state: dict[str, Any]) -> KafkaSettings:
+    return KafkaSettings(kafka_bootstrap=state["kafka"]["bootstrap"])
 
 
 async def _waits(total: int, sent: list[float], count: Count) -> list[float]:

@@ -8,6 +8,8 @@ import time
 from confluent_kafka import Producer
 
 from cli.demo.people import People
+from infra.kafka.client import client_config
+from infra.kafka_settings import KafkaSettings
 from schemas.codec import Codec
 
 
@@ -25,9 +27,10 @@ def payloads(count: int, tenant: str) -> list[tuple[bytes, bytes]]:
     return made
 
 
-def fill(bootstrap: str, topic: str, events: list[tuple[bytes, bytes]]) -> None:
+def fill(settings: KafkaSettings, topic: str, events: list[tuple[bytes, bytes]]) -> None:
     """Produce ``events`` to ``topic`` and wait until they are there."""
-    producer = Producer({"bootstrap.servers": bootstrap, "queue.buffering.max.messages": 2_000_000, "linger.ms": 20})
+    config = {"queue.buffering.max.messages": 2_000_000, "linger.ms": 20}
+    producer = Producer(client_config(settings, "bench") | config)
     for key, value in events:
         producer.produce(topic, value, key)
     producer.flush()

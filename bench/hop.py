@@ -7,11 +7,13 @@ import sys
 import uuid
 from pathlib import Path
 
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import TopicPartition
 from confluent_kafka.admin import AdminClient, NewTopic
 
 from bench.events import fill, payloads
 from bench.result import Result, compare
+from infra.kafka import client
+from infra.kafka_settings import KafkaSettings
 from infra.settings import child_environment
 
 _COUNT = 100_000
@@ -19,16 +21,24 @@ _SLOW = 15_000  # Faust takes a tenth of the events: its rate is what counts
 ROOT = Path(__file__).parents[1]
 
 
-def measure(bootstrap: str, home: Path, runs: int) -> list[Result]:
+def measure(settings: KafkaSettings, home: Path, runs: int) -> list[Result]:
     """Return the comparisons of the hop."""
-    admin = AdminClient({"bootstrap.servers": bootstrap})
+    admin = client.admin(settings, "bench")
     source = _topic(admin)
-    fill(bootstrap, source, payloads(_COUNT, "bench"))
+    fill(settings, source, payloads(_COUNT, "bench"))
     quix = _quix_python(home)
 
     def rate(name: str, count: int, python: str = sys.executable) -> float:
         target = _topic(admin)
-        command = [python, str(ROOT / "bench" / "hop_worker.py"), name, bootstrap, source, target, str(count)]
+        command = [
+            python,
+            str(ROOT / "bench" / "hop_worker.py"),
+            name,
+            settings.kafka_bootstrap,
+            source,
+            target,
+            str(count),
+        ]
         done = subprocess.run(
             command,
             capture_output=True,
@@ -40,7 +50,7 @@ def measure(bootstrap: str, home: Path, runs: int) -> list[Result]:
         )
         if done.returncode:
             raise RuntimeError(f"{name}: {done.stderr[-1500:]}")
-        if (there := _records(bootstrap, target)) < count:
+        if (there := _records(settings, target)) < count:
             raise RuntimeError(f"{name}: only {there} of {count} records arrived")
         admin.delete_topics([target])
         return count / float(done.stdout.split()[-1])
@@ -62,8 +72,8 @@ def _topic(admin: AdminClient) -> str:
     return name
 
 
-def _records(bootstrap: str, topic: str) -> int:
-    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "bench"})
+def _records(settings: KafkaSettings, topic: str) -> int:
+    consumer = client.reader(settings, "bench")
     ends = [consumer.get_watermark_offsets(TopicPartition(topic, p), 10)[1] for p in range(4)]
     consumer.close()
     return sum(ends)

@@ -36,8 +36,13 @@ def raw(bootstrap: str, source: str, target: str, count: int) -> float:
     """Librdkafka by confluent-kafka, nothing decoded."""
     from confluent_kafka import Consumer, Producer  # noqa: PLC0415
 
-    consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": uuid.uuid4().hex, "auto.offset.reset": "earliest"})
-    producer = Producer({"bootstrap.servers": bootstrap, "acks": "all", "linger.ms": 5, "compression.type": "lz4"})
+    from infra.kafka.client import client_config  # noqa: PLC0415
+    from infra.kafka_settings import KafkaSettings  # noqa: PLC0415
+
+    config = client_config(KafkaSettings(kafka_bootstrap=bootstrap), "raw")
+
+    consumer = Consumer(config | {"group.id": uuid.uuid4().hex, "auto.offset.reset": "earliest"})
+    producer = Producer(config | {"acks": "all", "linger.ms": 5, "compression.type": "lz4"})
     consumer.subscribe([source])
     done, began = 0, 0.0
     while done < count:
@@ -79,7 +84,7 @@ def ours(bootstrap: str, source: str, target: str, count: int) -> float:
 
     async def main() -> float:
         settings = Settings.load({"LEADSTREAM_KAFKA_BOOTSTRAP": bootstrap})
-        stop, deliverer = Stop(), Deliverer(bootstrap)
+        stop, deliverer = Stop(), Deliverer(settings, "hop")
         hop = Hop(stop)
         group = uuid.uuid4().hex
         words: Any = {"size": 2000, "linger_ms": 20, "stop": stop, "processor": hop, "deliverer": deliverer}

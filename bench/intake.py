@@ -46,7 +46,7 @@ _WRITTEN = {
 def measure(dsn: str, home: Path, batch: int, runs: int) -> list[Result]:
     """Return the comparison, events a second."""
     events = payloads(_COUNT, uuid.uuid4().hex[:12])
-    workers = processes.load()["intake"].replicas
+    workers = processes.load_processes()["intake"].replicas
     files = []
     for number in range(workers):  # one person's events go to one worker, as by the key's partition
         file = home / f"intake-{number}.pickle"

@@ -1,4 +1,4 @@
-"""``dead list`` and ``dead show``: what could not be taken, why, and where it came from (``leads.dead``)."""
+"""``dead list`` and ``dead show``: the records on ``leads.dead``, why they are there and where they came from."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from infra.settings import Settings
 if TYPE_CHECKING:
     from confluent_kafka import Message
 
-_ASK_S = 10.0
-_STUCK_S = 30.0
+_TIMEOUT_S = 10.0
+_SILENT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +42,7 @@ class Letter:
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    group = typer.Typer(no_args_is_help=True, help="Records that could not be taken.")
+    group = typer.Typer(no_args_is_help=True, help="Records that could not be accepted.")
     group.command("list")(list_)
     group.command("show")(show)
     app.add_typer(group, name="dead")
@@ -50,12 +50,12 @@ def register(app: typer.Typer) -> None:
 
 def list_(
     *,
-    reason: Annotated[str, typer.Option(help="Name each letter of this reason.")] = "",
-    limit: Annotated[int, typer.Option(min=1, help="Of the newest letters of a reason.")] = 50,
-    as_json: Annotated[bool, typer.Option("--json", help="For other tools.")] = False,
+    reason: Annotated[str, typer.Option(help="List every dead letter with this reason.")] = "",
+    limit: Annotated[int, typer.Option(min=1, help="List at most this many, the newest ones.")] = 50,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Count the dead letters by reason and stage, or name those of one reason."""
-    letters = [_letter(message) for message in _read(Settings.load().kafka_bootstrap)]
+    """Count the dead letters by reason and stage, or list those with one reason."""
+    letters = [_letter(message) for message in _read(Settings.load())]
     if reason:
         chosen = sorted((each for each in letters if each.reason == reason), key=lambda each: each.at)[-limit:]
         _print([asdict(each) for each in chosen], as_json=as_json)
@@ -72,15 +72,15 @@ def list_(
 
 
 def show(
-    topic: Annotated[str, typer.Argument(help="Topic that the record came from (or leads.dead itself).")],
+    topic: Annotated[str, typer.Argument(help="Topic that the record came from, or leads.dead.")],
     partition: int,
     offset: int,
     *,
-    show_bytes: Annotated[bool, typer.Option("--bytes", help="Write the record's bytes to standard output.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For other tools.")] = False,
+    show_bytes: Annotated[bool, typer.Option("--bytes", help="Write the record's value to standard output.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Show one dead letter: where it came from, why it died, its headers. Its bytes may hold personal data: --bytes."""
-    for message in _read(Settings.load().kafka_bootstrap):
+    """Show one dead letter: its source, reason and headers; with --bytes its value, which may be personal data."""
+    for message in _read(Settings.load()):
         letter = _letter(message)
         here = (topic, partition, offset)
         if here not in {
@@ -95,32 +95,34 @@ def show(
         own = [name for name, _ in message.headers() or [] if not name.startswith("leadstream.")]
         _print([asdict(letter) | {"own_headers": own}], as_json=as_json, upright=True)
         return
-    typer.echo(f"No dead letter of {topic} {partition} {offset}; `leadstream dead list` names what there is.", err=True)
+    typer.echo(
+        f"There is no dead letter {topic} {partition} {offset}; `leadstream dead list` shows those there are.", err=True
+    )
     raise typer.Exit(1)
 
 
-def _read(bootstrap: str) -> Iterator[Message]:
+def _read(settings: Settings) -> Iterator[Message]:
     """Yield what ``leads.dead`` holds now, by a consumer that joins no group."""
-    from confluent_kafka import Consumer, KafkaException, TopicPartition  # noqa: PLC0415 - only these commands need it
+    from confluent_kafka import KafkaException, TopicPartition  # noqa: PLC0415 - only these commands need it
 
+    from infra.kafka.client import metadata, reader  # noqa: PLC0415
     from infra.kafka.dead_letters import TOPIC  # noqa: PLC0415
 
-    client = {"bootstrap.servers": bootstrap, "group.id": "leadstream-dead", "enable.auto.commit": False}
-    consumer = Consumer(client | {"auto.offset.reset": "earliest", "enable.partition.eof": True, "log_level": 2})
+    consumer = reader(settings, "leadstream-dead", {"auto.offset.reset": "earliest", "enable.partition.eof": True})
     try:
-        left = set(consumer.list_topics(TOPIC, _ASK_S).topics[TOPIC].partitions)
-        consumer.assign([TopicPartition(TOPIC, p, 0) for p in left])
-        heard = time.monotonic()
-        while left:
+        unfinished = set(metadata(consumer, TOPIC, timeout_s=_TIMEOUT_S).topics[TOPIC].partitions)
+        consumer.assign([TopicPartition(TOPIC, p, 0) for p in unfinished])
+        answered_at = time.monotonic()
+        while unfinished:
             messages = consumer.consume(1000, 0.2)
             for message in messages:
                 if message.error() is None:
                     yield message
                 else:  # the end of a partition
-                    left.discard(message.partition() or 0)
-            heard = time.monotonic() if messages else heard
-            if time.monotonic() - heard > _STUCK_S:
-                raise DependencyAway("Kafka", "no answer")
+                    unfinished.discard(message.partition() or 0)
+            answered_at = time.monotonic() if messages else answered_at
+            if time.monotonic() - answered_at > _SILENT_S:
+                raise DependencyAway("Kafka", f"no answer for {_SILENT_S:.0f} s")
     except KafkaException as error:
         raise DependencyAway("Kafka", error.args[0].name()) from error
     finally:
@@ -128,8 +130,8 @@ def _read(bootstrap: str) -> Iterator[Message]:
 
 
 def _letter(message: Message) -> Letter:
-    said = {n.removeprefix("leadstream."): v for n, v in message.headers() or [] if n.startswith("leadstream.")}
-    text = {name: (value or b"").decode(errors="replace") for name, value in said.items()}
+    own = {n.removeprefix("leadstream."): v for n, v in message.headers() or [] if n.startswith("leadstream.")}
+    text = {name: (value or b"").decode(errors="replace") for name, value in own.items()}
     at = datetime.fromtimestamp(_number(text.get("at", "")) / 1_000_000, UTC)
     return Letter(
         topic=text.get("topic", ""),

@@ -60,7 +60,7 @@ def lag(
 def _reader(groups: dict[str, list[str]]) -> Iterator[LagReader]:
     from infra.kafka.lag import LagReader  # noqa: PLC0415 - see above
 
-    reader = LagReader(Settings.load().kafka_bootstrap, groups)
+    reader = LagReader(Settings.load(), groups)
     try:
         yield reader
     except KeyboardInterrupt:

@@ -61,8 +61,8 @@ def _side_by_side(steps: dict[str, Callable[[], str]]) -> None:
 def _topics(settings: Settings) -> str:
     from infra.kafka.topics import apply  # noqa: PLC0415 - on the start path, see the module
 
-    mended = [d for d in apply(settings.kafka_bootstrap) if d.mendable]
-    return f"{len(mended)} differences mended" if mended else "up to date"
+    corrected = [d for d in apply(settings) if d.correctable]
+    return f"{len(corrected)} differences corrected" if corrected else "up to date"
 
 
 def _postgres(settings: Settings) -> str:

@@ -165,7 +165,7 @@ async def _kafka(settings: Settings) -> AsyncIterator[Way]:
     from api.ingest.accept import Acceptor  # noqa: PLC0415 - see above
     from infra.kafka.producer import Deliverer  # noqa: PLC0415
 
-    deliverer = Deliverer(settings.kafka_bootstrap, timeout_s=_DELIVER_S)
+    deliverer = Deliverer(settings, "produce", timeout_s=_DELIVER_S)
     try:
         yield _OverKafka(_checker(settings), Acceptor(deliverer, timeout_s=_DELIVER_S + 2))
     finally:

@@ -13,7 +13,7 @@ from infra.settings import Settings
 if TYPE_CHECKING:
     from infra.kafka.topics import Difference
 
-_JSON = Annotated[bool, typer.Option("--json", help="For other tools.")]
+_JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -25,18 +25,18 @@ def register(app: typer.Typer) -> None:
 
 
 def apply(*, as_json: _JSON = False) -> None:
-    """Create and mend topics so that the broker agrees with the file; exit 1 where it cannot be mended."""
+    """Create and alter topics until the broker agrees with the file; exit 1 when something cannot be corrected."""
     from infra.kafka import topics  # noqa: PLC0415 - the Kafka client costs every other command its import
 
     try:
-        found = topics.apply(Settings.load().kafka_bootstrap)
+        found = topics.apply(Settings.load())
     except topics.TopicsError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
     if as_json:
-        print(json.dumps([asdict(d) | {"mended": d.mendable} for d in found], indent=1))
+        print(json.dumps([asdict(d) | {"corrected": d.correctable} for d in found], indent=1))
     for d in () if as_json else found:
-        print(f"{'mended  ' if d.mendable else 'left    '}{words(d)}")
+        print(f"{'corrected  ' if d.correctable else 'unchanged  '}{words(d)}")
     if not found and not as_json:
         print("Nothing to do.")
     if any(d.what == "shrink" for d in found):
@@ -44,10 +44,10 @@ def apply(*, as_json: _JSON = False) -> None:
 
 
 def diff(*, as_json: _JSON = False) -> None:
-    """Say where broker and file differ, change nothing; exit 1 when they differ."""
+    """Print where broker and file differ, change nothing; exit 1 when they differ."""
     from infra.kafka import topics  # noqa: PLC0415 - see above
 
-    found = topics.diff(Settings.load().kafka_bootstrap)
+    found = topics.diff(Settings.load())
     if as_json:
         print(json.dumps([asdict(d) for d in found], indent=1))
     for d in () if as_json else found:

@@ -2,6 +2,7 @@
 
     Exception
     ├── DependencyAway      a dependency is unavailable: retry the same work with backoff, nothing is lost
+    ├── ClientFailed        a client can never work again: end the process, it is restarted with a new one
     ├── TooManyDead         a window holds more dead records than is plausible: stop, do not empty the topic
     └── anything else       a bug: the process stops with the exception logged and its offsets uncommitted
 
@@ -21,6 +22,10 @@ class DependencyAway(Exception):  # noqa: N818 - a state of the dependency, not 
         detail = cause if isinstance(cause, str) else f"{type(cause).__name__}: {cause}"
         super().__init__(f"{name} is unavailable: {detail}")
         self.who = name
+
+
+class ClientFailed(Exception):  # noqa: N818 - a state of the client, not a defect
+    """A client of a dependency failed permanently: the process ends, and is restarted with a new client."""
 
 
 class TooManyDead(Exception):  # noqa: N818 - a state of the topic, not a defect

@@ -17,15 +17,40 @@ BATCH_RECORDS = Histogram(
     ["stage"],
     buckets=(1, 10, 100, 500, 1000, 2000, 10_000, 50_000),
 )
-WAITING = Gauge("leadstream_waiting", "1 while a stage waits for a dependency that is away.", ["stage", "dependency"])
+WAITING = Gauge(
+    "leadstream_waiting",
+    "1 while a dependency is unavailable and a stage retries with backoff.",
+    ["stage", "dependency"],
+)
+REBALANCES = Counter(
+    "leadstream_rebalances", "Partitions that a worker had to give up (revoked) or lost.", ["stage", "kind"]
+)
 CAMPAIGNS_INVALID = Gauge(
     "leadstream_campaigns_invalid", "1 while the campaign files have a problem; the last valid ones run."
 )
-REBALANCES = Counter("leadstream_rebalances", "Partitions taken from a worker (revoked, lost).", ["stage", "kind"])
 CONTENTION = Counter(
     "leadstream_contention",
     "Transactions that were rolled back because another worker wrote the same rows.",
     ["stage", "what"],
 )
-HTTP_REQUESTS = Counter("leadstream_http_requests", "Requests to the front door.", ["path", "status"])
-HTTP_EVENTS = Counter("leadstream_http_events", "Events offered to the front door.", ["status"])
+HTTP_REQUESTS = Counter("leadstream_http_requests", "Requests to the API.", ["path", "status"])
+HTTP_EVENTS = Counter("leadstream_http_events", "Events sent to the API, by what became of them.", ["status"])
+
+# librdkafka's own statistics, every 15 s. client is the process's name, kind is consumer or producer.
+_CLIENT = ["client", "kind"]
+KAFKA_QUEUE_MESSAGES = Gauge("leadstream_kafka_queue_messages", "Records in the client's queues.", _CLIENT)
+KAFKA_QUEUE_BYTES = Gauge("leadstream_kafka_queue_bytes", "Bytes of the records in the client's queues.", _CLIENT)
+KAFKA_REQUESTS = Gauge("leadstream_kafka_requests", "Requests to brokers that have no answer yet.", _CLIENT)
+KAFKA_RTT_P99 = Gauge(
+    "leadstream_kafka_rtt_p99_seconds", "Round trip time to the slowest broker, 99th percentile.", _CLIENT
+)
+KAFKA_THROTTLE_P99 = Gauge(
+    "leadstream_kafka_throttle_p99_seconds", "Delay that a broker's quota imposes, 99th percentile.", _CLIENT
+)
+KAFKA_RETRIES = Counter("leadstream_kafka_retries", "Requests that were sent again.", _CLIENT)
+KAFKA_REQUEST_ERRORS = Counter(
+    "leadstream_kafka_request_errors", "Requests and answers that failed on the connection.", _CLIENT
+)
+KAFKA_REQUEST_TIMEOUTS = Counter("leadstream_kafka_request_timeouts", "Requests without an answer in time.", _CLIENT)
+KAFKA_CONNECTS = Counter("leadstream_kafka_connects", "Connections to brokers that were tried.", _CLIENT)
+KAFKA_DISCONNECTS = Counter("leadstream_kafka_disconnects", "Connections to brokers that ended.", _CLIENT)

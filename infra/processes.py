@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[1]
 class Process:
     """One process of the pipeline; ``module`` and ``args`` follow ``python -m``.
 
-    ``section`` is the settings section of the connector it runs, empty where it runs none. ``nice``: its niceness on
-    one machine with the others. ``replicas``: how many of it run.
+    ``section`` is the settings section of the connector it runs, empty where it runs none. ``nice``: its niceness when
+    all run on one machine. ``replicas``: how many of it run.
     """
 
     name: str
@@ -28,7 +28,7 @@ class Process:
 
 
 @cache
-def load(file: Path = FILE, root: Path = ROOT) -> dict[str, Process]:
+def load_processes(file: Path = FILE, root: Path = ROOT) -> dict[str, Process]:
     """Return the processes by name, connectors expanded; connectors are found by listing files, never imported."""
     found: dict[str, Process] = {}
     for name, table in tomllib.loads(file.read_text("utf-8")).items():

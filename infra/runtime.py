@@ -1,6 +1,6 @@
-"""How every worker process lives: settings, JSON logs, uvloop, signals, health page, exit codes.
+"""How every process of the pipeline runs: settings, JSON logs, uvloop, signals, health pages, exit codes.
 
-Exit codes: 0 stopped as asked; 78 (``EX_CONFIG``) a person has to mend something first, so a supervisor must not
+Exit codes: 0 stopped on request; 78 (``EX_CONFIG``) a person has to fix something first, so a supervisor must not
 restart it (a wrong setting, or a topic full of dead records; ``LEADSTREAM_STAY_WHEN_DEAD`` is for a supervisor that
 would); 1 anything else, after which a restart is right.
 """
@@ -14,13 +14,13 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import orjson
 import uvloop
-from prometheus_client import generate_latest
 
-from infra.errors import TooManyDead
+from infra.errors import ClientFailed, TooManyDead
 from infra.settings import Settings, SettingsError
 from infra.telemetry import tracing
 
@@ -29,30 +29,50 @@ EX_CONFIG = 78
 
 @dataclass(slots=True)
 class Status:
-    """What ``/ready`` tells: 200 while ``ready`` and nothing is awaited, else 503 with ``waiting``."""
+    """What ``/ready`` answers: 200 while ``ready`` is set and the others are empty, else 503 with one of them.
+
+    ``waiting``: what is unavailable now; ``failure``: why the process is about to end.
+    """
 
     ready: bool = True
     waiting: str = ""
+    failure: str = ""
 
 
 @dataclass(slots=True)
 class Stop:
-    """A request to stop, made once; workers look at ``requested`` or wait for it. Also carries the health status."""
+    """A request to stop; workers poll ``requested`` or await :meth:`wait`. Also carries the health status.
+
+    ``failure``: why the process has to stop, where it is not on request; it then exits with 1.
+    """
 
     status: Status = field(default_factory=Status)
+    failure: Exception | None = None
     _event: asyncio.Event = field(default_factory=asyncio.Event)
+    _loop: asyncio.AbstractEventLoop | None = None
 
     @property
     def requested(self) -> bool:
-        """Whether the process was asked to stop."""
-        return self._event.is_set()
+        """Whether the process has to stop."""
+        return self.failure is not None or self._event.is_set()
 
     def request(self) -> None:
-        """Ask everything in this process to finish the work in hand and end."""
+        """Ask everything in this process to finish what it has begun and end. Call it in the event loop."""
         self._event.set()
 
+    def fail(self, error: Exception) -> None:
+        """Stop the process because of ``error``, the first one counts; ``/ready`` answers 503. Call from any thread."""
+        self.failure = self.failure or error
+        self.status.failure = f"stopping: {self.failure}"
+        if self._loop is not None:  # somebody waits
+            with suppress(RuntimeError):  # the loop has ended
+                self._loop.call_soon_threadsafe(self._event.set)
+
     async def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait for the request, at most ``timeout_s`` seconds; return whether it has come."""
+        """Wait for the request, at most ``timeout_s`` seconds; return whether it was made."""
+        self._loop = asyncio.get_running_loop()
+        if self.requested:
+            return True
         try:
             async with asyncio.timeout(timeout_s):
                 await self._event.wait()
@@ -68,7 +88,7 @@ def run(main: Main, name: str) -> None:
     """Run ``main`` as the worker process ``name`` until it returns, raises or is signalled; never returns.
 
     SIGTERM and SIGINT request a stop; ``main`` then has ``settings.shutdown_s`` seconds, after which the process exits
-    with 1, its work uncommitted, so that nothing half-done counts as done.
+    with 1. Crash: what is not finished then is not committed, and is done again after the restart.
     """
     try:
         settings = Settings.load()
@@ -81,7 +101,7 @@ def run(main: Main, name: str) -> None:
 
 
 def collect_garbage_rarely() -> None:
-    """Look for cycles seldom, and never again among what is there now: batches make many objects and hardly a cycle."""
+    """Run the garbage collector seldom, and never over what exists now: batches make many objects and few cycles."""
     gc.freeze()
     gc.set_threshold(500_000, 20, 50)
 
@@ -91,18 +111,35 @@ async def _live(main: Main, settings: Settings, name: str) -> int:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.request)
-    server = await _serve_health(settings, stop) if settings.health_port else None
+    health = _serve_health(settings, stop.status) if settings.health_port else None
     logger = log(name)
     tracing.set_up(settings.otlp_endpoint, name)
     logger.info("started")
-    work = asyncio.ensure_future(main(settings, stop))
-    asked = asyncio.ensure_future(stop.wait())
     try:
-        await asyncio.wait({work, asked}, return_when=asyncio.FIRST_COMPLETED)
+        code = await _exit_code(main, settings, stop, logger)
+    finally:
+        if health is not None:
+            health.cancel()
+            await asyncio.gather(health, return_exceptions=True)
+        await asyncio.to_thread(tracing.close)
+    if stop.failure is not None:
+        logger.critical(str(stop.failure))
+        return 1
+    if not code:
+        logger.info("stopped")
+    return code
+
+
+async def _exit_code(main: Main, settings: Settings, stop: Stop, logger: logging.Logger) -> int:
+    """Run ``main`` to its end, or until its time after the request to stop is over."""
+    work = asyncio.ensure_future(main(settings, stop))
+    stopping = asyncio.ensure_future(stop.wait())
+    try:
+        await asyncio.wait({work, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if not work.done():
             await asyncio.wait({work}, timeout=settings.shutdown_s)
         if not work.done():
-            logger.error("work in hand did not finish in time; it is not committed and will be done again")
+            logger.error("the work did not end in time; what is not committed will be done again")
             return 1
         await work
     except SettingsError as error:
@@ -114,45 +151,33 @@ async def _live(main: Main, settings: Settings, name: str) -> int:
             stop.status.waiting = f"stopped: {error}"
             await stop.wait()
         return EX_CONFIG
+    except ClientFailed as error:
+        stop.fail(error)
+        return 1
     except Exception:
-        logger.exception("stopped by an unexpected error")
+        if stop.failure is None:  # else it is a consequence of that
+            logger.exception("stopped by an unexpected error")
         return 1
     finally:
-        asked.cancel()
-        if server is not None:
-            server.close()
-        await asyncio.to_thread(tracing.close)
-    logger.info("stopped")
+        stopping.cancel()
     return 0
 
 
-async def _serve_health(settings: Settings, stop: Stop) -> asyncio.Server:
-    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            line = await asyncio.wait_for(reader.readline(), 5)
-            path = line.split(b" ")[1] if line.count(b" ") else b""
-            status, body = _health(path, stop.status)
-            head = f"HTTP/1.1 {status}\r\nContent-Type: text/plain; version=0.0.4\r\nContent-Length: {len(body)}\r\n"
-            writer.write(head.encode() + b"Connection: close\r\n\r\n" + body)
-            await writer.drain()
-        except (ConnectionError, TimeoutError):
-            pass
-        finally:
-            writer.close()
+def _serve_health(settings: Settings, status: Status) -> asyncio.Task[None]:
+    # Only here: the web server costs 50 ms to import, and the command line imports this module, too.
+    from infra import health, web  # noqa: PLC0415
 
-    return await asyncio.start_server(answer, settings.api_host, settings.health_port)
+    listener = web.listen(settings.api_host, settings.health_port)
+    return asyncio.create_task(web.serve(health.app(health.Health(status)), listener, grace_s=1))
 
 
-def _health(path: bytes, status: Status) -> tuple[str, bytes]:
-    if path == b"/live":
-        return "200 OK", b"live\n"
-    if path == b"/ready":
-        if status.ready and not status.waiting:
-            return "200 OK", b"ready\n"
-        return "503 Service Unavailable", (status.waiting or "starting").encode() + b"\n"
-    if path == b"/metrics":
-        return "200 OK", generate_latest()
-    return "404 Not Found", b"only /live, /ready and /metrics are here\n"
+async def until_signalled(work: Awaitable[None]) -> None:
+    """Await ``work`` and cancel it on SIGTERM or SIGINT: for servers that have no work to finish."""
+    task = asyncio.ensure_future(work)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    with suppress(asyncio.CancelledError):
+        await task
 
 
 class _JsonLines(logging.Formatter):
@@ -188,7 +213,7 @@ def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def set_up_logs(level: str, process: str) -> None:
-    """Send all logs to standard output, one JSON object a line; libraries speak from WARNING up."""
+    """Write all logs to standard output, one JSON object a line; of libraries, warnings and errors only."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_JsonLines(process))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
@@ -196,5 +221,5 @@ def set_up_logs(level: str, process: str) -> None:
 
 
 def log(name: str) -> logging.Logger:
-    """Return the logger of a part; pass data as ``extra={"fields": {...}}``: ids, never personal data."""
+    """Return the logger ``name``; pass data as ``extra={"fields": {...}}``: ids, never personal data."""
     return logging.getLogger(f"leadstream.{name}")

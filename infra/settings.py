@@ -1,8 +1,8 @@
 """Settings: the only reader of the environment.
 
 Every setting is an environment variable that starts with ``LEADSTREAM_``. Where a variable is not set, the file
-``stack.env`` that a running embedded stack keeps in its state folder is asked (so that ``leadstream lag`` finds the
-stack that ``leadstream up`` started), then the default. Connectors keep their own settings in their own file as a
+``stack.env`` that a running embedded stack keeps in its state folder is read (so that ``leadstream lag`` finds the
+stack that ``leadstream up`` started), then the default holds. Connectors keep their own settings in their own file as a
 pydantic model and receive them by :func:`Settings.section`.
 """
 
@@ -13,7 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
+
+from infra.kafka_settings import KafkaSettings
 
 PREFIX = "LEADSTREAM_"
 _SHIPPED = Path(__file__).parents[1] / "campaigns"
@@ -24,59 +26,104 @@ Section = TypeVar("Section", bound=BaseModel)
 
 
 class SettingsError(Exception):
-    """One or more settings are wrong; the message names every one of them and how to mend it."""
+    """One or more settings are wrong; the message names every one of them and how to fix it."""
 
 
-class Settings(BaseModel):
+class Settings(KafkaSettings):
     """All settings that are not a connector's own. Frozen: read once at start, passed on from there."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     home: Path = Field(Path(".leadstream"), description="Folder that holds all state of an embedded stack.")
 
-    kafka_bootstrap: str = Field("127.0.0.1:9092", min_length=3, description="Kafka bootstrap servers, host:port.")
     schema_registry_url: str = Field(
         "",
         pattern=r"^(https?://.+)?$",
+        repr=False,
         description="Confluent-compatible registry that intake asks for schema ids which are not ours; empty: none.",
     )
-    database_url: str = Field("postgresql://leadstream@127.0.0.1:5432/leadstream", pattern=r"^postgres(ql)?://")
-    database_pool_size: int = Field(4, ge=1, le=100)
-    clickhouse_url: str = Field("http://127.0.0.1:8123/leadstream", pattern=r"^https?://")
-    redis_url: str = Field("redis://127.0.0.1:6379/0", pattern=r"^(redis|rediss|unix)://")
+    database_url: str = Field(
+        "postgresql://leadstream@127.0.0.1:5432/leadstream",
+        pattern=r"^postgres(ql)?://",
+        repr=False,
+        description="Postgres: postgresql://user:password@host:port/database; TLS by ?sslmode=verify-full.",
+    )
+    database_pool_size: int = Field(
+        4, ge=1, le=100, description="Most connections to Postgres of one process; opened when they are needed."
+    )
+    clickhouse_url: str = Field(
+        "http://127.0.0.1:8123/leadstream",
+        pattern=r"^https?://",
+        repr=False,
+        description="ClickHouse's HTTP interface: http://user:password@host:port/database, https:// for TLS.",
+    )
+    redis_url: str = Field(
+        "redis://127.0.0.1:6379/0",
+        pattern=r"^(redis|rediss|unix)://",
+        repr=False,
+        description="Redis: redis://user:password@host:port/database, rediss:// for TLS.",
+    )
 
-    api_host: str = "127.0.0.1"
-    api_port: int = Field(8080, ge=0, le=65535, description="Port of the front door; 0: any free one.")
-    health_port: int = Field(0, ge=0, le=65535, description="Port of a worker's /live, /ready, /metrics; 0: none.")
+    api_host: str = Field("127.0.0.1", description="Address that the API and the workers' health pages listen on.")
+    api_port: int = Field(8080, ge=0, le=65535, description="TCP port of the API; 0: any free one.")
+    health_port: int = Field(
+        0, ge=0, le=65535, description="TCP port of a worker's /live, /ready and /metrics; 0: they are not served."
+    )
 
     instance: str = Field(
         "",
         pattern=r"^[A-Za-z0-9._-]{0,100}$",
-        description="A name that only this replica has and keeps over restarts: Kafka then gives a restarted "
-        "worker its partitions back at once instead of after the session timeout. Empty: none.",
+        description="A name that only this replica has and keeps over restarts: Kafka then gives a restarted worker "
+        "its partitions back at once instead of after the session timeout. Empty: none.",
     )
-    batch_size: int = Field(10_000, ge=1, le=100_000, description="Most records in one transaction of Postgres.")
-    batch_linger_ms: int = Field(40, ge=0, le=10_000, description="Longest wait for a batch to fill.")
-    sink_batch_size: int = Field(50_000, ge=1, le=1_000_000, description="Most rows in one ClickHouse insert.")
-    sink_batch_linger_ms: int = Field(500, ge=0, le=60_000)
-    max_event_bytes: int = Field(262_144, ge=1024, le=4_194_304, description="Larger events are dead letters.")
-    max_dead_share: float = Field(0.5, gt=0, le=1, description="Stop when a larger share of the window is dead.")
-    dead_window: int = Field(2000, ge=10, le=1_000_000, description="Records in that window.")
+    batch_size: int = Field(
+        10_000, ge=1, le=100_000, description="Most records in one batch, which is one transaction in Postgres."
+    )
+    batch_linger_ms: int = Field(
+        40,
+        ge=0,
+        le=10_000,
+        description="Longest wait for a batch to fill, in milliseconds; more: fewer, larger batches.",
+    )
+    sink_batch_size: int = Field(
+        50_000, ge=1, le=1_000_000, description="Most records in one batch of the ClickHouse sink."
+    )
+    sink_batch_linger_ms: int = Field(
+        500, ge=0, le=60_000, description="Longest wait for a batch of the ClickHouse sink to fill, in milliseconds."
+    )
+    max_event_bytes: int = Field(
+        262_144, ge=1024, le=4_194_304, description="Largest event in bytes; a larger one becomes a dead letter."
+    )
+    max_dead_share: float = Field(
+        0.5, gt=0, le=1, description="Share of dead records in the dead window above which a stage stops (0 to 1)."
+    )
+    dead_window: int = Field(
+        2000, ge=10, le=1_000_000, description="Records, the newest ones, over which that share is measured."
+    )
     stay_when_dead: bool = Field(
         False,
-        description="After too many dead records stay, taking nothing, instead of exiting with 78: for what restarts "
-        "whatever exits, as Docker does.",
+        description="After too many dead records keep the process running without consuming, instead of exiting with "
+        "code 78: for supervisors that restart every process that exits, such as Docker.",
     )
-    max_clock_ahead_s: int = Field(86_400, ge=0, description="How far in the future occurred_at may lie.")
-    shutdown_s: float = Field(15.0, gt=0, le=300, description="Longest wait for work in hand at shutdown.")
+    max_clock_ahead_s: int = Field(
+        86_400,
+        ge=0,
+        description="How far in the future occurred_at may lie, in seconds; beyond it an event is rejected.",
+    )
+    shutdown_s: float = Field(
+        15.0, gt=0, le=300, description="Longest wait at shutdown for started work to finish, in seconds."
+    )
 
     campaigns_dir: Path = Field(
         default_factory=lambda: _SHIPPED if not (here := Path("campaigns")).is_dir() else here,
-        description="Folder of the installation's campaigns (*.yaml): ./campaigns; where there is none, the examples.",
+        description="Folder with the installation's campaigns (*.yaml); default: ./campaigns, or the shipped examples "
+        "where there is no such folder.",
     )
 
-    log_level: str = Field("INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$")
-    otlp_endpoint: str = Field("", description="OpenTelemetry collector, OTLP over HTTP; empty: no export.")
+    log_level: str = Field(
+        "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Lowest level that is logged: DEBUG to ERROR."
+    )
+    otlp_endpoint: str = Field(
+        "", description="OpenTelemetry collector that receives traces (OTLP over HTTP); empty: no traces."
+    )
 
     _sections: Mapping[str, str] = {}
 
@@ -88,9 +135,9 @@ class Settings(BaseModel):
             SettingsError: naming every unknown or invalid key at once.
 
         """
-        given = dict(os.environ if environ is None else environ)
-        home = Path(given.get(PREFIX + "HOME", str(cls.model_fields["home"].default)))
-        merged = _stack_file(home / "stack.env") | {k: v for k, v in given.items() if k.startswith(PREFIX)}
+        found = dict(os.environ if environ is None else environ)
+        home = Path(found.get(PREFIX + "HOME", str(cls.model_fields["home"].default)))
+        merged = _stack_file(home / "stack.env") | {k: v for k, v in found.items() if k.startswith(PREFIX)}
         own: dict[str, str] = {}
         sections: dict[str, str] = {}
         wrong: list[str] = []
@@ -151,4 +198,11 @@ def _stack_file(path: Path) -> dict[str, str]:
 
 def _explain(error: ValidationError, prefix: str) -> list[str]:
     # The value itself is left out: it may be a secret.
-    return [f"{prefix}{'_'.join(map(str, e['loc'])).upper()}: {e['msg']}" for e in error.errors(include_input=False)]
+    wrong: list[str] = []
+    for each in error.errors(include_input=False):
+        message = each["msg"].removeprefix("Value error, ")
+        if each["loc"]:
+            wrong.append(f"{prefix}{'_'.join(map(str, each['loc'])).upper()}: {message}")
+        else:  # of several settings together: each line names its own
+            wrong += message.splitlines()
+    return wrong

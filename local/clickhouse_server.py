@@ -32,12 +32,15 @@ from typing import IO, Any
 
 import cramjam
 import orjson
-import uvicorn
+import uvloop
 from chdb.state.sqlitelike import Connection
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
+
+from infra import web
+from infra.runtime import until_signalled
 
 _READERS = 4
 _WRITERS = 3
@@ -273,14 +276,8 @@ def main() -> None:
         except BlockingIOError:
             sys.stderr.write(f"another process already uses {options.path}: stop it, or set another --path\n")
             raise SystemExit(1) from None
-        uvicorn.run(
-            app(options.path),
-            host=options.host,
-            port=options.port,
-            log_level="warning",
-            access_log=False,
-            timeout_graceful_shutdown=10,
-        )
+        listener = web.listen(options.host, options.port)
+        uvloop.run(until_signalled(web.serve(app(options.path), listener, lifespan=True)))
 
 
 if __name__ == "__main__":

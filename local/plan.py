@@ -113,7 +113,7 @@ def make_plan(
 
     """
     excluded = frozenset(without)
-    listed = processes.load()
+    listed = processes.load_processes()
     known = {*PARTS, *listed, *(f"simulator-{name}" for name in SIMULATORS)}
     if unknown := (excluded | set(parts)) - known:
         raise StackError(f"no such process: {', '.join(sorted(unknown))}; there are: {', '.join(sorted(known))}")

@@ -7,25 +7,16 @@ speaks another protocol than HTTP, ``async def serve(host, port, state, http_por
 from __future__ import annotations
 
 import argparse
-import asyncio
-import contextlib
 import importlib
 import pkgutil
-import signal
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable
 from pathlib import Path
-from typing import Any
 
-import uvicorn
 import uvloop
 
 import simulators
-
-
-class _Server(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield  # _main handles the signals: uvicorn would end the process by the signal, not with exit code 0
+from infra import web
+from infra.runtime import until_signalled
 
 
 def names() -> list[str]:
@@ -33,30 +24,14 @@ def names() -> list[str]:
     return sorted(file.name for file in pkgutil.iter_modules(simulators.__path__) if file.name[0] != "_")
 
 
-async def _serve_app(app: Any, host: str, port: int) -> None:
-    server = _Server(
-        uvicorn.Config(app, host, port, log_level="warning", access_log=False, lifespan="on", loop="none", backlog=512)
-    )
-    try:
-        await server.serve()
-    except asyncio.CancelledError:
-        if server.started:
-            await server.shutdown()
-        raise
-
-
 async def _main(name: str, host: str, port: int, state: Path, http_port: int) -> None:
     module = importlib.import_module(f"simulators.{name}")
     serving: Awaitable[None] = (
         module.serve(host, port, state, http_port)
         if hasattr(module, "serve")
-        else _serve_app(module.app(state), host, port)
+        else web.serve(module.app(state), web.listen(host, port), lifespan=True)
     )
-    task = asyncio.ensure_future(serving)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+    await until_signalled(serving)
 
 
 def main() -> None:

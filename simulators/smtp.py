@@ -17,12 +17,9 @@ Source: RFC 5321 (as aiosmtpd implements it), RFC 3463 (enhanced status codes).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import random
-import socket
 from collections import Counter
-from collections.abc import Iterator
 from email import message_from_bytes
 from email.parser import BytesHeaderParser
 from email.policy import default as mail_policy
@@ -30,13 +27,13 @@ from pathlib import Path
 from typing import Any
 
 import orjson
-import uvicorn
 from aiosmtpd.smtp import SMTP, Envelope, Session
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from infra import web
 from infra.clock import now_us
 
 _OK = "250 OK"
@@ -168,12 +165,6 @@ def http_app(box: Mailbox) -> Starlette:
     )
 
 
-class _Http(uvicorn.Server):
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield  # the process handles the signals
-
-
 async def serve(host: str, port: int, state: Path, http_port: int = 0) -> None:
     """Serve SMTP on ``port`` and HTTP on ``http_port`` (0: any free port) until cancelled."""
     box = Mailbox(state / "mails.jsonl")
@@ -183,15 +174,10 @@ async def serve(host: str, port: int, state: Path, http_port: int = 0) -> None:
         return SMTP(_Handler(box), enable_SMTPUTF8=True, hostname="simulator", ident="leadstream simulator", loop=loop)
 
     smtp_server = await loop.create_server(protocol, host, port)
-    door = socket.create_server((host, http_port), backlog=128)
-    http = _Http(uvicorn.Config(http_app(box), log_level="warning", access_log=False, lifespan="off"))
-    serving = asyncio.ensure_future(http.serve(sockets=[door]))
-    (state / "http_port").write_text(str(door.getsockname()[1]), "utf-8")
+    http_socket = web.listen(host, http_port)
+    (state / "http_port").write_text(str(http_socket.getsockname()[1]), "utf-8")
     (state / "smtp_port").write_text(str(smtp_server.sockets[0].getsockname()[1]), "utf-8")
     try:
-        await asyncio.shield(serving)
+        await web.serve(http_app(box), http_socket)
     finally:
         smtp_server.close()
-        http.should_exit = True
-        await serving
-        door.close()

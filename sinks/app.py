@@ -41,7 +41,7 @@ async def crm(settings: Settings, stop: Stop, name: str) -> None:
         raise SettingsError(str(error)) from None
     config: SyncConfig = settings.section(f"crm_{name}", module.Config)
     pool = await connect(settings.database_url, size=config.in_flight + 2, application=f"crm-{name}")
-    deliverer = Deliverer(settings.kafka_bootstrap)
+    deliverer = Deliverer(settings, f"crm-{name}", on_fatal=stop.fail)
     client = http.client(config.base_url, timeout_s=config.timeout_s, connections=config.in_flight * 2)
     try:
         await _sync(settings, stop, name, config, module.connect(config, client), pool, deliverer)
@@ -53,7 +53,7 @@ async def crm(settings: Settings, stop: Stop, name: str) -> None:
 
 async def clickhouse(settings: Settings, stop: Stop) -> None:
     """Bring what was decided, and what could not be, to ClickHouse."""
-    deliverer = Deliverer(settings.kafka_bootstrap)
+    deliverer = Deliverer(settings, STAGE, on_fatal=stop.fail)
     try:
         async with ClickHouse(settings.clickhouse_url) as server:
             await run_batches(
@@ -85,7 +85,7 @@ async def messages(settings: Settings, stop: Stop, name: str) -> None:
     config: DeliveryConfig = settings.section(f"channel_{name}", module.Config)
     stage, codec, wake = f"messages-{name}", Codec(), asyncio.Event()
     pool = await connect(settings.database_url, size=config.max_connections + 2, application=stage)
-    deliverer = Deliverer(settings.kafka_bootstrap)
+    deliverer = Deliverer(settings, stage, on_fatal=stop.fail)
     channel: Channel = module.connect(config)
     asked = MessageStore(pool, name, lease_s=config.lease_s, clock=now_us)
     delivery = Delivery(

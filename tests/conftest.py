@@ -16,6 +16,7 @@ import pytest
 
 from infra.clickhouse.migrate import migrate as migrate_clickhouse
 from infra.kafka.topics import apply
+from infra.kafka_settings import KafkaSettings
 from infra.postgres.migrate import migrate as migrate_postgres
 from infra.settings import Settings
 from local.attached import AttachedStack
@@ -141,7 +142,7 @@ def _containers(home: Path) -> Iterator[Stack]:
         at = f"{clickhouse.get_container_host_ip()}:{clickhouse.get_exposed_port(8123)}"
         url = f"http://{clickhouse.username}:{clickhouse.password}@{at}/leadstream"
         dsn = postgres.get_connection_url()
-        apply(kafka.get_bootstrap_server())
+        apply(KafkaSettings(kafka_bootstrap=kafka.get_bootstrap_server()))
         asyncio.run(_migrate(dsn, url))
         redis_url = f"redis://{redis.get_container_host_ip()}:{redis.get_exposed_port(6379)}/0"
         yield Stack(kafka.get_bootstrap_server(), dsn, url, redis_url, home, {})

@@ -8,10 +8,12 @@ from typing import Any
 
 import asyncpg
 import httpx
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import TopicPartition
 
 from infra.clickhouse.client import ClickHouse
+from infra.kafka.client import metadata, reader
 from infra.kafka.lag import LagReader
+from infra.kafka_settings import KafkaSettings
 
 _OWN = "leadstream:%"
 _TOPIC = "leads.received"
@@ -21,14 +23,14 @@ class Books:
     """Reads the stores for one ``tenant``; ``start`` are the ends of ``leads.received`` before the first event."""
 
     def __init__(
-        self, tenant: str, pool: asyncpg.Pool, server: ClickHouse, places: Mapping[str, Any], bootstrap: str
+        self, tenant: str, pool: asyncpg.Pool, server: ClickHouse, places: Mapping[str, Any], settings: KafkaSettings
     ) -> None:
         self._tenant = tenant
         self._pool = pool
         self._server = server
         self._places = places
-        self._bootstrap = bootstrap
-        self._lag = LagReader(bootstrap)
+        self._settings = settings
+        self._lag = LagReader(settings)
         self._start: dict[int, int] = {}
         self._before: dict[str, int] = {}
 
@@ -81,9 +83,9 @@ class Books:
         return counts
 
     def _ends(self) -> dict[int, int]:
-        consumer = Consumer({"bootstrap.servers": self._bootstrap, "group.id": "leadstream-demo"})
+        consumer = reader(self._settings, "leadstream-demo")
         try:
-            partitions = consumer.list_topics(_TOPIC, 10).topics[_TOPIC].partitions
+            partitions = metadata(consumer, _TOPIC, timeout_s=10).topics[_TOPIC].partitions
             return {p: consumer.get_watermark_offsets(TopicPartition(_TOPIC, p), 10)[1] for p in partitions}
         finally:
             consumer.close()

@@ -34,7 +34,7 @@ async def run(
     """Send, wait, reconcile, show; return the counts, with ``problems`` naming what does not add up."""
     console = Console(stderr=True)
     pool = await connect(settings.database_url, size=2, application="demo")
-    deliverer = Deliverer(settings.kafka_bootstrap)
+    deliverer = Deliverer(settings, "demo")
     http = httpx.AsyncClient(base_url=places["api"]["url"], timeout=30, trust_env=False)
     sent = Sent()
     try:
@@ -42,7 +42,7 @@ async def run(
             run_number = 1 + await pool.fetchval("SELECT count(DISTINCT tenant) FROM leads WHERE tenant LIKE 'demo-%'")
             tenant = f"demo-{run_number}"  # a tenant of its own, so that a second run begins at nothing
             people = People(tenant, events, seed, now_us(), f".{run_number}" if run_number > 1 else "")
-            books = Books(tenant, pool, server, places, settings.kafka_bootstrap)
+            books = Books(tenant, pool, server, places, settings)
             await books.open()
             sending = asyncio.ensure_future(send(people, sent, deliverer, http, rate))
             with Live(console=console, refresh_per_second=4, transient=True) as live:

@@ -1,18 +1,22 @@
-"""Migrations of ClickHouse: the .sql files of ``migrations/`` in order of their names, each once, each checksummed.
+"""Migrations of ClickHouse.
 
-ClickHouse has no transactions over tables and no locks to share, so every statement of a file can be repeated (IF NOT
-EXISTS): two processes that start at the same time, or one that died in the middle, end in the same state. What is
-applied is written down last. A file that was applied and has changed since is an error.
+ClickHouse has no transactions over tables and no locks to share, so every statement of a file has to be repeatable (IF
+NOT EXISTS). A file is recorded after its last statement.
+
+Guarantee: two processes that start at the same time end in the same state.
+
+Crash: the statements before the one that was running are applied; the next start repeats the whole file.
 """
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from infra import migrations
 from infra.clickhouse.client import ClickHouse, ClickHouseError
+from infra.migrations import MigrationError
 
 FOLDER = Path(__file__).parent / "migrations"
 _COMMENT = re.compile(r"^\s*--.*$", re.MULTILINE)
@@ -23,41 +27,36 @@ ENGINE = ReplacingMergeTree ORDER BY name
 """
 
 
-class MigrationError(Exception):
-    """A migration that was applied has changed, or one does not run; the message names the file."""
-
-
 async def migrate(url: str, folder: Path = FOLDER) -> list[str]:
-    """Make the database of ``url`` where it is missing, bring it up to date, return the files applied now.
+    """Create the database of ``url`` where it is missing, bring it up to date, return the files applied now.
 
     Raises:
         MigrationError: naming the file; the statements before the one that failed are applied.
-        DependencyAway: ClickHouse is not reachable.
+        DependencyAway: ClickHouse is unavailable.
 
     """
-    files = {path.name: path.read_text("utf-8") for path in sorted(folder.glob("*.sql"))}  # noqa: ASYNC240 - at start
     database = urlsplit(url).path.strip("/") or "default"
     async with ClickHouse(url, database="default") as server:
         await server.execute(f"CREATE DATABASE IF NOT EXISTS `{database}`")
     async with ClickHouse(url) as server:
-        await server.execute(_TABLE)
-        rows = await server.query("SELECT name, checksum FROM schema_migrations FINAL")
-        applied = {row["name"]: row["checksum"] for row in rows}
-        return [name for name, sql in files.items() if await _apply(server, name, sql, applied)]
+        return await migrations.migrate(_ClickHouse(server), folder)
 
 
-async def _apply(server: ClickHouse, name: str, sql: str, applied: dict[str, str]) -> bool:
-    checksum = hashlib.sha256(sql.encode()).hexdigest()
-    if name in applied:
-        if applied[name] != checksum:
-            raise MigrationError(f"{name} was applied and has changed since: put it back and add a new file")
-        return False
-    try:
-        for statement in _COMMENT.sub("", sql).split(";\n"):
-            if statement.strip():
-                await server.execute(statement)
-        insert = "INSERT INTO schema_migrations (name, checksum) VALUES ({name:String}, {checksum:String})"
-        await server.execute(insert, name=name, checksum=checksum)
-    except ClickHouseError as error:
-        raise MigrationError(f"{name}: {error}") from error
-    return True
+class _ClickHouse:
+    def __init__(self, server: ClickHouse) -> None:
+        self._server = server
+
+    async def applied(self) -> dict[str, str]:
+        await self._server.execute(_TABLE)
+        rows = await self._server.query("SELECT name, checksum FROM schema_migrations FINAL")
+        return {row["name"]: row["checksum"] for row in rows}
+
+    async def apply(self, name: str, sql: str, checksum: str) -> None:
+        record = "INSERT INTO schema_migrations (name, checksum) VALUES ({name:String}, {checksum:String})"
+        try:
+            for statement in _COMMENT.sub("", sql).split(";\n"):
+                if statement.strip():
+                    await self._server.execute(statement)
+            await self._server.execute(record, name=name, checksum=checksum)
+        except ClickHouseError as error:
+            raise MigrationError(f"{name}: {error}") from error

@@ -15,17 +15,12 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from confluent_kafka import (
-    TIMESTAMP_NOT_AVAILABLE,
-    Consumer,
-    KafkaError,
-    KafkaException,
-    Message,
-    TopicPartition,
-)
-from confluent_kafka.admin import AdminClient, OffsetSpec
+from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, KafkaError, KafkaException, Message, TopicPartition
+from confluent_kafka.admin import OffsetSpec
 
 from infra.errors import DependencyAway
+from infra.kafka.client import admin, metadata, reader
+from infra.kafka_settings import KafkaSettings
 
 OK = "ok"  # nothing is waiting
 BEHIND = "behind"
@@ -84,7 +79,7 @@ class LagReader:
 
     def __init__(
         self,
-        bootstrap: str,
+        settings: KafkaSettings,
         groups: Mapping[str, Sequence[str]] | None = None,
         *,
         timeout_s: float = 5,
@@ -97,13 +92,11 @@ class LagReader:
         self._groups = groups
         self._timeout_s = timeout_s
         self._now = now
-        client = {"bootstrap.servers": bootstrap, "socket.nagle.disable": True, "log_level": 2}
-        self._admin = AdminClient(client)
-        self._consumer = Consumer(
-            client
-            | {
-                "group.id": "leadstream-lag",  # asked for by the client; nothing joins it
-                "enable.auto.commit": False,
+        self._admin = admin(settings, "lag")
+        self._consumer = reader(
+            settings,
+            "leadstream-lag",  # asked for by the client; nothing joins it
+            {
                 "enable.partition.eof": True,
                 "auto.offset.reset": "earliest",
                 # Little at a time: at least the first partition of a fetch gives a whole batch, however large.
@@ -113,11 +106,11 @@ class LagReader:
                 "fetch.error.backoff.ms": 20,
                 "fetch.wait.max.ms": 20,
                 "topic.metadata.refresh.fast.interval.ms": 50,
-            }
+            },
         )
         # One a group, which joins nothing: an admin client's own request for offsets crashes librdkafka (2.16) when the
         # coordinator has moved, since an admin client has no group whose coordinator it could look for again.
-        self._askers = {group: Consumer(client | {"group.id": group}) for group in groups}
+        self._askers = {group: reader(settings, group) for group in groups}
         self._remembered: dict[_Position, _First] = {}
 
     def read(self, only: Iterable[str] = ()) -> list[PartitionLag]:
@@ -145,7 +138,7 @@ class LagReader:
             consumer.close()
 
     def _read(self, groups: Mapping[str, Sequence[str]]) -> list[PartitionLag]:
-        there = self._consumer.list_topics(timeout=_ASK_S).topics  # it then knows the leaders it reads from
+        there = metadata(self._consumer, timeout_s=_ASK_S).topics  # it then knows the leaders it reads from
         spots = {topic: sorted(there[topic].partitions) for ts in groups.values() for topic in ts if topic in there}
         # Committed first, the ends after: between the two a group only gets on, so lag is never below zero.
         committed = self._committed(groups, spots)
@@ -221,13 +214,13 @@ class LagReader:
         self._consumer.incremental_unassign([TopicPartition(topic, partition)])
 
 
-def total_lag(bootstrap: str) -> dict[str, Lag]:
+def total_lag(settings: KafkaSettings) -> dict[str, Lag]:
     """Return the lag of each installed group, once; who asks often keeps a :class:`LagReader`."""
-    reader = LagReader(bootstrap)
+    lag = LagReader(settings)
     try:
-        return reader.totals()
+        return lag.totals()
     finally:
-        reader.close()
+        lag.close()
 
 
 def totals(rows: Sequence[PartitionLag], groups: Iterable[str]) -> dict[str, Lag]:

@@ -10,36 +10,46 @@ from confluent_kafka import Message
 
 from infra.kafka.producer import Output
 
-Prepared = TypeVar("Prepared")
+Batch = TypeVar("Batch")
 
 
 @dataclass(frozen=True, slots=True)
 class Effects:
-    """What a batch came to: ``outputs`` to deliver before the commit, and how many of its records were ``dead``.
+    """The result of a batch: ``outputs`` to deliver before the commit, and how many of its records were ``dead``.
 
-    Outputs that cost something to make are given as a function: it is called while the next batch is being applied.
+    Outputs that are expensive to build are passed as a function: it is called while the next batch is being applied.
     """
 
     outputs: Sequence[Output] | Callable[[], Sequence[Output]] = ()
     dead: int = 0
 
     def to_deliver(self) -> Sequence[Output]:
-        """Return the outputs, made now where they are not made yet."""
+        """Return the outputs, built now where they are not yet."""
         return self.outputs() if callable(self.outputs) else self.outputs
 
 
-class Processor(Protocol[Prepared]):
-    """What a stage or a sink is to the loop. Both methods may be called again with the same records after a crash."""
+class Processor(Protocol[Batch]):
+    """A stage or a sink. ``Batch`` is its own form of a batch: what ``prepare`` makes for ``apply``.
 
-    def prepare(self, messages: Sequence[Message]) -> Prepared:
+    Crash: both methods are called again with the same records.
+    """
+
+    def prepare(self, messages: Sequence[Message]) -> Batch:
         """Decode ``messages`` (in offset order per partition), without any effect.
 
-        Called in a thread of its own, one call at a time, while ``apply`` is at work on the batch before.
+        Called in a thread of its own, one call at a time, while ``apply`` processes the batch before.
 
-        Raises DependencyAway to be called again with the same ``messages`` after a while.
+        Raises:
+            DependencyAway: call again later with the same ``messages``.
+
         """
         ...
 
-    async def apply(self, prepared: Prepared) -> Effects:
-        """Have the effect. Raises DependencyAway to be called again with the same ``prepared`` after a while."""
+    async def apply(self, batch: Batch, /) -> Effects:
+        """Write the batch's effects.
+
+        Raises:
+            DependencyAway: call again later with the same ``batch``.
+
+        """
         ...

@@ -13,13 +13,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import repeat
 from typing import Any, NamedTuple
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Message
 
 from infra.errors import DependencyAway
-from infra.runtime import log
+from infra.kafka.client import OnFatal, producer
+from infra.kafka_settings import KafkaSettings
 
 _POLL_S = 0.05
 _FULL_S = 0.005
+_UNAVAILABLE = (KafkaError._MSG_TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT)  # noqa: SLF001 - librdkafka's own names
 
 Headers = Sequence[tuple[str, bytes]]
 
@@ -43,7 +45,7 @@ class Delivery(NamedTuple):
 
 
 class _Pending:
-    """Counts down the deliveries of one call; ends the waiting future from the polling thread."""
+    """Counts down the deliveries of one call; resolves its future from the polling thread."""
 
     def __init__(self, count: int, loop: asyncio.AbstractEventLoop) -> None:
         self._left = count
@@ -51,7 +53,7 @@ class _Pending:
         self.done: asyncio.Future[None] = loop.create_future()
         self.error: KafkaError | None = None
 
-    def settled(self, error: KafkaError | None, _: Message) -> None:
+    def count_down(self, error: KafkaError | None, _: Message) -> None:
         if error is not None:
             self.error = error
         self._left -= 1
@@ -64,32 +66,30 @@ class _Pending:
 
 
 class Deliverer:
-    """Owns a producer and the thread that serves its callbacks; close it.
+    """Owns a producer and the thread that serves its callbacks; close it. ``name``: the process's.
 
-    ``timeout_s`` bounds a delivery (the front door must answer); 0 waits for as long as the broker is away (workers).
+    ``timeout_s`` bounds a delivery (the API must answer); 0: retry for as long as Kafka is unavailable (workers).
+    ``on_fatal``: see :mod:`infra.kafka.client`; every delivery fails from then on.
     """
 
-    def __init__(self, bootstrap: str, *, timeout_s: float = 0, config: Mapping[str, Any] | None = None) -> None:
-        self._logger = log("producer")
-        self._producer = Producer(
-            {
-                "bootstrap.servers": bootstrap,
-                "acks": "all",
-                "enable.idempotence": True,
-                "partitioner": "murmur2_random",
-                "compression.type": "lz4",
-                "linger.ms": 5,
-                "batch.size": 1_000_000,
-                "queue.buffering.max.messages": 500_000,
-                "queue.buffering.max.kbytes": 524_288,
-                # The largest dead letter. The client counts what is not compressed yet, a topic what is.
-                "message.max.bytes": 17_000_000,
-                "message.timeout.ms": int(timeout_s * 1000),
-                "socket.nagle.disable": True,
-                "error_cb": self._on_error,
-            }
-            | dict(config or {})
-        )
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        name: str,
+        *,
+        timeout_s: float = 0,
+        config: Mapping[str, Any] | None = None,
+        on_fatal: OnFatal | None = None,
+    ) -> None:
+        own = {
+            "batch.size": 1_000_000,
+            "queue.buffering.max.messages": 500_000,
+            "queue.buffering.max.kbytes": 524_288,
+            # The largest dead letter. The client counts what is not compressed yet, a topic what is.
+            "message.max.bytes": 17_000_000,
+            "message.timeout.ms": int(timeout_s * 1000),
+        }
+        self._producer = producer(settings, name, config=own | dict(config or {}), on_fatal=on_fatal)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._poll, name="producer-poll", daemon=True)
         self._thread.start()
@@ -98,14 +98,14 @@ class Deliverer:
         """Produce ``outputs`` in order and wait until the broker has them all.
 
         Raises:
-            DependencyAway: Kafka did not take them in time; call again with the same outputs.
+            DependencyAway: Kafka did not confirm them in time; call again with the same outputs.
             KafkaException: the broker refuses one for good (too large, no such topic, not allowed).
 
         """
         if not outputs:
             return
         pending = _Pending(len(outputs), asyncio.get_running_loop())
-        await self._enqueue(outputs, repeat(pending.settled))
+        await self._enqueue(outputs, repeat(pending.count_down))
         await pending.done
         if pending.error is not None:
             raise _as_exception(pending.error)
@@ -117,17 +117,17 @@ class Deliverer:
         pending = _Pending(len(outputs), asyncio.get_running_loop())
         results: list[Delivery] = [Delivery(-1, -1, "not delivered")] * len(outputs)
 
-        def settle(index: int) -> Any:
-            def settled(error: KafkaError | None, message: Message) -> None:
+        def callback(index: int) -> Any:
+            def delivered(error: KafkaError | None, message: Message) -> None:
                 if error is None:
                     results[index] = Delivery(message.partition() or 0, message.offset() or 0)
                 else:
                     results[index] = Delivery(-1, -1, error.name())
-                pending.settled(None, message)
+                pending.count_down(None, message)
 
-            return settled
+            return delivered
 
-        await self._enqueue(outputs, [settle(i) for i in range(len(outputs))])
+        await self._enqueue(outputs, [callback(i) for i in range(len(outputs))])
         await pending.done
         return results
 
@@ -148,19 +148,15 @@ class Deliverer:
         while not self._closing.is_set():
             self._producer.poll(_POLL_S)
 
-    def _on_error(self, error: KafkaError) -> None:
-        self._logger.warning("kafka", extra={"fields": {"error": error.name(), "detail": error.str()}})
-
     async def close(self, timeout_s: float = 5) -> None:
-        """Wait at most ``timeout_s`` seconds for what is still in flight, then let go."""
+        """Wait at most ``timeout_s`` seconds for the records in flight, then end the thread."""
         await asyncio.to_thread(self._producer.flush, timeout_s)
         self._closing.set()
         await asyncio.to_thread(self._thread.join)
 
 
 def _as_exception(error: KafkaError) -> Exception:
-    away = (KafkaError._MSG_TIMED_OUT, KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT)  # noqa: SLF001 - librdkafka's own names
-    if error.code() in away or error.retriable():
+    if error.code() in _UNAVAILABLE or error.retriable():
         return DependencyAway("Kafka", error.name())
     refused: Exception = KafkaException(error)
     return refused

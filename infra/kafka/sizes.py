@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from infra.kafka.producer import Output
-from infra.kafka.topics import load
+from infra.kafka.topics import load_topics
 
 LIMIT = "max.message.bytes"  # the broker applies it to the batch, and a record may be alone in its batch
 _BATCH = 61  # header of a batch
@@ -19,7 +19,7 @@ _HEADER = 10  # the lengths of a header's name and value
 
 def topic_limits() -> dict[str, int]:
     """Return the largest batch that each topic takes, in bytes, by topic."""
-    return {name: int(topic.config[LIMIT]) for name, topic in load().items()}
+    return {name: int(topic.config[LIMIT]) for name, topic in load_topics().items()}
 
 
 def record_bytes(

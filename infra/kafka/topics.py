@@ -1,4 +1,4 @@
-"""Topics as code: ``topics.toml`` says what the broker must have, :func:`diff` compares, :func:`apply` mends.
+"""Topics as code: ``topics.toml`` lists what the broker must have, :func:`diff` compares, :func:`apply` corrects.
 
 Guarantees: ``apply`` creates what is missing, grows partitions and alters the settings that the file names; it never
 shrinks, never deletes and leaves settings that the file does not name alone. Run twice, or by two processes at the same
@@ -32,6 +32,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from infra import processes
 from infra.errors import DependencyAway
+from infra.kafka.client import admin as admin_client
+from infra.kafka.client import metadata
+from infra.kafka_settings import KafkaSettings
 
 FILE = Path(__file__).with_name("topics.toml")
 PREFIX = "leads."
@@ -39,7 +42,7 @@ _ASK_S = 10.0
 _SHOW_S = 20.0
 _LOOK_AGAIN_S = 0.05
 _NAME = re.compile(r"leads\.[a-z0-9][a-z0-9._-]*\*?")
-_AWAY = (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT, KafkaError._RESOLVE)  # noqa: SLF001 - librdkafka's own names
+_UNAVAILABLE = (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT, KafkaError._RESOLVE)  # noqa: SLF001 - librdkafka's own names
 
 
 class TopicsError(Exception):
@@ -47,7 +50,7 @@ class TopicsError(Exception):
 
 
 class Topic(BaseModel):
-    """One topic as the file wants it. ``config`` has Kafka's names and its spelling of values."""
+    """One topic of the file. ``config`` has Kafka's names and its spelling of values."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -75,12 +78,12 @@ class Difference:
     actual: str = ""
 
     @property
-    def mendable(self) -> bool:
-        """Whether :func:`apply` ends it."""
+    def correctable(self) -> bool:
+        """Whether :func:`apply` corrects it."""
         return self.what in {"missing", "partitions", "config"}
 
 
-def load(path: Path = FILE, root: Path = processes.ROOT) -> dict[str, Topic]:
+def load_topics(path: Path = FILE, root: Path = processes.ROOT) -> dict[str, Topic]:
     """Read and check the file; topics by name, patterns expanded by the connector files under ``root``.
 
     Raises:
@@ -138,42 +141,38 @@ def groups(topics: Mapping[str, Topic], names: Iterable[str]) -> dict[str, list[
 @functools.cache
 def installed_groups() -> dict[str, list[str]]:
     """Return consumer group -> its topics, for the processes of ``infra/processes.toml``."""
-    return groups(load(), processes.load())
+    return groups(load_topics(), processes.load_processes())
 
 
-def diff(bootstrap: str, topics: Mapping[str, Topic] | None = None) -> list[Difference]:
+def diff(settings: KafkaSettings, topics: Mapping[str, Topic] | None = None) -> list[Difference]:
     """Compare the broker with ``topics`` (the file's); an empty list means that they agree.
 
     Raises:
-        DependencyAway: Kafka cannot be asked.
+        DependencyAway: Kafka is unavailable, or refuses the login.
 
     """
-    return _compare(_admin(bootstrap), load() if topics is None else topics)
+    return _compare(admin_client(settings, "topics"), load_topics() if topics is None else topics)
 
 
-def apply(bootstrap: str, topics: Mapping[str, Topic] | None = None) -> list[Difference]:
-    """Make the broker agree with ``topics`` (the file's) and return the differences that were found, mended or not.
+def apply(settings: KafkaSettings, topics: Mapping[str, Topic] | None = None) -> list[Difference]:
+    """Make the broker agree with ``topics`` (the file's) and return the differences that were found, corrected or not.
 
     Raises:
-        DependencyAway: Kafka cannot be asked; what was done so far stays, call again.
+        DependencyAway: Kafka is unavailable; what was done so far stays, call again.
         TopicsError: the broker refuses some of it (not allowed, no such setting, too few brokers).
 
     """
-    wanted = load() if topics is None else topics
-    admin = _admin(bootstrap)
+    wanted = load_topics() if topics is None else topics
+    admin = admin_client(settings, "topics")
     found = _compare(admin, wanted)
     _create(admin, [wanted[d.topic] for d in found if d.what == "missing"])
     _grow(admin, [wanted[d.topic] for d in found if d.what == "partitions"])
     _alter(admin, [d for d in found if d.what == "config"])
-    _await_shown(admin, wanted)
-    # Another process with an older or newer file may have made a topic between our look and our create.
+    _await_leaders(admin, wanted)
+    # Another process with an older or newer file may have created a topic after we compared.
     if any(d.what == "missing" for d in found):
         _alter(admin, [d for d in _compare(admin, wanted) if d.what == "config"])
     return found
-
-
-def _admin(bootstrap: str) -> AdminClient:
-    return AdminClient({"bootstrap.servers": bootstrap, "socket.nagle.disable": True, "log_level": 2})
 
 
 def _compare(admin: AdminClient, wanted: Mapping[str, Topic]) -> list[Difference]:
@@ -197,9 +196,9 @@ def _compare(admin: AdminClient, wanted: Mapping[str, Topic]) -> list[Difference
 
 def _metadata(admin: AdminClient) -> dict[str, Any]:
     try:
-        shown: dict[str, Any] = admin.list_topics(timeout=_ASK_S).topics
+        shown: dict[str, Any] = metadata(admin, timeout_s=_ASK_S).topics
     except KafkaException as error:
-        raise _said(error, "cluster") from error
+        raise _classified(error, "cluster") from error
     return shown
 
 
@@ -210,20 +209,20 @@ def _settings(admin: AdminClient, names: Sequence[str]) -> dict[str, dict[str, s
     try:
         return {r.name: {k: entry.value for k, entry in f.result().items()} for r, f in asked.items()}
     except KafkaException as error:
-        raise _said(error, "settings") from error
+        raise _classified(error, "settings") from error
 
 
 def _create(admin: AdminClient, topics: Sequence[Topic]) -> None:
     if topics:
         new = [NewTopic(t.name, t.partitions, -1, config=dict(t.config)) for t in topics]
-        _settle(admin.create_topics(new, request_timeout=_ASK_S), KafkaError.TOPIC_ALREADY_EXISTS)
+        _await_all(admin.create_topics(new, request_timeout=_ASK_S), KafkaError.TOPIC_ALREADY_EXISTS)
 
 
 def _grow(admin: AdminClient, topics: Sequence[Topic]) -> None:
     if topics:
         new = [NewPartitions(t.name, t.partitions) for t in topics]
         # Refused as invalid when another process has just grown it.
-        _settle(admin.create_partitions(new, request_timeout=_ASK_S), KafkaError.INVALID_PARTITIONS)
+        _await_all(admin.create_partitions(new, request_timeout=_ASK_S), KafkaError.INVALID_PARTITIONS)
 
 
 def _alter(admin: AdminClient, differences: Sequence[Difference]) -> None:
@@ -236,33 +235,33 @@ def _alter(admin: AdminClient, differences: Sequence[Difference]) -> None:
             ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries) for name, entries in by_topic.items()
         ]
         asked = admin.incremental_alter_configs(resources, request_timeout=_ASK_S)
-        _settle({resource.name: future for resource, future in asked.items()})
+        _await_all({resource.name: future for resource, future in asked.items()})
 
 
-def _settle(asked: Mapping[str, Future[Any]], done_already: int | None = None) -> None:
+def _await_all(asked: Mapping[str, Future[Any]], done_already: int | None = None) -> None:
     wrong: list[str] = []
     for name, future in asked.items():
         try:
             future.result()
         except KafkaException as error:
             if error.args[0].code() != done_already:
-                said = _said(error, name)
-                if isinstance(said, DependencyAway):
-                    raise said from error
-                wrong.append(str(said))
+                classified = _classified(error, name)
+                if isinstance(classified, DependencyAway):
+                    raise classified from error
+                wrong.append(str(classified))
     if wrong:
         raise TopicsError("\n".join(wrong))
 
 
-def _await_shown(admin: AdminClient, wanted: Mapping[str, Topic]) -> None:
+def _await_leaders(admin: AdminClient, wanted: Mapping[str, Topic]) -> None:
     deadline = time.monotonic() + _SHOW_S
-    while hidden := _hidden(_metadata(admin), wanted):
+    while missing := _without_leader(_metadata(admin), wanted):
         if time.monotonic() > deadline:
-            raise DependencyAway("Kafka", f"no leader yet for {', '.join(hidden)}")
+            raise DependencyAway("Kafka", f"no leader yet for {', '.join(missing)}")
         time.sleep(_LOOK_AGAIN_S)
 
 
-def _hidden(shown: Mapping[str, Any], wanted: Mapping[str, Topic]) -> list[str]:
+def _without_leader(shown: Mapping[str, Any], wanted: Mapping[str, Topic]) -> list[str]:
     def has_leaders(topic: Topic) -> bool:
         meta = shown.get(topic.name)
         if meta is None or meta.error is not None or len(meta.partitions) < topic.partitions:
@@ -272,6 +271,7 @@ def _hidden(shown: Mapping[str, Any], wanted: Mapping[str, Topic]) -> list[str]:
     return [name for name, topic in wanted.items() if not has_leaders(topic)]
 
 
-def _said(error: KafkaException, subject: str) -> Exception:
+def _classified(error: KafkaException, subject: str) -> Exception:
     cause: KafkaError = error.args[0]
-    return DependencyAway("Kafka", cause.name()) if cause.code() in _AWAY else TopicsError(f"{subject}: {cause.str()}")
+    unavailable = cause.code() in _UNAVAILABLE
+    return DependencyAway("Kafka", cause.name()) if unavailable else TopicsError(f"{subject}: {cause.str()}")

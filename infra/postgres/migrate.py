@@ -1,15 +1,19 @@
-"""Migrations of Postgres: the .sql files of ``migrations/`` in order of their names, each once, each checksummed.
+"""Migrations of Postgres.
 
 Guarantee: each file runs in one transaction together with its row in ``schema_migrations``; an advisory lock makes
-processes that start at the same time wait for one another. A file that was applied and has changed since is an error.
+processes that start at the same time wait for one another.
+
+Crash: nothing of the file that was running is applied.
 """
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import asyncpg
+
+from infra import migrations
+from infra.migrations import MigrationError
 
 FOLDER = Path(__file__).parent / "migrations"
 _LOCK = 0x6C656164  # "lead"
@@ -21,12 +25,8 @@ CREATE TABLE IF NOT EXISTS schema_migrations (
 """
 
 
-class MigrationError(Exception):
-    """A migration that was applied has changed, or one does not run; the message names the file."""
-
-
 async def migrate(dsn: str, folder: Path = FOLDER) -> list[str]:
-    """Bring the database up to date and return the names of the files that were applied now.
+    """Bring the database of ``dsn`` up to date and return the names of the files that were applied now.
 
     Raises:
         MigrationError: naming the file; nothing of it is applied, the files before it are.
@@ -35,25 +35,25 @@ async def migrate(dsn: str, folder: Path = FOLDER) -> list[str]:
     connection = await asyncpg.connect(dsn, timeout=10)
     try:
         await connection.execute("SELECT pg_advisory_lock($1)", _LOCK)
-        await connection.execute(_TABLE)
-        rows = await connection.fetch("SELECT name, checksum FROM schema_migrations")
-        applied = {row["name"]: row["checksum"] for row in rows}
-        files = {path.name: path.read_text("utf-8") for path in sorted(folder.glob("*.sql"))}  # noqa: ASYNC240 - at start
-        return [name for name, sql in files.items() if await _apply(connection, name, sql, applied)]
+        return await migrations.migrate(_Postgres(connection), folder)
     finally:
-        await connection.close()
+        await connection.close()  # releases the lock
 
 
-async def _apply(connection: asyncpg.Connection, name: str, sql: str, applied: dict[str, str]) -> bool:
-    checksum = hashlib.sha256(sql.encode()).hexdigest()
-    if name in applied:
-        if applied[name] != checksum:
-            raise MigrationError(f"{name} was applied and has changed since: put it back and add a new file")
-        return False
-    try:
-        async with connection.transaction():
-            await connection.execute(sql)
-            await connection.execute("INSERT INTO schema_migrations (name, checksum) VALUES ($1, $2)", name, checksum)
-    except asyncpg.PostgresError as error:
-        raise MigrationError(f"{name}: {error}") from error
-    return True
+class _Postgres:
+    def __init__(self, connection: asyncpg.Connection) -> None:
+        self._connection = connection
+
+    async def applied(self) -> dict[str, str]:
+        await self._connection.execute(_TABLE)
+        rows = await self._connection.fetch("SELECT name, checksum FROM schema_migrations")
+        return {row["name"]: row["checksum"] for row in rows}
+
+    async def apply(self, name: str, sql: str, checksum: str) -> None:
+        record = "INSERT INTO schema_migrations (name, checksum) VALUES ($1, $2)"
+        try:
+            async with self._connection.transaction():
+                await self._connection.execute(sql)
+                await self._connection.execute(record, name, checksum)
+        except asyncpg.PostgresError as error:
+            raise MigrationError(f"{name}: {error}") from error

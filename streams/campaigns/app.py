@@ -24,7 +24,7 @@ async def main(settings: Settings, stop: Stop) -> None:
     """
     catalog = Catalog(settings.campaigns_dir)
     evaluator = Evaluator(lambda: catalog.current, Codec(), now_us)
-    deliverer = Deliverer(settings.kafka_bootstrap)
+    deliverer = Deliverer(settings, STAGE, on_fatal=stop.fail)
     pool = await connect(settings.database_url, size=1, application=STAGE)
     try:
         async with asyncio.TaskGroup() as tasks:

@@ -82,8 +82,10 @@ class Step(_Strict):
     @field_validator("channel")
     @classmethod
     def _is_channel(cls, channel: str) -> str:
-        if f"messages-{channel}" not in processes.load():
-            there_are = [name.removeprefix("messages-") for name in processes.load() if name.startswith("messages-")]
+        if f"messages-{channel}" not in processes.load_processes():
+            there_are = [
+                name.removeprefix("messages-") for name in processes.load_processes() if name.startswith("messages-")
+            ]
             raise ValueError(f"no channel {channel!r}; there are: {', '.join(there_are)}")
         return channel
 

@@ -26,7 +26,7 @@ async def main(settings: Settings, stop: Stop) -> None:
         log(STAGE).info("providers", extra={"fields": {"enabled": [provider.name for provider in providers]}})
         pool = await connect(settings.database_url, size=settings.database_pool_size, application=STAGE)
         opened.push_async_callback(pool.close)
-        deliverer = Deliverer(settings.kafka_bootstrap)
+        deliverer = Deliverer(settings, STAGE, on_fatal=stop.fail)
         opened.push_async_callback(deliverer.close)
         handler = EnrichmentHandler(Waterfall(providers, PostgresAnswerCache(pool)), Codec())
         await run_agent(

@@ -21,14 +21,16 @@ from typing import Any
 
 import faust
 from confluent_kafka import KafkaException
-from confluent_kafka.admin import AdminClient
 from faust.transport.drivers import aiokafka as driver
 from yarl import URL
 
+from infra.errors import DependencyAway
+from infra.kafka import client
 from infra.kafka.producer import Deliverer
 from infra.runtime import Stop, log
 from infra.settings import Settings
 from streams.faust.consumer import Consumer
+from streams.faust.credentials import credentials
 from streams.faust.ordered import Handler, OrderedPipe, Record
 from streams.faust.watchdog import Watchdog
 
@@ -37,10 +39,11 @@ def build(settings: Settings, pipe: OrderedPipe, topic: str) -> Any:
     """Return the Faust app of ``pipe.group`` over ``topic``; call it in the running loop."""
     home = settings.home / "faust"
     home.mkdir(parents=True, exist_ok=True)
-    servers = [URL(f"kafka://{server.strip()}") for server in settings.kafka_bootstrap.split(",")]
+    servers = [URL(f"kafka://{address}") for address in client.addresses(settings)]
     app = faust.App(
         pipe.group,
         broker=servers,
+        broker_credentials=credentials(settings),
         datadir=home,
         store="memory://",
         key_serializer="raw",
@@ -131,19 +134,19 @@ async def _leave(app: Any, pipe: OrderedPipe, shutdown_s: float) -> None:
 
 async def _topic_exists(settings: Settings, stop: Stop, topic: str) -> bool:
     """Wait until Kafka answers and has ``topic``; False when asked to stop first."""
-    admin = AdminClient({"bootstrap.servers": settings.kafka_bootstrap, "log_level": 0})
-    said = ""
+    admin = client.admin(settings, topic, on_fatal=stop.fail)
+    logged = ""
     while not stop.requested:
         try:
-            known = await asyncio.to_thread(functools.partial(admin.list_topics, topic, timeout=5))
+            known = await asyncio.to_thread(functools.partial(client.metadata, admin, topic, timeout_s=5))
             waiting = f"waiting for topic {topic}" if known.topics[topic].error else ""
-        except KafkaException:
+        except (KafkaException, DependencyAway):
             waiting = "waiting for Kafka"
         stop.status.waiting = waiting
         if not waiting:
             return True
-        if waiting != said:
+        if waiting != logged:
             log("faust").warning(waiting)
-            said = waiting
+            logged = waiting
         await stop.wait(1.0)
     return False

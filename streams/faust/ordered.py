@@ -24,7 +24,7 @@ from typing import TypeVar
 
 from infra import metrics, telemetry
 from infra.kafka.producer import Output
-from infra.kafka.retry import Patience
+from infra.kafka.retry import Retry
 from infra.runtime import Status, log
 
 EX_SOFTWARE = 70
@@ -107,7 +107,7 @@ class OrderedPipe:
 
     def __post_init__(self) -> None:
         self._log = log(self.group)
-        self._patience = Patience(self.group, self.status, self.sleep)
+        self._retry = Retry(self.group, self.status, self.sleep)
         self._taking = True
         self._held = 0  # taken and not acked
         self._lines: dict[tuple[str, int], deque[_InHand]] = {}
@@ -118,7 +118,7 @@ class OrderedPipe:
     @property
     def away(self) -> set[str]:
         """The dependencies that are waited for now."""
-        return self._patience.away
+        return self._retry.unavailable
 
     async def submit(self, record: Record, ack: Ack) -> None:
         """Take ``record`` when there is room; records of one partition are given in offset order.
@@ -176,8 +176,8 @@ class OrderedPipe:
             if previous is not None:
                 await asyncio.wait({previous})
             with telemetry.record(self.group, item.record.headers()):
-                outputs = await self._patience.persist(lambda: self.handler(item.record))
-                await self._patience.persist(lambda: self.deliver(outputs))
+                outputs = await self._retry.until_available(lambda: self.handler(item.record))
+                await self._retry.until_available(lambda: self.deliver(outputs))
             item.done = True
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends the process
             where = {"topic": item.record.topic(), "partition": item.record.partition(), "offset": item.record.offset()}

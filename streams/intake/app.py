@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from infra.kafka.batches import run_batches
 from infra.kafka.producer import Deliverer
-from infra.kafka.topics import load
+from infra.kafka.topics import load_topics
 from infra.postgres.pool import connect
 from infra.runtime import Stop
 from infra.settings import Settings
@@ -18,8 +18,8 @@ from streams.intake.store import Store, speak_microseconds
 async def main(settings: Settings, stop: Stop) -> None:
     """Run intake until ``stop``."""
     codec = Codec(fetch=schema_fetch(settings.schema_registry_url))
-    crm_topics = [name for name in load() if name.startswith(CRM_TOPICS)]
-    deliverer = Deliverer(settings.kafka_bootstrap)
+    crm_topics = [name for name in load_topics() if name.startswith(CRM_TOPICS)]
+    deliverer = Deliverer(settings, STAGE, on_fatal=stop.fail)
     pool = await connect(
         settings.database_url, size=settings.database_pool_size, application=STAGE, init=speak_microseconds
     )

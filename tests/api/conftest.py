@@ -12,12 +12,13 @@ from typing import Any
 
 import httpx
 import pytest
-from confluent_kafka import Consumer, Message, TopicPartition
-from confluent_kafka.admin import AdminClient
+from confluent_kafka import Message, TopicPartition
 
 from api.app import build
+from infra.kafka import client as kafka
 from infra.kafka import topics
 from infra.kafka.producer import Deliverer
+from infra.runtime import Status
 from infra.settings import Settings, child_environment
 
 Door = Callable[..., Any]
@@ -30,10 +31,11 @@ async def door(stack: Any) -> AsyncIterator[Door]:
 
         async def at(bootstrap: str = "", *, timeout_s: float = 5, **settings: Any) -> httpx.AsyncClient:
             given: Settings = stack.settings.model_copy(update=settings)
-            deliverer = Deliverer(bootstrap or given.kafka_bootstrap, timeout_s=timeout_s)
+            given = given.model_copy(update={"kafka_bootstrap": bootstrap or given.kafka_bootstrap})
+            deliverer = Deliverer(given, "test", timeout_s=timeout_s)
             closing.push_async_callback(deliverer.close)
-            admin = AdminClient({"bootstrap.servers": bootstrap or given.kafka_bootstrap, "log_level": 0})
-            transport = httpx.ASGITransport(build(given, deliverer, admin), raise_app_exceptions=False)
+            admin = kafka.admin(given, "test")
+            transport = httpx.ASGITransport(build(given, deliverer, admin, Status()), raise_app_exceptions=False)
             return await closing.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://door"))
 
         yield at
@@ -41,7 +43,7 @@ async def door(stack: Any) -> AsyncIterator[Door]:
 
 @pytest.fixture
 async def client(stack: Any, door: Door) -> httpx.AsyncClient:
-    topics.apply(stack.settings.kafka_bootstrap)
+    topics.apply(stack.settings)
     opened: httpx.AsyncClient = await door()
     return opened
 
@@ -51,7 +53,7 @@ def record_at(stack: Any) -> Callable[[dict[str, Any]], Message]:
     """Return a function that reads back the record that an item of an answer speaks of."""
 
     def read(item: dict[str, Any]) -> Message:
-        consumer = Consumer({"bootstrap.servers": stack.settings.kafka_bootstrap, "group.id": "test-reads-back"})
+        consumer = kafka.reader(stack.settings, "test-reads-back")
         consumer.assign([TopicPartition(item["topic"], item["partition"], item["offset"])])
         messages = consumer.consume(1, 20)
         consumer.close()
@@ -76,7 +78,7 @@ async def _running(stack: Any, home: Path) -> AsyncIterator[tuple[asyncio.subpro
         "LEADSTREAM_API_PORT": "0",
         "LEADSTREAM_KAFKA_BOOTSTRAP": stack.settings.kafka_bootstrap,
     }
-    topics.apply(stack.settings.kafka_bootstrap)
+    topics.apply(stack.settings)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "api", stdout=asyncio.subprocess.PIPE, env=child_environment(environment)
     )

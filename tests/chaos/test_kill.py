@@ -80,7 +80,7 @@ async def test_nothing_is_lost_or_doubled_when_intake_and_the_sink_are_killed(
     events = [e for e in People(unique, count, rng.randrange(1 << 30), now_us()) if e.form != "broken"]
     expected = {e.event_id for e in events}
     duplicates = sum(e.duplicate for e in events)
-    deliverer = Deliverer(stack.kafka_bootstrap)
+    deliverer = Deliverer(stack.settings, "test")
     pool = await asyncpg.create_pool(stack.dsn, min_size=1, max_size=2)
     pause_s = 1.5
     try:

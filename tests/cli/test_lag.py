@@ -26,7 +26,7 @@ def command() -> typer.Typer:
 @pytest.fixture
 def run(stack: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("LEADSTREAM_KAFKA_BOOTSTRAP", stack.settings.kafka_bootstrap)
-    topics.apply(stack.settings.kafka_bootstrap)
+    topics.apply(stack.settings)
     return lambda *words: CliRunner().invoke(command(), ["lag", *words])
 
 

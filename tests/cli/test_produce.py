@@ -31,7 +31,7 @@ def command() -> typer.Typer:
 @pytest.fixture
 def bootstrap(stack: Any, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("LEADSTREAM_KAFKA_BOOTSTRAP", stack.settings.kafka_bootstrap)
-    topics.apply(stack.settings.kafka_bootstrap)
+    topics.apply(stack.settings)
     address: str = stack.settings.kafka_bootstrap
     return address
 

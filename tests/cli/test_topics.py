@@ -42,6 +42,6 @@ def test_diff_exits_with_1_while_there_is_a_difference(run: Any, stack: Any) -> 
         assert {"topic": stray, "what": "unknown", "setting": "", "wanted": "", "actual": ""} in documents
         left = run("apply", "--json")
         assert left.exit_code == 0
-        assert [d["mended"] for d in json.loads(left.stdout) if d["topic"] == stray] == [False]
+        assert [d["corrected"] for d in json.loads(left.stdout) if d["topic"] == stray] == [False]
     finally:
         admin.delete_topics([stray])[stray].result()

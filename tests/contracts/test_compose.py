@@ -16,7 +16,7 @@ from prometheus_client.metrics import MetricWrapperBase
 
 from infra import metrics
 from infra.plugins import discover
-from infra.processes import load
+from infra.processes import load_processes
 from infra.settings import PREFIX, Settings
 
 ROOT = Path(__file__).parents[2]
@@ -91,9 +91,9 @@ def defaults(text: str) -> str:
 
 
 def test_the_pipeline_is_that_of_the_embedded_stack(services: Services) -> None:
-    wanted = {process.name: [process.module, *process.args] for process in load().values()}
+    wanted = {process.name: [process.module, *process.args] for process in load_processes().values()}
     assert pipeline(services) == wanted
-    wanted_replicas = {process.name: process.replicas for process in load().values() if process.name != "api"}
+    wanted_replicas = {process.name: process.replicas for process in load_processes().values() if process.name != "api"}
     assert {name: services[name].get("deploy", {}).get("replicas", 1) for name in wanted_replicas} == wanted_replicas
 
 

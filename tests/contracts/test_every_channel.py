@@ -60,7 +60,7 @@ async def taken(client: httpx.AsyncClient) -> int:
 
 def test_there_are_channels_and_each_is_a_process() -> None:
     assert "email" in CHANNELS
-    assert {f"messages-{name}" for name in CHANNELS} <= processes.load().keys()
+    assert {f"messages-{name}" for name in CHANNELS} <= processes.load_processes().keys()
     assert CHANNELS.keys() == SIMULATORS.keys(), "a channel needs a simulator here"
 
 

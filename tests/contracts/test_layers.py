@@ -40,6 +40,10 @@ CLIENTS = {
     "httpx.Client",
     "infra.clickhouse.client.ClickHouse",
     "infra.http.client",
+    "infra.kafka.client.admin",
+    "infra.kafka.client.member",
+    "infra.kafka.client.producer",
+    "infra.kafka.client.reader",
     "infra.kafka.producer.Deliverer",
     "infra.postgres.pool.connect",
     "redis.Redis",
@@ -52,6 +56,7 @@ FACTORIES = {
     "infra/clickhouse/migrate.py": "one connection, opened and closed by the one call that `prepare` makes",
     "infra/http.py": "is the factory of HTTP clients",
     "infra/kafka/batches.py": "the loop is the consumer's owner: it alone knows assignment, position and commit",
+    "infra/kafka/client.py": "is the factory of Kafka clients",
     "infra/kafka/lag.py": "owns the admin client and the consumer that look at offsets; the CLI closes it",
     "infra/kafka/producer.py": "is the producer",
     "infra/writer_schemas.py": "is the registry's client: a decoder asks within a batch, it cannot await",
@@ -59,6 +64,7 @@ FACTORIES = {
     "infra/postgres/migrate.py": "one connection, opened and closed by the one call that `prepare` makes",
     "infra/postgres/pool.py": "is the factory of Postgres pools",
     "sinks/messages/email.py": "an SMTP client is one connection: the channel opens and keeps as many as it needs",
+    "streams/faust/credentials.py": "a client for one request: aiokafka asks for a token in a thread of its own",
     "streams/faust/agent.py": "is the factory of Faust apps, and waits for the topic before there can be one",
 }
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from infra.processes import Process, load
+from infra.processes import Process, load_processes
 
 
 def test_every_process_of_the_agreement_is_there() -> None:
-    names = set(load())
+    names = set(load_processes())
     assert {"api", "intake", "enrichment", "campaigns", "sink-clickhouse", "crm-hubspot", "messages-email"} <= names
-    assert load()["crm-hubspot"] == Process("crm-hubspot", "sinks", ("crm", "hubspot"), "crm_hubspot", nice=15)
+    assert load_processes()["crm-hubspot"] == Process(
+        "crm-hubspot", "sinks", ("crm", "hubspot"), "crm_hubspot", nice=15
+    )
 
 
 def test_every_module_can_be_run() -> None:
-    for process in load().values():
+    for process in load_processes().values():
         assert importlib.util.find_spec(f"{process.module}.__main__") is not None
 
 
@@ -30,4 +32,4 @@ def test_a_new_connector_file_is_a_process_without_an_entry(tmp_path: Path) -> N
         "acme.py": "raise SystemExit('nobody may import this')\n\n\nclass Config(Base):\n",
     }.items():
         (folder / name).write_text(text, "utf-8")
-    assert load(file, tmp_path) == {"crm-acme": Process("crm-acme", "sinks", ("crm", "acme"), "crm_acme")}
+    assert load_processes(file, tmp_path) == {"crm-acme": Process("crm-acme", "sinks", ("crm", "acme"), "crm_acme")}

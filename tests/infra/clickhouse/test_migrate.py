@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from infra.clickhouse.client import ClickHouse
-from infra.clickhouse.migrate import FOLDER, MigrationError, migrate
+from infra.clickhouse.migrate import FOLDER, migrate
 from infra.errors import DependencyAway
+from infra.migrations import MigrationError
 from tests.conftest import Stack
 
 pytestmark = pytest.mark.integration

@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 from confluent_kafka import OFFSET_INVALID, Consumer, Message, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka.admin import NewTopic
 
+from infra.kafka import client
 from infra.kafka.batches import run_batches
 from infra.kafka.processor import Effects
 from infra.kafka.producer import Deliverer, Output
@@ -26,8 +27,8 @@ QUICK_GROUP = {"session.timeout.ms": 6000, "heartbeat.interval.ms": 300}
 class GatedDeliverer(Deliverer):
     """A deliverer that can be held back, as a slow broker would."""
 
-    def __init__(self, bootstrap: str) -> None:
-        super().__init__(bootstrap)
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings, "test")
         self.entered = asyncio.Event()
         self.gate = asyncio.Event()
         self.gate.set()
@@ -108,7 +109,7 @@ class Place:
         )
 
     def _ask(self, how: Callable[[Consumer], Any]) -> Any:
-        consumer = Consumer({"bootstrap.servers": self.settings.kafka_bootstrap, "group.id": self.name})
+        consumer = client.reader(self.settings, self.name)
         try:
             return how(consumer)
         finally:
@@ -156,16 +157,16 @@ class Place:
 
 @pytest.fixture
 async def place(stack: Stack, unique: str) -> AsyncIterator[Callable[..., Place]]:
-    admin = AdminClient({"bootstrap.servers": stack.kafka_bootstrap})
+    there = client.admin(stack.settings, "test")
     made: list[Place] = []
 
     def make(partitions: int = 1, **changes: str) -> Place:
         name = f"test-batches-{unique}"
         topics = [NewTopic(name, partitions, 1), NewTopic(f"{name}-out", partitions, 1)]
-        for future in admin.create_topics(topics).values():
+        for future in there.create_topics(topics).values():
             future.result()
         settings = Settings.load(stack.environment(**changes))
-        made.append(Place(settings, name, partitions, GatedDeliverer(stack.kafka_bootstrap)))
+        made.append(Place(settings, name, partitions, GatedDeliverer(settings)))
         return made[-1]
 
     yield make

@@ -7,9 +7,10 @@ import os
 from collections.abc import Callable
 
 import pytest
-from confluent_kafka import Consumer, TopicPartition
+from confluent_kafka import TopicPartition
 
 from infra.errors import TooManyDead
+from infra.kafka import client
 from infra.kafka.dead_letters import LARGEST, DeadShare, dead_letter
 from infra.kafka.dead_letters import TOPIC as DEAD
 from infra.kafka.producer import Deliverer, Output
@@ -55,8 +56,8 @@ async def test_too_many_dead_stop_the_process_before_their_dead_letters_are_writ
 async def test_whatever_a_topic_takes_has_its_dead_letter(
     stack: Stack, unique: str, record: bytes, *, intact: bool
 ) -> None:
-    ours = Deliverer(stack.kafka_bootstrap)
-    consumer = Consumer({"bootstrap.servers": stack.kafka_bootstrap, "group.id": unique})
+    ours = Deliverer(stack.settings, "test")
+    consumer = client.reader(stack.settings, unique)
     try:
         (delivery,) = await ours.deliver_each([Output("leads.received", unique.encode(), record)])
         assert delivery.error == ""

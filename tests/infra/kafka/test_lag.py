@@ -8,11 +8,14 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from confluent_kafka import Consumer, Producer, TopicPartition
-from confluent_kafka.admin import AdminClient, NewTopic
+from confluent_kafka import TopicPartition
+from confluent_kafka.admin import NewTopic
 
 from infra.errors import DependencyAway
+from infra.kafka import client
 from infra.kafka.lag import LagReader, PartitionLag, totals
+from infra.kafka_settings import KafkaSettings
+from infra.settings import Settings
 
 pytestmark = pytest.mark.integration
 NOW = 1_700_000_000.0  # what the reader takes for now: seconds since 1970; brokers refuse records of the future
@@ -22,17 +25,17 @@ LONG = {"retention.ms": "-1", "message.timestamp.before.max.ms": "92233720368547
 class Place:
     """A topic of a test's own, with a group that has stopped."""
 
-    def __init__(self, bootstrap: str, partitions: int, config: dict[str, str]) -> None:
-        self.bootstrap = bootstrap
+    def __init__(self, settings: Settings, partitions: int, config: dict[str, str]) -> None:
+        self.settings = settings
         self.topic = f"test-lag-{uuid4().hex[:8]}"
         self.group = f"group-{self.topic}"
-        self.admin = AdminClient({"bootstrap.servers": bootstrap})
+        self.admin = client.admin(settings, "test")
         new = NewTopic(self.topic, partitions, 1, config=LONG | config)
         self.admin.create_topics([new])[self.topic].result()
 
     def write(self, ages: list[float], *, partition: int = 0, keys: list[str] | None = None, **config: Any) -> None:
         """Write records that are ``ages`` seconds old at NOW."""
-        producer = Producer({"bootstrap.servers": self.bootstrap} | config)
+        producer = client.producer(self.settings, "test", config=config)
         if "transactional.id" in config:
             producer.init_transactions(10)
             producer.begin_transaction()
@@ -52,12 +55,12 @@ class Place:
         self.producer = producer
 
     def commit(self, offset: int, partition: int = 0, group: str = "") -> None:
-        consumer = Consumer({"bootstrap.servers": self.bootstrap, "group.id": group or self.group})
+        consumer = client.reader(self.settings, group or self.group)
         consumer.commit(offsets=[TopicPartition(self.topic, partition, offset)], asynchronous=False)
         consumer.close()
 
     def read(self, *groups: str) -> list[PartitionLag]:
-        reader = LagReader(self.bootstrap, {g: [self.topic] for g in groups or (self.group,)}, now=lambda: NOW)
+        reader = LagReader(self.settings, {g: [self.topic] for g in groups or (self.group,)}, now=lambda: NOW)
         try:
             return reader.read()
         finally:
@@ -73,9 +76,7 @@ def place(stack: Any) -> Iterator[Callable[..., Place]]:
     made: list[Place] = []
 
     def make(partitions: int = 1, **config: str) -> Place:
-        made.append(
-            Place(stack.settings.kafka_bootstrap, partitions, {k.replace("_", "."): v for k, v in config.items()})
-        )
+        made.append(Place(stack.settings, partitions, {k.replace("_", "."): v for k, v in config.items()}))
         return made[-1]
 
     yield make
@@ -173,7 +174,7 @@ def test_what_an_open_transaction_holds_back_is_said(place: Any) -> None:
 def test_the_brokers_own_timestamps_are_used_where_the_topic_has_them(stack: Any, place: Any) -> None:
     here = place(message_timestamp_type="LogAppendTime")
     here.write([5_000_000])
-    reader = LagReader(stack.settings.kafka_bootstrap, {here.group: [here.topic]}, now=lambda: time.time() + 1000)
+    reader = LagReader(stack.settings, {here.group: [here.topic]}, now=lambda: time.time() + 1000)
     (row,) = reader.read()
     reader.close()
     assert row.seconds is not None
@@ -200,7 +201,7 @@ def test_every_partition_and_every_group_has_its_own_lag(place: Any) -> None:
 
 def test_large_batches_in_many_partitions_are_each_read(place: Any) -> None:
     here = place(partitions=4)
-    producer = Producer({"bootstrap.servers": here.bootstrap, "linger.ms": 200, "batch.size": 1_000_000})
+    producer = client.producer(here.settings, "test", config={"linger.ms": 200, "batch.size": 1_000_000})
     for i in range(8000):
         producer.produce(here.topic, b"x" * 400, None, i % 4, timestamp=int((NOW - 70) * 1000))
         producer.poll(0)
@@ -211,7 +212,7 @@ def test_large_batches_in_many_partitions_are_each_read(place: Any) -> None:
 def test_a_reader_follows_the_consumer_and_reads_again_and_again(place: Any) -> None:
     here = place()
     here.write([300, 200, 100])
-    reader = LagReader(here.bootstrap, {here.group: [here.topic]}, now=lambda: NOW)
+    reader = LagReader(here.settings, {here.group: [here.topic]}, now=lambda: NOW)
     seen = []
     for offset in range(4):
         here.commit(offset)
@@ -230,14 +231,14 @@ def test_reading_leaves_no_trace(place: Any) -> None:
 
 
 def test_a_topic_that_does_not_exist_is_left_out(stack: Any) -> None:
-    reader = LagReader(stack.settings.kafka_bootstrap, {"nobody": ["test-lag-no-such-topic"]})
+    reader = LagReader(stack.settings, {"nobody": ["test-lag-no-such-topic"]})
     assert reader.read() == []
     assert reader.totals()["nobody"].messages == 0
     reader.close()
 
 
 def test_a_broker_that_is_away_is_said() -> None:
-    reader = LagReader("127.0.0.1:1", {"nobody": ["leads.received"]})
+    reader = LagReader(KafkaSettings(kafka_bootstrap="127.0.0.1:1"), {"nobody": ["leads.received"]})
     with pytest.raises(DependencyAway, match="Kafka"):
         reader.read()
     reader.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -12,10 +13,10 @@ import pytest
 from confluent_kafka import Message, TopicPartition
 from prometheus_client import REGISTRY
 
-from infra.kafka.batches import _Loop
-from infra.kafka.producer import Deliverer
-from infra.runtime import Stop
-from tests.conftest import Stack, eventually
+from infra.errors import ClientFailed
+from infra.kafka.assignment import Assignment
+from infra.runtime import Status, Stop
+from tests.conftest import eventually
 from tests.infra.kafka.conftest import Place, Recorder, numbers
 
 pytestmark = pytest.mark.integration
@@ -94,13 +95,17 @@ class Rebalancing:
     def __init__(self, *reads: list[Message], back: bool) -> None:
         self.reads = [*reads, []]
         self.back = back
-        self.loop: Any = None
+        self.callbacks: dict[str, Any] = {}
+
+    def subscribe(self, _: list[str], **callbacks: Any) -> None:
+        self.callbacks = callbacks
+        callbacks["on_assign"](self, [TopicPartition("t", 0)])
 
     def consume(self, *_: Any) -> list[Message]:
         if len(self.reads) == 2:
-            self.loop._on_revoke(self, [TopicPartition("t", 0)])
+            self.callbacks["on_revoke"](self, [TopicPartition("t", 0)])
             if self.back:
-                self.loop._on_assign(self, [TopicPartition("t", 0)])
+                self.callbacks["on_assign"](self, [TopicPartition("t", 0)])
         return self.reads.pop(0)
 
     def pause(self, _: Any) -> None:
@@ -112,22 +117,54 @@ class Rebalancing:
 
 @pytest.mark.parametrize("back", [True, False])
 @pytest.mark.parametrize("paused", [True, False])
-async def test_what_was_read_before_a_rebalance_is_not_taken_for_what_came_after(
-    stack: Stack, unique: str, *, back: bool, paused: bool
-) -> None:
+def test_what_was_read_before_a_rebalance_is_not_mixed_with_what_came_after(*, back: bool, paused: bool) -> None:
     """Or its offset would be committed, though an earlier one was dropped with the partition."""
     old, new = (Message("t", 0, offset, None, b"x", None, None, None) for offset in (7, 3))
-    consumer = Rebalancing([old], [new] if back else [], back=back)
-    deliverer = Deliverer(stack.kafka_bootstrap)
-    loop: Any = _Loop(stack.settings, unique, Recorder(""), Stop(), 10, 0.01, deliverer, {})
-    consumer.loop, loop._consumer = loop, consumer
-    loop._on_assign(consumer, [TopicPartition("t", 0)])
-    try:
-        if paused:
-            loop._poll_paused()
-            loop._poll_paused()
-        fetched = await loop._poll()
-    finally:
-        await deliverer.close()
+    assignment = Assignment(Rebalancing([old], [new] if back else [], back=back), "group", Status())
+    assignment.subscribe(["t"])
+    if paused:
+        assignment.poll_paused(10)
+        assignment.poll_paused(10)
+    fetched = assignment.poll(10, 0.01)
     assert [m.offset() for m in fetched.messages] == ([3] if back else [])
-    assert fetched.epochs == ({("t", 0): 2} if back else {})
+    assert fetched.assignments == ({("t", 0): 2} if back else {})
+
+
+async def test_the_consumer_is_closed_after_the_poll_that_runs_even_when_that_was_cancelled() -> None:
+    """librdkafka would crash the process."""
+    calls: list[str] = []
+    entered, gate = threading.Event(), threading.Event()
+
+    class Polling(Rebalancing):
+        def consume(self, *_: Any) -> list[Message]:
+            entered.set()
+            gate.wait(30)
+            calls.append("polled")
+            return []
+
+        def close(self) -> None:
+            calls.append("closed")
+
+    assignment = Assignment(Polling(back=False), "group", Status())
+    polling = asyncio.ensure_future(assignment.call(lambda: assignment.poll(10, 0.01)))
+    await asyncio.to_thread(entered.wait, 30)
+    polling.cancel()
+    closing = asyncio.ensure_future(assignment.close())
+    done, _ = await asyncio.wait({closing}, timeout=0.05)
+    assert not done
+    gate.set()
+    await closing
+    assert calls == ["polled", "closed"]
+
+
+async def test_a_worker_whose_member_id_is_taken_over_ends(place: Callable[..., Place]) -> None:
+    """A real fatal error: two workers with the same LEADSTREAM_INSTANCE; the broker fences the first."""
+    here = place(1, LEADSTREAM_INSTANCE="same")
+    second = Stop()
+    first_task = here.run(Recorder(here.out))
+    await eventually(lambda: here.stop.status.ready)
+    second_task = here.run(Recorder(here.out), stop=second)
+    with pytest.raises(ClientFailed, match="fenced"):
+        await first_task
+    second.request()
+    await second_task

@@ -65,7 +65,7 @@ async def test_the_broker_takes_a_record_as_large_as_its_topics_limit(stack: Sta
     value = os.urandom(limit - record_bytes(b"key", None, headers))
     output = Output("leads.received", b"key", value, headers)
     assert output_bytes(output) == limit
-    deliverer = Deliverer(stack.kafka_bootstrap)
+    deliverer = Deliverer(stack.settings, "test")
     try:
         (delivery,) = await deliverer.deliver_each([output])
     finally:

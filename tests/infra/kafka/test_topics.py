@@ -10,23 +10,26 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from confluent_kafka.admin import AdminClient, ConfigResource, NewTopic, ResourceType
+from confluent_kafka.admin import ConfigResource, NewTopic, ResourceType
 
 from infra import processes
 from infra.errors import DependencyAway
-from infra.kafka.topics import Difference, Topic, TopicsError, apply, diff, groups, load
+from infra.kafka import client
+from infra.kafka.topics import Difference, Topic, TopicsError, apply, diff, groups, load_topics
+from infra.kafka_settings import KafkaSettings
+from infra.settings import Settings
 
 CONFIG = {"cleanup.policy": "delete", "retention.ms": "3600000", "max.message.bytes": "1048576"}
 
 
 @pytest.fixture
-def bootstrap(stack: Any) -> str:
-    address: str = stack.settings.kafka_bootstrap
-    return address
+def settings(stack: Any) -> Settings:
+    found: Settings = stack.settings
+    return found
 
 
 @pytest.fixture
-def wanted(bootstrap: str) -> Iterator[Callable[..., dict[str, Topic]]]:
+def wanted(settings: Settings) -> Iterator[Callable[..., dict[str, Topic]]]:
     mark = uuid4().hex[:8]
     made: set[str] = set()
 
@@ -39,7 +42,7 @@ def wanted(bootstrap: str) -> Iterator[Callable[..., dict[str, Topic]]]:
         }
 
     yield make
-    there = AdminClient({"bootstrap.servers": bootstrap})
+    there = client.admin(settings, "test")
     if left := sorted(made & there.list_topics(timeout=10).topics.keys()):
         for future in there.delete_topics(left).values():
             future.result()
@@ -49,106 +52,106 @@ def mine(found: list[Difference], topics: dict[str, Topic]) -> list[Difference]:
     return [d for d in found if d.topic in topics]
 
 
-def shown(bootstrap: str, name: str) -> tuple[int, dict[str, str]]:
-    admin = AdminClient({"bootstrap.servers": bootstrap})
+def shown(settings: Settings, name: str) -> tuple[int, dict[str, str]]:
+    admin = client.admin(settings, "test")
     resource = ConfigResource(ResourceType.TOPIC, name)
     entries = admin.describe_configs([resource])[resource].result()
     return len(admin.list_topics(name, 10).topics[name].partitions), {k: e.value for k, e in entries.items()}
 
 
 @pytest.mark.integration
-def test_missing_topics_are_made_as_wanted_and_a_second_apply_finds_nothing(bootstrap: str, wanted: Any) -> None:
+def test_missing_topics_are_made_as_wanted_and_a_second_apply_finds_nothing(settings: Settings, wanted: Any) -> None:
     topics = wanted("a", "b", partitions=3)
-    assert {d.what for d in mine(diff(bootstrap, topics), topics)} == {"missing"}
-    assert {d.topic for d in mine(apply(bootstrap, topics), topics)} == set(topics)
+    assert {d.what for d in mine(diff(settings, topics), topics)} == {"missing"}
+    assert {d.topic for d in mine(apply(settings, topics), topics)} == set(topics)
     for name in topics:
-        partitions, config = shown(bootstrap, name)
+        partitions, config = shown(settings, name)
         assert partitions == 3
         assert CONFIG.items() <= config.items()
-    assert mine(diff(bootstrap, topics), topics) == []
-    assert mine(apply(bootstrap, topics), topics) == []
+    assert mine(diff(settings, topics), topics) == []
+    assert mine(apply(settings, topics), topics) == []
 
 
 @pytest.mark.integration
-def test_partitions_grow_and_settings_change(bootstrap: str, wanted: Any) -> None:
-    apply(bootstrap, wanted("a", partitions=1))
+def test_partitions_grow_and_settings_change(settings: Settings, wanted: Any) -> None:
+    apply(settings, wanted("a", partitions=1))
     grown = wanted("a", partitions=4, retention_ms="7200000", cleanup_policy="compact,delete")
-    found = mine(diff(bootstrap, grown), grown)
+    found = mine(diff(settings, grown), grown)
     assert {(d.setting, d.wanted, d.actual) for d in found} == {
         ("partitions", "4", "1"),
         ("retention.ms", "7200000", "3600000"),
         ("cleanup.policy", "compact,delete", "delete"),
     }
-    apply(bootstrap, grown)
-    assert mine(diff(bootstrap, grown), grown) == []
+    apply(settings, grown)
+    assert mine(diff(settings, grown), grown) == []
 
 
 @pytest.mark.integration
-def test_a_topic_is_never_shrunk_and_says_so(bootstrap: str, wanted: Any) -> None:
-    apply(bootstrap, wanted("a", partitions=3))
+def test_a_topic_is_never_shrunk_and_says_so(settings: Settings, wanted: Any) -> None:
+    apply(settings, wanted("a", partitions=3))
     fewer = wanted("a", partitions=2)
-    found = mine(apply(bootstrap, fewer), fewer)
-    assert [(d.what, d.mendable) for d in found] == [("shrink", False)]
-    assert shown(bootstrap, next(iter(fewer)))[0] == 3
+    found = mine(apply(settings, fewer), fewer)
+    assert [(d.what, d.correctable) for d in found] == [("shrink", False)]
+    assert shown(settings, next(iter(fewer)))[0] == 3
 
 
 @pytest.mark.integration
-def test_settings_that_the_file_does_not_name_are_left(bootstrap: str, wanted: Any) -> None:
+def test_settings_that_the_file_does_not_name_are_left(settings: Settings, wanted: Any) -> None:
     topics = wanted("a")
     name = next(iter(topics))
-    admin = AdminClient({"bootstrap.servers": bootstrap})
+    admin = client.admin(settings, "test")
     new = NewTopic(name, 2, 1, config={"segment.ms": "123456", "retention.ms": "1"})
     admin.create_topics([new])[name].result()
-    apply(bootstrap, topics)
-    config = shown(bootstrap, name)[1]
+    apply(settings, topics)
+    config = shown(settings, name)[1]
     assert (config["segment.ms"], config["retention.ms"]) == ("123456", "3600000")
 
 
 @pytest.mark.integration
-def test_an_unknown_topic_is_reported_and_left(bootstrap: str, wanted: Any) -> None:
+def test_an_unknown_topic_is_reported_and_left(settings: Settings, wanted: Any) -> None:
     stray = wanted("stray")
-    apply(bootstrap, stray)
-    found = mine(apply(bootstrap, wanted("a")), stray)
-    assert [(d.what, d.mendable) for d in found] == [("unknown", False)]
-    assert shown(bootstrap, next(iter(stray)))[0] == 2
+    apply(settings, stray)
+    found = mine(apply(settings, wanted("a")), stray)
+    assert [(d.what, d.correctable) for d in found] == [("unknown", False)]
+    assert shown(settings, next(iter(stray)))[0] == 2
 
 
 @pytest.mark.integration
-def test_processes_that_apply_at_the_same_time_all_succeed(bootstrap: str, wanted: Any) -> None:
+def test_processes_that_apply_at_the_same_time_all_succeed(settings: Settings, wanted: Any) -> None:
     together = threading.Barrier(4)
 
     def one(topics: dict[str, Topic]) -> None:
         together.wait()
-        apply(bootstrap, topics)
+        apply(settings, topics)
 
     for partitions in (2, 5):
         topics = wanted("a", "b", "c", "d", partitions=partitions)
         with ThreadPoolExecutor(4) as pool:
             for future in [pool.submit(one, topics) for _ in range(4)]:
                 future.result()
-        assert mine(diff(bootstrap, topics), topics) == []
+        assert mine(diff(settings, topics), topics) == []
 
 
 @pytest.mark.integration
-def test_what_the_broker_refuses_is_named(bootstrap: str, wanted: Any) -> None:
+def test_what_the_broker_refuses_is_named(settings: Settings, wanted: Any) -> None:
     topics = wanted("a", retention_ms="soon")
     with pytest.raises(TopicsError, match=next(iter(topics))):
-        apply(bootstrap, topics)
+        apply(settings, topics)
 
 
 def test_a_broker_that_is_away_is_said() -> None:
     with pytest.raises(DependencyAway, match="Kafka"):
-        diff("127.0.0.1:1")
+        diff(KafkaSettings(kafka_bootstrap="127.0.0.1:1"))
 
 
 def test_the_file_is_right_and_every_consumer_in_it_is_a_process() -> None:
-    topics = load()
-    read = groups(topics, processes.load())
+    topics = load_topics()
+    read = groups(topics, processes.load_processes())
     assert topics["leads.received"].partitions == topics["leads.changed"].partitions == 8
     assert read["intake"] == ["leads.received"]
     assert read["sink-clickhouse"] == ["leads.changed", "leads.dead", "leads.outcomes"]
     assert read["crm-hubspot"] == ["leads.crm-hubspot"]
-    assert set(read) == set(processes.load()) - {"api"}
+    assert set(read) == set(processes.load_processes()) - {"api"}
 
 
 def test_a_new_crm_needs_no_entry(tmp_path: Path) -> None:
@@ -157,7 +160,7 @@ def test_a_new_crm_needs_no_entry(tmp_path: Path) -> None:
     for name in ("__init__", "reconciler"):
         (folder / f"{name}.py").touch()
     (folder / "zoho.py").write_text("\nclass Config(BaseModel):\n    token: str\n")
-    topics = load(root=tmp_path)
+    topics = load_topics(root=tmp_path)
     assert [name for name in topics if name.startswith("leads.crm-")] == ["leads.crm-zoho"]
     assert groups(topics, ["crm-zoho", "crm-hubspot"]) == {"crm-zoho": ["leads.crm-zoho"]}
 
@@ -169,6 +172,6 @@ def test_a_wrong_file_names_every_entry(tmp_path: Path) -> None:
         '["leads.b-*"]\ndoc = "long enough words"\nkey = "none"\npartitions = 1\nconfig = {}\n'
     )
     with pytest.raises(TopicsError) as wrong:
-        load(file)
+        load_topics(file)
     assert "leads.a: partitions" in str(wrong.value)
     assert "leads.b-*: a name is" in str(wrong.value)

@@ -9,7 +9,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from infra.postgres.migrate import FOLDER, MigrationError, migrate
+from infra.migrations import MigrationError
+from infra.postgres.migrate import FOLDER, migrate
 from tests.conftest import Stack
 
 pytestmark = pytest.mark.integration

@@ -51,7 +51,7 @@ async def test_from_the_topic_to_the_crm(stack: Any, tmp_path: Path) -> None:
     url = f"http://127.0.0.1:{port}"
     given = {"LEADSTREAM_CRM_HUBSPOT_BASE_URL": url, "LEADSTREAM_CRM_HUBSPOT_TOKEN": "pat-test"}
     pool = await asyncpg.create_pool(stack.dsn, max_size=1, min_size=0)
-    deliverer = Deliverer(stack.kafka_bootstrap)
+    deliverer = Deliverer(stack.settings, "test")
     with (
         process("simulators", "hubspot", "--port", str(port), "--state", str(tmp_path)),
         process("sinks", "crm", "hubspot", **stack.environment(**given)) as sink,

@@ -68,7 +68,7 @@ async def workers(stack: Any, world: Any, **settings: str) -> AsyncIterator[tupl
 @pytest.fixture
 async def say(stack: Any) -> AsyncIterator[Callable[..., Any]]:
     """Return a function that puts signals of leads on the topic, as intake does."""
-    deliverer = Deliverer(stack.kafka_bootstrap)
+    deliverer = Deliverer(stack.settings, "test")
 
     async def put(*leads: str, event_id: str = "", times: int = 1, **fields: Any) -> None:
         outputs = [

@@ -68,7 +68,7 @@ def _known(number: int) -> bool:
 @pytest.mark.chaos
 def test_workers_killed_in_the_middle_answer_every_request_once(lone_stack: Any, provider: str, tmp_path: Path) -> None:
     stack = lone_stack
-    topics.apply(stack.settings.kafka_bootstrap)
+    topics.apply(stack.settings)
     asyncio.run(migrate(stack.settings.database_url))
     broker, tenant, dice = Broker(stack.settings.kafka_bootstrap), f"t-{uuid.uuid4().hex[:12]}", random.Random(3)
     broker.produce(TOPIC, ((lead_id(tenant, n).encode(), request(n, tenant)) for n in range(COUNT)))

@@ -26,7 +26,7 @@ async def handle(record: Record) -> Sequence[Output]:
 
 
 async def main(settings: Settings, stop: Stop) -> None:
-    deliverer = Deliverer(settings.kafka_bootstrap)
+    deliverer = Deliverer(settings, GROUP)
     try:
         await run_agent(settings, stop, group=GROUP, topic=TOPIC, handler=handle, deliverer=deliverer)
     finally:

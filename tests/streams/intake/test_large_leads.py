@@ -11,7 +11,7 @@ import pytest
 
 from infra.kafka.processor import Effects
 from infra.kafka.producer import Output
-from infra.kafka.topics import load as topics
+from infra.kafka.topics import load_topics as topics
 from streams.intake.pipeline import Intake
 from tests.events import CODEC, HOUR, NOW, message, payload
 from tests.streams.intake.conftest import intake, leads, state

@@ -1,0 +1,71 @@
+"""GET /live, /ready and /metrics: the same pages for the API and for every worker."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+
+from infra.runtime import Status
+
+_REMEMBER_S = 1.0
+
+Check = Callable[[], Awaitable[str]]
+
+
+class Health:
+    """The three pages over ``status``.
+
+    ``check`` is a further condition of readiness: it returns what is unavailable, or nothing, in bounded time. It is
+    called at most once a second, however often the page is requested.
+    """
+
+    def __init__(self, status: Status, check: Check | None = None) -> None:
+        self._status = status
+        self._check = check
+        self._lock = asyncio.Lock()
+        self._unavailable = ""
+        self._checked_at = float("-inf")
+
+    @property
+    def routes(self) -> list[Route]:
+        """The routes of the three pages."""
+        return [Route("/live", self.live), Route("/ready", self.ready), Route("/metrics", self.metrics)]
+
+    async def live(self, _: Request) -> Response:
+        """Answer 200 while the process serves."""
+        return PlainTextResponse("live\n")
+
+    async def ready(self, _: Request) -> Response:
+        """Answer 200 while the process can do its work, else 503 with the reason."""
+        reason = await self._reason()
+        return PlainTextResponse(f"{reason or 'ready'}\n", 503 if reason else 200)
+
+    async def metrics(self, _: Request) -> Response:
+        """Answer with Prometheus' text format."""
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    async def _reason(self) -> str:
+        status = self._status
+        if status.failure or status.waiting:
+            return status.failure or status.waiting
+        if not status.ready:
+            return "starting"
+        if self._check is None:
+            return ""
+        async with self._lock:
+            if time.monotonic() - self._checked_at > _REMEMBER_S:
+                self._unavailable = await self._check()
+                self._checked_at = time.monotonic()
+        return status.failure or self._unavailable  # the check may have found what ends the process
+
+
+def app(health: Health) -> Starlette:
+    """Return the pages as an application of their own, for a process that serves nothing else."""
+    return Starlette(routes=health.routes)

@@ -1,0 +1,233 @@
+"""A consumer group member's partitions: what is read from them, and what of it may be committed.
+
+Guarantees:
+
+- Only what was delivered is committed, and only of partitions that have been ours since it was read: each assignment
+  has a number, a record carries the one that its partition had, and a commit compares the two.
+- Nothing that was read before a rebalance is mixed with what came after it: a partition that was taken away and given
+  back is read again from its committed offset, so what was read of it before is dropped.
+- A partition is given up when the batches in flight are committed, or after ``_REVOKE_S`` seconds.
+- The client is called by one thread at a time: every call has to be made by :meth:`Assignment.call`, and
+  :meth:`Assignment.close` waits for the one that runs (librdkafka does not survive a close under a running poll).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from infra import metrics
+from infra.errors import ClientFailed
+from infra.runtime import Status, log
+
+IDLE_S = 0.25  # longest wait for a first record: bounds how late a stop is noticed
+_COMMIT_EVERY_S = 0.25  # how long a delivered batch waits to be committed together with the next ones
+_COMMIT_AGAIN_S = 1.0
+_REVOKE_S = 10.0  # partitions are held back at most this long at a rebalance
+
+Partition = tuple[str, int]  # topic and number
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """Records, and for each of their partitions the next offset and the number of the assignment that it belongs to."""
+
+    messages: list[Message] = field(default_factory=list)
+    next_offsets: dict[Partition, int] = field(default_factory=dict)
+    assignments: dict[Partition, int] = field(default_factory=dict)
+
+
+class Assignment:
+    """The partitions that ``group`` gave to ``consumer``. Owns the consumer and the thread that calls it; close it.
+
+    ``status`` is ready from the first assignment on.
+    """
+
+    def __init__(self, consumer: Consumer, group: str, status: Status) -> None:
+        self._consumer = consumer
+        self._group = group
+        self._status = status
+        self._log = log(group)
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"consumer-{group}")
+        # Shared with the event loop's thread; the rebalance callbacks run in the consumer's thread while it polls.
+        self._lock = threading.Condition()
+        self._in_flight = 0  # batches that are fetched and not delivered
+        self._delivered: dict[Partition, tuple[int, int]] = {}  # to be committed: assignment and next offset
+        self._delivered_records = 0
+        self._commit_at = 0.0
+        self._count = 0
+        self._current: dict[Partition, int] = {}  # the partitions that are ours, each with its assignment's number
+        self._carried: list[Message] = []  # read while paused
+
+    async def call(self, function: Callable[[], Result]) -> Result:
+        """Run ``function`` in the consumer's thread, after whatever runs there now."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, function)
+
+    def subscribe(self, topics: Sequence[str]) -> None:
+        """Join the group."""
+        self._consumer.subscribe(
+            list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
+        )
+
+    async def close(self) -> None:
+        """Wait for the call that runs, commit what is delivered and leave the group."""
+        with self._lock:
+            self._in_flight = 0  # what is left will not be delivered, so the revocation must not wait for it
+            self._lock.notify_all()
+        await self.call(self._consumer.close)
+        self._thread.shutdown(wait=False)
+
+    # -- reading (in the consumer's thread) ---------------------------------------------------------------------------
+
+    def poll(self, size: int, linger_s: float) -> Fetched:
+        """Return a batch: what is there at once, or what comes within ``linger_s`` seconds after its first record.
+
+        Raises:
+            ClientFailed: the consumer can never work again, such as when another one took over its instance name.
+            KafkaException: reading is not allowed, or there is no such topic.
+
+        """
+        carried, self._carried = self._carried, []
+        first = carried or self._consume(1, IDLE_S)
+        before = dict(self._current)  # only the consumer's calls change it, and none runs now
+        more: list[Message] = []
+        if first and len(first) < size:
+            more = self._consume(size - len(first), linger_s)
+        if self._current != before:
+            first = [m for m in first if m.error() or before.get(_partition(m)) == self._current.get(_partition(m))]
+        fetched = Fetched()
+        for message in (*first, *more):
+            if self._is_record(message) and (partition := _partition(message)) in self._current:
+                fetched.messages.append(message)
+                fetched.assignments[partition] = self._current[partition]
+                fetched.next_offsets[partition] = message.offset() + 1
+        return fetched
+
+    def poll_paused(self, size: int) -> None:
+        """Keep the membership alive and fetch nothing; what was fetched already is kept for :meth:`poll`."""
+        # Each time anew: that pauses the partitions that were assigned since, too.
+        self._consumer.pause(self._consumer.assignment())
+        slipped_through = self._consume(size, 0)  # first: a rebalance in it may drop what is carried
+        self._carried += slipped_through
+
+    def resume(self) -> None:
+        """Fetch again."""
+        self._consumer.resume(self._consumer.assignment())
+
+    def _consume(self, most: int, wait_s: float) -> list[Message]:
+        if time.monotonic() >= self._commit_at:
+            self._commit()
+        found: list[Message] = self._consumer.consume(most, wait_s)
+        return found
+
+    def _is_record(self, message: Message) -> bool:
+        error = message.error()
+        if error is None:
+            return True
+        if error.fatal() or error.code() == KafkaError._FATAL:  # noqa: SLF001 - librdkafka's own name
+            raise ClientFailed(f"the Kafka consumer of {self._group} has failed for good: {error.str()}")
+        if error.code() in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.UNKNOWN_TOPIC_OR_PART):
+            raise KafkaException(error)
+        self._log.warning("kafka error", extra={"fields": {"error": error.name()}})
+        return False
+
+    # -- from fetched to committed (in any thread) --------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Count a batch as in flight until :meth:`end`: a rebalance waits for it."""
+        with self._lock:
+            self._in_flight += 1
+
+    def owns_any(self, assignments: Mapping[Partition, int]) -> bool:
+        """Return whether any partition of a batch is still ours since the batch was read."""
+        with self._lock:
+            return any(self._current.get(partition) == number for partition, number in assignments.items())
+
+    def delivered(
+        self, next_offsets: Mapping[Partition, int], assignments: Mapping[Partition, int], count: int
+    ) -> None:
+        """Have the offsets of a batch of ``count`` records committed soon: its effects are durable."""
+        with self._lock:
+            self._delivered |= {
+                partition: (number, next_offsets[partition]) for partition, number in assignments.items()
+            }
+            self._delivered_records += count
+
+    def end(self) -> None:
+        """Count a batch as no longer in flight: it is delivered or dropped."""
+        with self._lock:
+            self._in_flight -= 1
+            self._lock.notify_all()
+
+    def _commit(self) -> None:
+        """Commit what is delivered, several batches at once: a commit costs the broker as much as a small batch.
+
+        Only in the consumer's thread: the client takes one call at a time, so that a commit from elsewhere would wait
+        for the poll to end, and at a rebalance for the callback that waits for it.
+        """
+        with self._lock:
+            due, self._delivered = self._delivered, {}
+            records, self._delivered_records = self._delivered_records, 0
+            ours = {p: end for p, (number, end) in due.items() if self._current.get(p) == number}
+        self._commit_at = time.monotonic() + _COMMIT_EVERY_S
+        if ours:
+            try:
+                with metrics.BATCH_SECONDS.labels(self._group, "commit").time():
+                    offsets = [TopicPartition(*partition, end) for partition, end in ours.items()]
+                    self._consumer.commit(offsets=offsets, asynchronous=False)
+            except KafkaException as error:
+                # Not fatal: done again soon, and if the partitions went, their new owner does the records again.
+                self._log.warning("commit failed", extra={"fields": {"error": error.args[0].name()}})
+                self._commit_at = time.monotonic() + _COMMIT_AGAIN_S
+                with self._lock:
+                    self._delivered = due | self._delivered
+                    self._delivered_records += records
+                return
+        metrics.RECORDS.labels(self._group).inc(records)
+
+    # -- rebalances (in the consumer's thread, while it polls) ---------------------------------------------------------
+
+    def _on_assign(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+        with self._lock:
+            self._count += 1
+            self._current |= {(p.topic, p.partition): self._count for p in partitions}
+        self._status.ready = True
+        self._log.info("assigned", extra={"fields": {"partitions": _names(partitions)}})
+
+    def _on_revoke(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+        metrics.REBALANCES.labels(self._group, "revoked").inc(len(partitions))
+        # Finish first: the new owner then starts where we stopped. Too long, and it does the rest again. What was
+        # polled but is not in a batch yet (carried) is dropped, whoever owns the partition fetches it again.
+        with self._lock:
+            finished = self._lock.wait_for(lambda: self._in_flight <= 0, _REVOKE_S)
+        self._commit()
+        self._forget(partitions)
+        self._log.info("revoked", extra={"fields": {"partitions": _names(partitions), "finished": finished}})
+
+    def _on_lost(self, _: Consumer, partitions: list[TopicPartition]) -> None:
+        metrics.REBALANCES.labels(self._group, "lost").inc(len(partitions))
+        self._forget(partitions)
+        self._log.warning("lost", extra={"fields": {"partitions": _names(partitions)}})
+
+    def _forget(self, partitions: list[TopicPartition]) -> None:
+        left = {(p.topic, p.partition) for p in partitions}
+        with self._lock:
+            for partition in left:
+                self._current.pop(partition, None)
+        self._carried = [m for m in self._carried if _partition(m) not in left]
+
+
+def _partition(message: Message) -> Partition:
+    return message.topic(), message.partition()
+
+
+def _names(partitions: Sequence[TopicPartition]) -> str:
+    return " ".join(f"{p.topic}/{p.partition}" for p in partitions)

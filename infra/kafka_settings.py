@@ -1,0 +1,110 @@
+"""Settings of the connection to Kafka: bootstrap servers, TLS and SASL, checked together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, model_validator
+
+_PREFIX = "LEADSTREAM_"
+_TLS = ("SSL", "SASL_SSL")
+_SASL = ("SASL_PLAINTEXT", "SASL_SSL")
+_PASSWORD_FIELDS = ("kafka_sasl_username", "kafka_sasl_password")
+_OAUTH_FIELDS = ("kafka_oauth_token_url", "kafka_oauth_client_id", "kafka_oauth_client_secret")
+_FILES = ("kafka_ssl_ca", "kafka_ssl_certificate", "kafka_ssl_key")
+
+
+class KafkaSettings(BaseModel):
+    """How to reach Kafka: all that :mod:`infra.kafka.client` needs to build a client. Frozen.
+
+    :class:`infra.settings.Settings` has these fields too: pass it where a KafkaSettings is asked for.
+
+    Guarantees: a combination that cannot work, such as SASL without a user, does not validate. No password is part of
+    ``repr`` or of a validation error.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+    kafka_bootstrap: str = Field(
+        "127.0.0.1:9092", min_length=3, description="Kafka bootstrap servers: host:port, several separated by commas."
+    )
+    kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
+        "PLAINTEXT", description="How Kafka connections are protected: SSL is TLS, SASL is a login."
+    )
+    kafka_ssl_ca: Path | None = Field(
+        None, description="PEM file with the authorities that may sign a broker's certificate; unset: the system's."
+    )
+    kafka_ssl_certificate: Path | None = Field(
+        None, description="PEM file with the client's certificate, for brokers that require one."
+    )
+    kafka_ssl_key: Path | None = Field(None, description="PEM file with the private key of the client's certificate.")
+    kafka_ssl_key_password: SecretStr | None = Field(None, description="Password of that key; unset: not encrypted.")
+    kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] | None = Field(
+        None, description="How the login works; required with SASL_PLAINTEXT and SASL_SSL."
+    )
+    kafka_sasl_username: str = Field("", description="User name for PLAIN and SCRAM.")
+    kafka_sasl_password: SecretStr | None = Field(None, description="Password for PLAIN and SCRAM.")
+    kafka_oauth_token_url: str = Field(
+        "",
+        pattern=r"^(https?://.+)?$",
+        description="Token endpoint for OAUTHBEARER (OAuth 2.0, grant client_credentials).",
+    )
+    kafka_oauth_client_id: str = Field("", description="Client id to get a token with.")
+    kafka_oauth_client_secret: SecretStr | None = Field(None, description="Client secret to get a token with.")
+    kafka_oauth_scope: str = Field("", description="Scope of the token; empty: the token endpoint's default.")
+
+    @property
+    def kafka_uses_tls(self) -> bool:
+        """Whether connections to the brokers are encrypted."""
+        return self.kafka_security_protocol in _TLS
+
+    @model_validator(mode="after")
+    def _combination_works(self) -> Self:
+        if wrong := [*self._missing(), *self._unused(), *self._not_files()]:
+            raise ValueError("\n".join(wrong))
+        return self
+
+    def _missing(self) -> Iterator[str]:
+        sasl, mechanism = self.kafka_security_protocol in _SASL, self.kafka_sasl_mechanism
+        if sasl and mechanism is None:
+            yield f"{_name('kafka_sasl_mechanism')}: missing, {self.kafka_security_protocol} needs it"
+        needed = (
+            () if not sasl or mechanism is None else _OAUTH_FIELDS if mechanism == "OAUTHBEARER" else _PASSWORD_FIELDS
+        )
+        for field in needed:
+            if not self._is_set(field):
+                yield f"{_name(field)}: missing, {mechanism} needs it"
+        if self.kafka_ssl_certificate and not self.kafka_ssl_key:
+            yield f"{_name('kafka_ssl_key')}: missing, {_name('kafka_ssl_certificate')} needs it"
+        if self.kafka_ssl_key and not self.kafka_ssl_certificate:
+            yield f"{_name('kafka_ssl_certificate')}: missing, {_name('kafka_ssl_key')} needs it"
+
+    def _unused(self) -> Iterator[str]:
+        """Name settings without effect: whoever set them believes that connections are protected."""
+        if self.kafka_security_protocol not in _SASL:
+            for field in ("kafka_sasl_mechanism", *_PASSWORD_FIELDS, *_OAUTH_FIELDS):
+                if self._is_set(field):
+                    yield f"{_name(field)}: no effect with {self.kafka_security_protocol}, {_USE} SASL_SSL"
+        if not self.kafka_uses_tls:
+            for field in _FILES:
+                if self._is_set(field):
+                    yield f"{_name(field)}: no effect with {self.kafka_security_protocol}, {_USE} SSL or SASL_SSL"
+
+    def _not_files(self) -> Iterator[str]:
+        for field in _FILES:
+            file: Path | None = getattr(self, field)
+            if file is not None and not file.is_file():
+                yield f"{_name(field)}: there is no file {file}"
+
+    def _is_set(self, field: str) -> bool:
+        value = getattr(self, field)
+        return bool(value.get_secret_value() if isinstance(value, SecretStr) else value)
+
+
+def _name(field: str) -> str:
+    return _PREFIX + field.upper()
+
+
+_USE = f"set {_name('kafka_security_protocol')} to"

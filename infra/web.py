@@ -1,0 +1,65 @@
+"""The one way to serve HTTP: uvicorn over a socket that is already bound, without its own signals and logs."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from starlette.types import ASGIApp
+
+
+class _Server(uvicorn.Server):
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave signals to the process: uvicorn would end it by the signal instead of with an exit code."""
+        yield
+
+
+def listen(host: str, port: int, *, backlog: int = 2048) -> socket.socket:
+    """Return a socket that is bound to ``host``:``port`` (0: any free port) and accepts connections.
+
+    Raises:
+        OSError: the address is in use, or is not one of this machine.
+
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return socket.create_server((host, port), family=family, backlog=backlog)
+
+
+async def serve(app: ASGIApp, listener: socket.socket, *, lifespan: bool = False, grace_s: float = 10) -> None:
+    """Serve ``app`` on ``listener`` until cancelled, and close it.
+
+    Cancelled, it accepts no more connections and finishes the requests that have begun, in at most ``grace_s`` seconds.
+    ``lifespan``: the application has start-up and shutdown handlers.
+
+    Raises:
+        RuntimeError: the server has ended by itself, such as when the application's start-up failed (it is logged).
+
+    """
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        loop="none",
+        lifespan="on" if lifespan else "off",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=math.ceil(grace_s),
+    )
+    server = _Server(config)
+    serving = asyncio.ensure_future(server.serve(sockets=[listener]))
+    try:
+        await asyncio.shield(serving)
+    except asyncio.CancelledError:
+        server.should_exit = True
+        await serving
+        raise
+    finally:
+        listener.close()
+    raise RuntimeError("the HTTP server has ended by itself")

@@ -1,0 +1,82 @@
+"""The connection settings of Kafka as Faust's credentials.
+
+Source: https://faust-streaming.github.io/faust/userguide/settings.html#broker-credentials
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import faust
+import httpx
+from aiokafka.abc import AbstractTokenProvider  # type: ignore[import-untyped]
+from faust.types.auth import CredentialsT
+
+from infra.kafka.client import tls_context
+from infra.kafka_settings import KafkaSettings
+
+_TIMEOUT_S = 10.0
+_FRESH_SHARE = 0.8  # of a token's lifetime, after which a new connection gets a new one
+
+
+def credentials(settings: KafkaSettings) -> CredentialsT | None:
+    """Return what Faust logs in with; None for PLAINTEXT."""
+    context = tls_context(settings)
+    if settings.kafka_sasl_mechanism is None:
+        return faust.SSLCredentials(context) if context is not None else None
+    if settings.kafka_sasl_mechanism == "OAUTHBEARER":
+        return faust.OAuthCredentials(oauth_cb=TokenProvider(settings), ssl_context=context)
+    password = settings.kafka_sasl_password
+    return faust.SASLCredentials(
+        mechanism=settings.kafka_sasl_mechanism,
+        username=settings.kafka_sasl_username,
+        password=password.get_secret_value() if password is not None else "",
+        ssl_context=context,
+    )
+
+
+class TokenProvider(AbstractTokenProvider):
+    """Gets OAuth 2.0 tokens by client credentials, as librdkafka's method ``oidc`` does for its own clients.
+
+    Source: RFC 6749, section 4.4.
+    """
+
+    def __init__(
+        self,
+        settings: KafkaSettings,
+        *,
+        transport: httpx.AsyncBaseTransport | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._settings = settings
+        self._transport = transport
+        self._clock = clock
+        self._token = ""
+        self._fresh_until = float("-inf")
+
+    async def token(self) -> str:
+        """Return a token, the same one for the first 80 % of its lifetime; aiokafka asks once a connection.
+
+        Raises:
+            httpx.HTTPError: the token endpoint did not give one; aiokafka then retries with backoff.
+
+        """
+        if self._clock() >= self._fresh_until:
+            answer = await self._ask()
+            self._token = str(answer["access_token"])
+            self._fresh_until = self._clock() + _FRESH_SHARE * float(answer.get("expires_in", 0))
+        return self._token
+
+    async def _ask(self) -> dict[str, Any]:
+        settings, secret = self._settings, self._settings.kafka_oauth_client_secret
+        form = {"grant_type": "client_credentials"}
+        if settings.kafka_oauth_scope:
+            form["scope"] = settings.kafka_oauth_scope
+        login = httpx.BasicAuth(settings.kafka_oauth_client_id, secret.get_secret_value() if secret else "")
+        async with httpx.AsyncClient(transport=self._transport, timeout=_TIMEOUT_S, trust_env=False) as http:
+            answer = await http.post(settings.kafka_oauth_token_url, data=form, auth=login)
+        answer.raise_for_status()
+        found: dict[str, Any] = answer.json()
+        return found

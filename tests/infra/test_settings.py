@@ -1,0 +1,74 @@
+"""Settings of the Kafka connection are checked together, and what is secret is never shown."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from infra.settings import Settings, SettingsError
+
+SASL = {"SECURITY_PROTOCOL": "SASL_SSL", "SASL_MECHANISM": "SCRAM-SHA-512"}
+LOGIN = {"SASL_USERNAME": "ada", "SASL_PASSWORD": "s3cret-1"}
+
+
+def load(values: dict[str, str]) -> Settings:
+    return Settings.load({f"LEADSTREAM_KAFKA_{name}": value for name, value in values.items()})
+
+
+@pytest.mark.parametrize(
+    ("values", "named"),
+    [
+        (SASL, ["SASL_USERNAME: missing", "SASL_PASSWORD: missing"]),
+        (SASL | LOGIN | {"SASL_PASSWORD": ""}, ["SASL_PASSWORD: missing"]),
+        ({"SECURITY_PROTOCOL": "SASL_PLAINTEXT"}, ["SASL_MECHANISM: missing"]),
+        (
+            {"SECURITY_PROTOCOL": "SASL_SSL", "SASL_MECHANISM": "OAUTHBEARER"},
+            ["OAUTH_TOKEN_URL: missing", "OAUTH_CLIENT_ID: missing", "OAUTH_CLIENT_SECRET: missing"],
+        ),
+        (LOGIN, ["SASL_USERNAME: no effect", "SASL_PASSWORD: no effect", "SECURITY_PROTOCOL to SASL_SSL"]),
+        ({"SSL_CA": __file__}, ["SSL_CA: no effect"]),
+        ({"SECURITY_PROTOCOL": "SSL", "SSL_CA": "nowhere.pem"}, ["SSL_CA: there is no file nowhere.pem"]),
+        ({"SECURITY_PROTOCOL": "SSL", "SSL_CERTIFICATE": __file__}, ["SSL_KEY: missing"]),
+        ({"SECURITY_PROTOCOL": "SSL", "SSL_KEY": __file__}, ["SSL_CERTIFICATE: missing"]),
+        ({"SECURITY_PROTOCOL": "TLS"}, ["SECURITY_PROTOCOL: Input should be"]),
+        ({"SASL_MECHANISM": "GSSAPI"}, ["SASL_MECHANISM: Input should be"]),
+    ],
+)
+def test_a_combination_that_cannot_work_is_named(values: dict[str, str], named: list[str]) -> None:
+    with pytest.raises(SettingsError) as caught:
+        load(values)
+    assert [text for text in named if text not in str(caught.value)] == []
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        {"SECURITY_PROTOCOL": "SSL"},
+        {"SECURITY_PROTOCOL": "SSL", "SSL_CA": __file__, "SSL_CERTIFICATE": __file__, "SSL_KEY": __file__},
+        SASL | LOGIN,
+        SASL | LOGIN | {"SECURITY_PROTOCOL": "SASL_PLAINTEXT"},
+    ],
+)
+def test_a_combination_that_works_is_accepted(values: dict[str, str]) -> None:
+    load(values)
+
+
+def test_no_secret_is_shown() -> None:
+    url = "postgresql://leadstream:s3cret-2@127.0.0.1:5432/leadstream"
+    values = {f"LEADSTREAM_KAFKA_{name}": value for name, value in (SASL | LOGIN).items()}
+    shown = repr(Settings.load(values | {"LEADSTREAM_DATABASE_URL": url}))
+    assert "ada" in shown
+    assert "s3cret" not in shown
+
+
+def test_every_setting_has_a_description() -> None:
+    assert [name for name, field in Settings.model_fields.items() if not field.description] == []
+
+
+def test_a_stack_file_is_read_where_the_environment_says_nothing(tmp_path: Path) -> None:
+    (tmp_path / "stack.env").write_text("LEADSTREAM_KAFKA_BOOTSTRAP=127.0.0.1:1\nLEADSTREAM_API_PORT=2\n", "utf-8")
+    found = Settings.load({"LEADSTREAM_HOME": str(tmp_path), "LEADSTREAM_API_PORT": "3"})
+    assert (found.kafka_bootstrap, found.api_port) == ("127.0.0.1:1", 3)
