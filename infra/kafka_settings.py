@@ -1,4 +1,4 @@
-"""Settings of the connection to Kafka: bootstrap servers, TLS and SASL, checked together."""
+"""Settings of the connection to Kafka: addresses, TLS and SASL, validated together."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class KafkaSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     kafka_bootstrap: str = Field(
-        "127.0.0.1:9092", min_length=3, description="Kafka bootstrap servers: host:port, several separated by commas."
+        "127.0.0.1:9092", min_length=3, description="Kafka brokers to connect to first: host:port, separated by commas."
     )
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", description="How Kafka connections are protected: SSL is TLS, SASL is a login."
