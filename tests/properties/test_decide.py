@@ -149,6 +149,30 @@ async def test_events_that_are_too_large_leave_no_trace(data: st.DataObject, eve
     assert len(one_batch.tables.receipts) == len(events) - len(dead)
 
 
+async def test_an_event_is_not_dead_for_being_in_a_batch_with_one_that_is() -> None:
+    """What joins two leads is too large; an event that fits its own lead, and not both, is accepted."""
+    store = MemoryStore()
+    large, small = {"email": "a@example.com"}, {"external_id": "b"}
+    sizes: list[tuple[str, int, dict[str, Any]]] = [("of-large", 5000, large), ("of-small", 1000, small)]
+    batch: list[tuple[str, int, dict[str, Any]]] = [
+        ("joining", 3600, large | small),
+        ("fits", 3600, small),
+        ("too-large", 3600, large),
+    ]
+    made = {
+        name: event("lead_updated", name, offset=n, custom={name: "x" * size}, **who)
+        for n, (name, size, who) in enumerate([*sizes, *batch])
+    }
+    for name, _, _ in sizes:
+        assert await put(store, [made[name]], limit=SMALL)
+
+    outputs = await put(store, [made[name] for name, _, _ in batch], limit=SMALL)
+
+    dead = [decoded(output)["envelope"]["event_id"] for output in outputs if output.topic == "leads.dead"]
+    assert dead == ["joining", "too-large"]
+    assert len(store.tables.receipts) == 3
+
+
 async def test_an_erasure_that_restores_more_than_a_record_holds_is_dead() -> None:
     """What ranks lower and is later is stored beside the visible value, where it does not count as the lead's size."""
     store = MemoryStore()
