@@ -17,7 +17,7 @@ from infra.outcomes import Dead
 from infra.settings import Settings
 from schemas import rules
 from schemas.codec import Codec, DecodeError
-from schemas.compatibility import NoBase, incompatibilities, keep, read_base
+from schemas.compatibility import BaseUnavailableError, incompatibilities, read_base, write_past_file
 from schemas.registry import FOLDER, registry
 
 
@@ -62,7 +62,7 @@ def check_schemas(
     with tempfile.TemporaryDirectory() as folder:
         try:
             before = read_base(base, FOLDER.parent, Path(folder))
-        except NoBase as error:
+        except BaseUnavailableError as error:
             console.print(f"Nothing to compare with: {error}.")
             return
         if fix:
@@ -70,7 +70,7 @@ def check_schemas(
             kept = {form.fingerprint for form in (*now.past, *now.types.values())}
             for form in before.types.values():
                 if form.fingerprint not in kept and form.name in now.types:
-                    console.print(f"kept {keep(form)}")
+                    console.print(f"kept {write_past_file(form)}")
             registry.cache_clear()
         found = incompatibilities(registry(), before)
     for finding in found:

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from infra import processes
 from infra.settings import SettingsError
-from schemas.lead import whole_lead
+from schemas.lead import parse_lead
 from schemas.registry import registry
 
 Value = str | bool | int | float
@@ -122,7 +122,7 @@ def signal_of(record: Mapping[str, Any]) -> Signal:
     event = orjson.loads(record["properties"])
     if not isinstance(event, dict):
         raise ValueError("properties are no object")  # noqa: TRY004 - a wrong value, as wrong JSON is
-    return Signal(record["tenant"], record["event_id"], record["event_type"], event, whole_lead(record["lead"]))
+    return Signal(record["tenant"], record["event_id"], record["event_type"], event, parse_lead(record["lead"]))
 
 
 def read_campaigns(folder: Path) -> tuple[dict[str, Campaign], list[str]]:

@@ -17,7 +17,7 @@ from infra.kafka.outcome_records import OutcomeRecords
 from infra.kafka.producer import Headers, Output
 from infra.outcomes import Dead, Problem, Reason, What
 from schemas.codec import Codec, DecodeError
-from schemas.lead import whole_lead
+from schemas.lead import parse_lead
 from streams.enrichment.providers import FIELDS, Found, LookupFailed
 from streams.enrichment.waterfall import Result, Waterfall
 from streams.faust.ordered import Record
@@ -52,7 +52,7 @@ class EnrichmentHandler:
             problem = Problem("", f"a record of the type {decoded.type} does not belong on {TOPIC}")
             return [self._dead(record, Dead(Reason.INVALID_FIELD, (problem,)))]
         try:
-            request = decoded.record | {"lead": whole_lead(decoded.record["lead"])}
+            request = decoded.record | {"lead": parse_lead(decoded.record["lead"])}
         except ValueError as error:
             return [self._dead(record, Dead(Reason.NOT_JSON, (Problem("/lead", str(error)),)))]
         identifiers = identifiers_of(request["lead"])
