@@ -23,7 +23,7 @@ from infra.errors import DependencyAway
 from infra.postgres.pool import transaction
 from infra.runtime import Stop, log
 from infra.settings import SettingsError
-from streams.campaigns.templates import Templates, checked
+from streams.campaigns.templates import Templates, load_campaigns_and_templates
 from streams.campaigns.triggers import Campaign, event_types
 
 CONSUMER = "campaigns"
@@ -108,7 +108,7 @@ async def register_signals(pool: asyncpg.Pool, types: Collection[str]) -> None:
 
 
 def _load(folder: Path) -> CampaignSet:
-    campaigns, templates = checked(folder)
+    campaigns, templates = load_campaigns_and_templates(folder)
     return CampaignSet(tuple(campaigns.values()), templates)
 
 

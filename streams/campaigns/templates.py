@@ -89,7 +89,7 @@ def example(campaign: Campaign) -> Signal:
     return Signal("acme", "example", kind.name, own, lead | {"consent": {campaign.consent.purpose: "granted"}})
 
 
-def checked(folder: Path) -> tuple[dict[str, Campaign], Templates]:
+def load_campaigns_and_templates(folder: Path) -> tuple[dict[str, Campaign], Templates]:
     """Return the campaigns of ``folder`` and their templates, once each renders for its example and for an empty lead.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from infra.settings import SettingsError
-from streams.campaigns.templates import Rendered, RenderError, Templates, checked, example
+from streams.campaigns.templates import Rendered, RenderError, Templates, example, load_campaigns_and_templates
 from streams.campaigns.triggers import Campaign, Signal, load_campaigns
 
 SHIPPED = Path(__file__).parents[3] / "campaigns"
@@ -23,7 +23,7 @@ def render(tmp_path: Path, body: str = "", subject: str = "s", **lead: Any) -> R
 
 
 def test_the_shipped_campaigns_render_for_everybody() -> None:
-    campaigns, _ = checked(SHIPPED)
+    campaigns, _ = load_campaigns_and_templates(SHIPPED)
     demo = campaigns["demo_request"]
     rendered = Templates(SHIPPED).render(demo, example(demo))
     assert rendered.subject == "Ada, your demonstration"
@@ -92,7 +92,7 @@ def test_check_finds_what_only_shows_for_some_leads(tmp_path: Path) -> None:
         )
     assert set(load_campaigns(tmp_path)) == set(texts)
     with pytest.raises(SettingsError) as caught:
-        checked(tmp_path)
+        load_campaigns_and_templates(tmp_path)
     said = str(caught.value)
     assert "syntax.html.j2: line 1" in said
     assert "name.html.j2" in said
