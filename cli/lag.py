@@ -41,9 +41,15 @@ def lag(
 
     Seconds: the age of the oldest record that is not committed.
 
-    States: ok; behind; new: no offset committed yet; gap: records were deleted before they were consumed; beyond: the
-    committed offset is after the end, the topic was recreated; held: behind an open transaction; unread: the oldest
-    record could not be read in time, its age is unknown.
+    States: ok; behind; new: the group has not committed an offset yet;
+
+    gap: records were deleted before they were consumed;
+
+    beyond: the committed offset is after the end, since the topic was recreated;
+
+    held: the next record belongs to an open transaction;
+
+    unread: the oldest record could not be read in time, so its age is unknown.
     """
     from infra.kafka import topics  # noqa: PLC0415 - the Kafka client costs every other command its import
 

@@ -72,8 +72,8 @@ def produce(
 
     Sends the valid lines and reports the invalid ones. Exit code 1 when a line is invalid or was not confirmed.
 
-    An event without event_id or occurred_at gets one. It is safe to send lines with an event_id again: the pipeline
-    accepts an event_id once.
+    A missing event_id or occurred_at is filled in. Events that have an event_id can safely be sent
+    again: the pipeline accepts each event_id once.
     """
     try:
         content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()

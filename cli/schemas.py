@@ -65,8 +65,8 @@ def check_schemas(
 ) -> None:
     """Check that every changed schema is compatible with its earlier version.
 
-    The new schema must read records of the old schema, and the old schema records of the new one. Exit code 1 when one
-    cannot.
+    The new schema must read records of the old schema, and the old schema records of the new one.
+    Exit code 1 when one of them cannot.
     """
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory() as folder:

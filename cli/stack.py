@@ -42,7 +42,9 @@ def up(
     *,
     foreground: Annotated[bool, typer.Option(help="Run in the foreground until Ctrl-C.")] = False,
     parts: Annotated[str, typer.Option(help="Start only these parts, separated by commas, and no pipeline.")] = "",
-    no_pipeline: Annotated[bool, typer.Option(help="Start only Kafka, Postgres, ClickHouse and Redis.")] = False,
+    no_pipeline: Annotated[
+        bool, typer.Option("--no-pipeline", help="Start only Kafka, Postgres, ClickHouse and Redis.")
+    ] = False,
     without: Annotated[list[str] | None, typer.Option(help="Do not start this process. Repeat for several.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the state as JSON, as `status --json`.")] = False,
 ) -> None:

@@ -28,8 +28,8 @@ def demo(
 ) -> None:
     """Send generated lead events through the pipeline and check every count.
 
-    Starts the embedded stack if it does not run. Waits until all events are processed. Exit code 1 when a count in one
-    store does not match the count in another.
+    Starts the embedded stack if it does not run, and waits until all events are processed.
+    Exit code 1 when a count in one store does not match the count in another.
     """
     from cli.demo.run import run  # noqa: PLC0415 - its imports are slow, and only this command needs them
     from cli.stack import bring_up  # noqa: PLC0415
