@@ -1,4 +1,4 @@
-"""``python -m streams.enrichment``: one enrichment worker; start as many as the topic has partitions."""
+"""Runs one enrichment worker: ``python -m streams.enrichment``. At most one worker a partition has work."""
 
 from infra.runtime import run
 from streams.enrichment.app import main
