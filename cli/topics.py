@@ -60,10 +60,11 @@ def diff(*, as_json: _JSON = False) -> None:
 
 def words(d: Difference) -> str:
     """Return a description of one difference between the broker and the file."""
+    counts = f"has {d.actual} partitions, the file says {d.wanted}"
     return {
         "missing": f"{d.topic}: does not exist, must have {d.wanted}",
-        "partitions": f"{d.topic}: has {d.actual} partitions, must have {d.wanted} (a key may change its partition)",
+        "partitions": f"{d.topic}: {counts} (new records of a key may go to another partition)",
         "config": f"{d.topic}: {d.setting} is {d.actual or 'not set'}, must be {d.wanted}",
-        "shrink": f"{d.topic}: has {d.actual} partitions, the file {d.wanted}: Kafka removes none, change the file",
+        "shrink": f"{d.topic}: {counts}; Kafka cannot remove partitions: change the file",
         "unknown": f"{d.topic}: is not in the file: delete the topic or add it to the file",
     }[d.what]

@@ -97,7 +97,7 @@ async def run_agent(
 ) -> None:
     """Run ``handler`` over ``topic`` until ``stop``. Must be called from ``infra.runtime.run``.
 
-    Crash: the handler gets the records that were not committed again, so it must be idempotent.
+    Crash: records whose offsets were not committed are processed again, so the handler must be idempotent.
 
     Args:
         settings: of the process.

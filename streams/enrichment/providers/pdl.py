@@ -107,8 +107,8 @@ def _found(content: bytes) -> Answer:
     try:
         body = orjson.loads(content)
         data, likelihood = body["data"], float(body["likelihood"])
-        fields: dict[str, Any] = {ours: data[theirs] for theirs, ours in MAPPING.items() if _is_text(data.get(theirs))}
-        custom = {ours: data[theirs] for theirs, ours in CUSTOM.items() if _is_text(data.get(theirs))}
+        fields: dict[str, Any] = {field: data[key] for key, field in MAPPING.items() if _is_text(data.get(key))}
+        custom = {field: data[key] for key, field in CUSTOM.items() if _is_text(data.get(key))}
     except (ValueError, TypeError, KeyError, AttributeError):
         return LookupFailed(Reason.UNAVAILABLE, retryable=True, detail="the response does not match the documentation")
     employees = data.get("job_company_employee_count")
