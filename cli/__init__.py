@@ -1,1 +1,1 @@
-"""The ``leadstream`` command line: one file a command group. A command parses its arguments, calls and prints."""
+"""The ``leadstream`` command line: one file per command group. A command parses its arguments, calls and prints."""

@@ -155,7 +155,7 @@ def _number(text: str) -> int:
 
 
 def _print(rows: list[dict[str, Any]], *, as_json: bool, as_list: bool = False) -> None:
-    """Print ``rows`` as a table; with ``as_list`` the only row as one line a column."""
+    """Print ``rows`` as a table; with ``as_list`` print the only row with one line per column."""
     if as_json:
         print(json.dumps(rows[0] if as_list else rows, indent=1))
         return

@@ -35,7 +35,7 @@ def lag(
     group: Annotated[list[str] | None, typer.Option(help="Only this consumer group. Repeat for several.")] = None,
     watch: Annotated[bool, typer.Option(help="Refresh every second until Ctrl-C.")] = False,
     only_totals: Annotated[bool, typer.Option("--totals", help="Only the total of each group.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; with --watch one line a second.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; with --watch one line per second.")] = False,
 ) -> None:
     """Show how far each consumer group is behind, in total and per partition.
 

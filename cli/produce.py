@@ -61,7 +61,7 @@ def register(app: typer.Typer) -> None:
 
 
 def produce(
-    file: Annotated[Path, typer.Argument(help="NDJSON file, one event a line; - for standard input.")],
+    file: Annotated[Path, typer.Argument(help="NDJSON file with one event per line, or - for standard input.")],
     *,
     http: Annotated[bool, typer.Option("--http", help="Send to the HTTP API instead of Kafka.")] = False,
     url: Annotated[str, typer.Option(help="URL of the HTTP API. Implies --http.")] = "",

@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
 def query(
     statement: Annotated[str, typer.Argument(help="A SELECT on lead_events, leads, outcomes or dead_letters.")],
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a row.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per row.")] = False,
 ) -> None:
     """Run an SQL query on ClickHouse and print the rows."""
     try:

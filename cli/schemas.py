@@ -96,10 +96,13 @@ def check_schemas(
 
 def validate(
     file: Annotated[
-        Path, typer.Argument(exists=True, dir_okay=False, help="NDJSON file, one event a line; or one event in Avro.")
+        Path,
+        typer.Argument(
+            exists=True, dir_okay=False, help="NDJSON file with one event per line, or a file with one Avro event."
+        ),
     ],
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a problem.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per problem.")] = False,
 ) -> None:
     """Check the events of a file without sending them.
 

@@ -196,7 +196,7 @@ def container(header: bytes, payloads: Iterable[bytes]) -> bytes:
 
 
 def _long(number: int) -> bytes:
-    """Encode an Avro long: zig-zag, then 7 bits a byte, least significant first."""
+    """Encode an Avro long: zig-zag, then 7 bits per byte, least significant first."""
     number = number << 1 if number >= 0 else (-number << 1) - 1
     out = bytearray()
     while number > 0x7F:  # noqa: PLR2004 - 7 bits

@@ -64,7 +64,7 @@ def incompatibilities(now: Registry, base: Registry) -> list[Incompatibility]:
         after = now.types.get(name)
         if after is None:
             continue
-        # Before the fingerprints are compared: a fingerprint does not cover logical types.
+        # Must come before the comparison of fingerprints, which do not cover logical types.
         found += [Incompatibility(name, message) for message in _changed_logical_types(before, after)]
         if after.fingerprint == before.fingerprint:
             continue

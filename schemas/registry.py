@@ -1,7 +1,7 @@
 """Loads the schemas. The folders of this package are the index; no list is kept by hand.
 
 - ``types/``: records that all events share
-- ``events/``: lead event types, one a file
+- ``events/``: lead event types, one per file
 - ``records/``: records that the pipeline writes
 - ``lead.avsc``: the canonical lead
 - ``past/<name>/``: earlier versions of a schema, so that records of producers that still use them can be read

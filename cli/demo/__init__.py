@@ -22,7 +22,7 @@ def demo(
     *,
     events: Annotated[int, typer.Option(min=100, help="Number of events to send.")] = 20_000,
     seed: Annotated[int, typer.Option(help="Seed of the events: the same seed gives the same events.")] = 7,
-    rate: Annotated[int, typer.Option(min=0, help="Events a second; 0: as fast as possible.")] = 1000,
+    rate: Annotated[int, typer.Option(min=0, help="Events per second; 0: as fast as possible.")] = 1000,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the counts to this file as JSON.")] = None,
     quiet: Annotated[bool, typer.Option(help="Show no live progress.")] = False,
 ) -> None:

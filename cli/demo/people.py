@@ -51,7 +51,7 @@ class _Person:
     domain: str
     country: tuple[str, str]
     http: bool
-    suffix: str  # part of the e-mail address: different in each run, since a CRM has one record an address
+    suffix: str  # part of the e-mail address: different in each run, since a CRM has one record per address
     stage: int = 0  # 0 anonymous, 1 with an e-mail address, 2 customer
     devices: int = 1
     wants_mail: bool = False

@@ -38,7 +38,7 @@ async def run(
         places: the state of the stack, with the addresses of its parts.
         events: number of events to send.
         seed: of the events.
-        rate: events a second; 0 means as fast as possible.
+        rate: events per second; 0 means as fast as possible.
         quiet: show no live progress.
         started_at: when the command started, on the monotonic clock in seconds.
 

@@ -39,7 +39,7 @@ async def send(
         sent: counters to update.
         deliverer: for the events that go to Kafka.
         http: client of the HTTP API.
-        rate: events a second; 0 means as fast as possible.
+        rate: events per second; 0 means as fast as possible.
 
     Raises:
         RuntimeError: the API rejected a batch or did not accept it in 20 attempts.

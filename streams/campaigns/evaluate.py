@@ -38,7 +38,7 @@ _Decision = tuple[What, Reason | None]
 
 
 class Evaluator:
-    """The handler of the campaigns stage. ``current`` returns the campaigns in use; it is called once a record."""
+    """The handler of the campaigns stage. ``current`` returns the campaigns in use; it is called once per record."""
 
     def __init__(self, current: Callable[[], CampaignSet], codec: Codec, clock: Clock) -> None:
         self._current = current
@@ -62,7 +62,7 @@ class Evaluator:
             if matches(campaign, signal):
                 decision = self._decide(campaign, current.templates, signal, outputs)
                 decided.setdefault(decision, []).append(campaign.name)
-        # One outcome for each decision, not for each campaign: the table outcomes keeps one row a record and verb.
+        # One outcome for each decision, not for each campaign: the table outcomes keeps one row per record and verb.
         outputs += [self._outcome(record, signal, *decision, names) for decision, names in decided.items()]
         return outputs
 

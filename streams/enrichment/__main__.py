@@ -1,4 +1,4 @@
-"""Runs one enrichment worker: ``python -m streams.enrichment``. At most one worker a partition has work."""
+"""Runs one enrichment worker: ``python -m streams.enrichment``. A worker without a partition of the topic is idle."""
 
 from infra.runtime import run
 from streams.enrichment.app import main

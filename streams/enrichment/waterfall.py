@@ -71,7 +71,7 @@ class Waterfall:
         self._uncached: dict[tuple[str, bytes], Found | NotFound] = {}
 
     async def enrich(self, tenant: str, lead: Mapping[str, Any]) -> Result | None:
-        """Return the first good answer about ``lead``.
+        """Ask the providers about ``lead`` until one of them has data.
 
         Args:
             tenant: of the lead.

@@ -29,7 +29,7 @@ from infra.kafka.retry import Patience
 from infra.runtime import Status, log
 
 EX_SOFTWARE = 70
-_MAX_UNACKED = 16  # times max_inflight: bounds the finished records that wait for the ack of an earlier one
+_MAX_UNACKED = 16  # multiple of max_inflight: bounds the finished records that wait for the ack of an earlier one
 
 
 @dataclass(frozen=True, slots=True)

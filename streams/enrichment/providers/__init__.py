@@ -28,7 +28,7 @@ class ProviderConfig(BaseModel):
     base_url: str = Field(pattern=r"^https?://", description="Base URL of the provider's API.")
     api_key: SecretStr = Field(SecretStr(""), description="API key. Empty: the provider is not used.")
     rank: int = Field(100, description="Providers are asked in the order of rank, then name, until one has data.")
-    requests_per_minute: int = Field(1000, ge=1, le=10_000_000, description="Maximum calls a minute of one process.")
+    requests_per_minute: int = Field(1000, ge=1, le=10_000_000, description="Maximum calls per minute of one process.")
     connections: int = Field(16, ge=1, le=1000, description="Maximum concurrent calls of one process.")
     timeout_s: float = Field(2.0, gt=0, le=30, description="Timeout of one call, in seconds.")
     found_days: float = Field(90, gt=0, description="Days for which an answer with data is cached.")

@@ -7,7 +7,7 @@
 Crash: the API has no idempotency key. A crash before the answer is cached pays for one match twice.
 
 Source: docs.peopledatalabs.com, "Person Enrichment API" (input parameters, output response, access and billing),
-"Errors & Status Codes", "Usage Limits" (fixed window of 60 s; 1,000 calls a minute for paid plans, 100 for free ones).
+"Errors & Status Codes", "Usage Limits" (fixed window of 60 s; 1,000 calls per minute for paid plans, otherwise 100).
 """
 
 from __future__ import annotations
