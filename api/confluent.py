@@ -44,7 +44,7 @@ def _described(subject: str, form: RecordType) -> dict[str, Any]:
         "subject": subject,
         "id": form.confluent_id,
         "version": _forms(form.name).index(form) + 1,
-        "schema": orjson.dumps(form.whole).decode(),
+        "schema": orjson.dumps(form.full_schema).decode(),
     }
 
 
@@ -63,7 +63,7 @@ async def _found(request: Request) -> RecordType | Response:
         mark = bytes.fromhex(fingerprint(to_parsing_canonical_form(orjson.loads(text)), "CRC-64-AVRO"))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SchemaParseException, UnknownType):
         return _refuse(422, 42201, "not an Avro schema with every named type written out")
-    known = next((form for form in registry().forms() if form.fingerprint == mark), None)
+    known = next((form for form in registry().all_versions() if form.fingerprint == mark), None)
     return known or _refuse(
         409,
         409,
@@ -91,10 +91,10 @@ async def look_up(request: Request) -> Response:
 async def by_id(request: Request) -> Response:
     """GET /schemas/ids/{id}: the schema of an id."""
     asked = request.path_params["id"]
-    form = next((form for form in registry().forms() if form.confluent_id == asked), None)
+    form = next((form for form in registry().all_versions() if form.confluent_id == asked), None)
     if form is None:
         return _refuse(404, 40403, f"no schema with id {asked}")
-    return _json({"schema": orjson.dumps(form.whole).decode()})
+    return _json({"schema": orjson.dumps(form.full_schema).decode()})
 
 
 async def subjects(_: Request) -> Response:

@@ -32,7 +32,7 @@ async def one(request: Request) -> Response:
     if kind is None:
         raise Refusal("not_found", f"unknown type; the types are: {', '.join(schemas.types)}")
     example = {"example": {"type": name} | kind.example} if name in schemas.events else {}
-    return answer(200, _summary(kind) | {"schema": kind.whole} | example)
+    return answer(200, _summary(kind) | {"schema": kind.full_schema} | example)
 
 
 def _summary(kind: RecordType) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""The leadstream command: one file a command group, each thin: it parses, calls and prints."""
+"""The ``leadstream`` command line: one file per command group. A command parses its arguments, calls and prints."""

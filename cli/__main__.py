@@ -1,4 +1,4 @@
-"""``python -m cli``: the same as ``leadstream``."""
+"""Runs the command line as ``python -m cli``."""
 
 from cli.main import main
 

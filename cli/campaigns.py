@@ -1,4 +1,4 @@
-"""``campaigns list``, ``check`` and ``preview``: what the folder of campaigns says, before it runs."""
+"""``campaigns list``, ``campaigns check`` and ``campaigns preview``: the campaigns in the campaigns folder."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from infra.settings import Settings, SettingsError
 if TYPE_CHECKING:
     from streams.campaigns.triggers import Campaign
 
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    group = typer.Typer(no_args_is_help=True, help="Campaigns: what is sent to whom, and when.")
+    group = typer.Typer(no_args_is_help=True, help="List, check and preview campaigns.")
     group.command("list")(list_)
     group.command("check")(check)
     group.command("preview")(preview)
     app.add_typer(group, name="campaigns")
 
 
-def list_(*, as_json: Annotated[bool, typer.Option("--json", help="For other tools.")] = False) -> None:
-    """Name the campaigns, what triggers each and what it sends."""
+def list_(*, as_json: _Json = False) -> None:
+    """List the campaigns with their triggers and messages."""
     from streams.campaigns.triggers import load_campaigns  # noqa: PLC0415 - only these commands need it
 
     campaigns = load_campaigns(Settings.load().campaigns_dir)
@@ -36,28 +38,32 @@ def list_(*, as_json: Annotated[bool, typer.Option("--json", help="For other too
 
     table = Table("campaign", "event", "where", "once per", "channel", "template", box=None, pad_edge=False)
     for each in campaigns.values():
-        where = ", ".join(f"{path} = {wanted}" for path, wanted in each.trigger.where.items())
+        where = ", ".join(f"{path} = {value}" for path, value in each.trigger.where.items())
         step = each.step
         table.add_row(each.name, each.trigger.event, where or "always", each.once_per, step.channel, step.template)
     Console().print(table if campaigns else "No campaigns.", markup=False)
 
 
-def check() -> None:
-    """Check every campaign and template; exit with 1 and every problem when something is wrong."""
-    print(f"{len(_checked())} campaigns, no problems")
+def check(*, as_json: _Json = False) -> None:
+    """Check every campaign and template.
+
+    Prints every problem; exit code 1 when there is one.
+    """
+    names = list(_load())
+    print(json.dumps({"campaigns": names}, indent=1) if as_json else f"{len(names)} campaigns, no problems")
 
 
 def preview(
-    name: Annotated[str, typer.Argument(help="The campaign's name.")],
+    name: Annotated[str, typer.Argument(help="Name of the campaign.")],
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="For other tools.")] = False,
+    as_json: _Json = False,
 ) -> None:
-    """Show the message of a campaign as an example lead would get it."""
+    """Show the message of a campaign for an example lead."""
     from streams.campaigns.templates import Templates, example  # noqa: PLC0415
 
-    campaigns = _checked()
+    campaigns = _load()
     if name not in campaigns:
-        sys.stderr.write(f"no campaign {name!r}; there are: {', '.join(campaigns) or 'none'}\n")
+        sys.stderr.write(f"No campaign {name!r}. Campaigns: {', '.join(campaigns) or 'none'}.\n")
         raise typer.Exit(1)
     campaign, signal = campaigns[name], example(campaigns[name])
     rendered = Templates(Settings.load().campaigns_dir).render(campaign, signal)
@@ -72,16 +78,17 @@ def preview(
     if as_json:
         print(json.dumps(message, indent=1))
         return
-    head = {"From": message["from"] or "(the channel's address)", "To": message["to"], "Subject": message["subject"]}
-    print("".join(f"{label}: {value}\n" for label, value in head.items()))
+    sender = message["from"] or "(default address of the channel)"
+    headers = {"From": sender, "To": message["to"], "Subject": message["subject"]}
+    print("".join(f"{label}: {value}\n" for label, value in headers.items()))
     print(rendered.body)
 
 
-def _checked() -> dict[str, Campaign]:
-    from streams.campaigns.templates import checked  # noqa: PLC0415
+def _load() -> dict[str, Campaign]:
+    from streams.campaigns.templates import load_campaigns_and_templates  # noqa: PLC0415
 
     try:
-        return checked(Settings.load().campaigns_dir)[0]
+        return load_campaigns_and_templates(Settings.load().campaigns_dir)[0]
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         raise typer.Exit(1) from None

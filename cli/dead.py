@@ -1,4 +1,4 @@
-"""``dead list`` and ``dead show``: the records on ``leads.dead``, why they are there and where they came from."""
+"""``dead list`` and ``dead show``: the dead letters in ``leads.dead``."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from infra.clock import to_datetime
 from infra.errors import DependencyAway
 from infra.settings import Settings
 
@@ -22,10 +22,12 @@ if TYPE_CHECKING:
 _TIMEOUT_S = 10.0
 _SILENT_S = 30.0
 
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """One dead letter; ``topic``, ``partition``, ``offset`` are where the record came from."""
+    """One dead letter; ``topic``, ``partition`` and ``offset`` are the coordinates of the original record."""
 
     topic: str
     partition: int
@@ -42,7 +44,7 @@ class Letter:
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    group = typer.Typer(no_args_is_help=True, help="Records that could not be accepted.")
+    group = typer.Typer(no_args_is_help=True, help="List and show dead letters: records that could not be processed.")
     group.command("list")(list_)
     group.command("show")(show)
     app.add_typer(group, name="dead")
@@ -50,11 +52,11 @@ def register(app: typer.Typer) -> None:
 
 def list_(
     *,
-    reason: Annotated[str, typer.Option(help="List every dead letter with this reason.")] = "",
-    limit: Annotated[int, typer.Option(min=1, help="List at most this many, the newest ones.")] = 50,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    reason: Annotated[str, typer.Option(help="List the dead letters with this reason one by one.")] = "",
+    limit: Annotated[int, typer.Option(min=1, help="With --reason: list at most this many, the newest.")] = 50,
+    as_json: _Json = False,
 ) -> None:
-    """Count the dead letters by reason and stage, or list those with one reason."""
+    """Count the dead letters by reason and stage."""
     letters = [_letter(message) for message in _read(Settings.load())]
     if reason:
         chosen = sorted((each for each in letters if each.reason == reason), key=lambda each: each.at)[-limit:]
@@ -63,27 +65,29 @@ def list_(
     grouped: dict[tuple[str, str], list[Letter]] = defaultdict(list)
     for each in letters:
         grouped[each.reason, each.stage].append(each)
-    summed = []
-    for (why, stage), those in sorted(grouped.items(), key=lambda item: -len(item[1])):
-        newest = max(those, key=lambda each: each.at)
-        where = f"{newest.topic} {newest.partition} {newest.offset}"
-        summed.append({"reason": why, "stage": stage, "count": len(those), "newest": newest.at, "example": where})
-    _print(summed, as_json=as_json)
+    summary = []
+    for (code, stage), members in sorted(grouped.items(), key=lambda item: -len(item[1])):
+        newest = max(members, key=lambda each: each.at)
+        example = f"{newest.topic} {newest.partition} {newest.offset}"
+        summary.append({"reason": code, "stage": stage, "count": len(members), "newest": newest.at, "example": example})
+    _print(summary, as_json=as_json)
 
 
 def show(
-    topic: Annotated[str, typer.Argument(help="Topic that the record came from, or leads.dead.")],
-    partition: int,
-    offset: int,
+    topic: Annotated[str, typer.Argument(help="Topic of the original record, or leads.dead.")],
+    partition: Annotated[int, typer.Argument(help="Partition in that topic.")],
+    offset: Annotated[int, typer.Argument(help="Offset in that partition.")],
     *,
-    show_bytes: Annotated[bool, typer.Option("--bytes", help="Write the record's value to standard output.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    show_bytes: Annotated[
+        bool, typer.Option("--bytes", help="Write only the value of the record, which may be personal data.")
+    ] = False,
+    as_json: _Json = False,
 ) -> None:
-    """Show one dead letter: its source, reason and headers; with --bytes its value, which may be personal data."""
+    """Show one dead letter: its origin, reason, detail and the names of its other headers."""
+    coordinates = (topic, partition, offset)
     for message in _read(Settings.load()):
         letter = _letter(message)
-        here = (topic, partition, offset)
-        if here not in {
+        if coordinates not in {
             (letter.topic, letter.partition, letter.offset),
             ("leads.dead", letter.dead_partition, letter.dead_offset),
         }:
@@ -93,16 +97,14 @@ def show(
             sys.stdout.flush()
             return
         own = [name for name, _ in message.headers() or [] if not name.startswith("leadstream.")]
-        _print([asdict(letter) | {"own_headers": own}], as_json=as_json, upright=True)
+        _print([asdict(letter) | {"own_headers": own}], as_json=as_json, as_list=True)
         return
-    typer.echo(
-        f"There is no dead letter {topic} {partition} {offset}; `leadstream dead list` shows those there are.", err=True
-    )
+    typer.echo(f"No dead letter for {topic} {partition} {offset}. List them with `leadstream dead list`.", err=True)
     raise typer.Exit(1)
 
 
 def _read(settings: Settings) -> Iterator[Message]:
-    """Yield what ``leads.dead`` holds now, by a consumer that joins no group."""
+    """Yield the records that ``leads.dead`` has now. Joins no consumer group and commits nothing."""
     from confluent_kafka import KafkaException, TopicPartition  # noqa: PLC0415 - only these commands need it
 
     from infra.kafka.client import metadata, reader  # noqa: PLC0415
@@ -110,18 +112,18 @@ def _read(settings: Settings) -> Iterator[Message]:
 
     consumer = reader(settings, "leadstream-dead", {"auto.offset.reset": "earliest", "enable.partition.eof": True})
     try:
-        unfinished = set(metadata(consumer, TOPIC, timeout_s=_TIMEOUT_S).topics[TOPIC].partitions)
-        consumer.assign([TopicPartition(TOPIC, p, 0) for p in unfinished])
-        answered_at = time.monotonic()
-        while unfinished:
+        left = set(metadata(consumer, TOPIC, timeout_s=_TIMEOUT_S).topics[TOPIC].partitions)
+        consumer.assign([TopicPartition(TOPIC, p, 0) for p in left])
+        last_answer = time.monotonic()
+        while left:
             messages = consumer.consume(1000, 0.2)
             for message in messages:
                 if message.error() is None:
                     yield message
-                else:  # the end of a partition
-                    unfinished.discard(message.partition() or 0)
-            answered_at = time.monotonic() if messages else answered_at
-            if time.monotonic() - answered_at > _SILENT_S:
+                else:  # end of the partition
+                    left.discard(message.partition() or 0)
+            last_answer = time.monotonic() if messages else last_answer
+            if time.monotonic() - last_answer > _SILENT_S:
                 raise DependencyAway("Kafka", f"no answer for {_SILENT_S:.0f} s")
     except KafkaException as error:
         raise DependencyAway("Kafka", error.args[0].name()) from error
@@ -130,9 +132,9 @@ def _read(settings: Settings) -> Iterator[Message]:
 
 
 def _letter(message: Message) -> Letter:
-    own = {n.removeprefix("leadstream."): v for n, v in message.headers() or [] if n.startswith("leadstream.")}
-    text = {name: (value or b"").decode(errors="replace") for name, value in own.items()}
-    at = datetime.fromtimestamp(_number(text.get("at", "")) / 1_000_000, UTC)
+    headers = {n.removeprefix("leadstream."): v for n, v in message.headers() or [] if n.startswith("leadstream.")}
+    text = {name: (value or b"").decode(errors="replace") for name, value in headers.items()}
+    at = to_datetime(_number(text.get("at", "")))
     return Letter(
         topic=text.get("topic", ""),
         partition=_number(text.get("partition", "")),
@@ -152,15 +154,16 @@ def _number(text: str) -> int:
     return int(text) if text.isdecimal() else 0
 
 
-def _print(rows: list[dict[str, Any]], *, as_json: bool, upright: bool = False) -> None:
+def _print(rows: list[dict[str, Any]], *, as_json: bool, as_list: bool = False) -> None:
+    """Print ``rows`` as a table; with ``as_list`` print the only row with one line per column."""
     if as_json:
-        print(json.dumps(rows[0] if upright else rows, indent=1))
+        print(json.dumps(rows[0] if as_list else rows, indent=1))
         return
     from rich.console import Console  # noqa: PLC0415 - not needed for JSON
     from rich.table import Table  # noqa: PLC0415
 
-    table = Table(box=None, pad_edge=False, show_header=not upright)
-    if upright:
+    table = Table(box=None, pad_edge=False, show_header=not as_list)
+    if as_list:
         for name, value in rows[0].items():
             table.add_row(name, str(value))
     elif rows:

@@ -1,4 +1,4 @@
-"""``lag``: how far each consumer group is behind, in messages and in seconds."""
+"""``lag``: the lag of each consumer group, in records and in seconds."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ if TYPE_CHECKING:
 
     from infra.kafka.lag import Lag, LagReader, PartitionLag
 
-_EVERY_S = 1.0
-_WIDE = 140
+_INTERVAL_S = 1.0
+_WIDTH = 140  # columns of output that is not to a terminal
 _COLOURS = {"ok": "green", "behind": "yellow", "new": "yellow", "unread": "magenta"}
 
-Take = Callable[[list["PartitionLag"]], None]
+Show = Callable[[list["PartitionLag"]], None]
 
 
 def register(app: typer.Typer) -> None:
@@ -32,28 +32,37 @@ def register(app: typer.Typer) -> None:
 
 def lag(
     *,
-    group: Annotated[list[str] | None, typer.Option(help="Only this consumer group; may be given again.")] = None,
-    watch: Annotated[bool, typer.Option(help="Go on, once a second, until Ctrl-C.")] = False,
+    group: Annotated[list[str] | None, typer.Option(help="Only this consumer group. Repeat for several.")] = None,
+    watch: Annotated[bool, typer.Option(help="Refresh every second until Ctrl-C.")] = False,
     only_totals: Annotated[bool, typer.Option("--totals", help="Only the total of each group.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For other tools; with --watch one line each time.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; with --watch one line per second.")] = False,
 ) -> None:
-    """Say how far consumers are behind: per partition, and in total per group.
+    """Show how far each consumer group is behind, in total and per partition.
 
-    Seconds are how long the oldest record that is not done has waited. States: ok, behind, new (never committed),
-    gap (records were deleted unread), beyond (the topic was made anew), held (behind an open transaction), unread.
+    Seconds: the age of the oldest record that is not committed.
+
+    States: ok; behind; new: the group has not committed an offset yet;
+
+    gap: records were deleted before they were consumed;
+
+    beyond: the committed offset is after the end, since the topic was recreated;
+
+    held: the next record belongs to an open transaction;
+
+    unread: the oldest record could not be read in time, so its age is unknown.
     """
     from infra.kafka import topics  # noqa: PLC0415 - the Kafka client costs every other command its import
 
     known = topics.installed_groups()
     if wrong := set(group or ()) - known.keys():
-        typer.echo(f"No such group: {', '.join(sorted(wrong))}; there are: {', '.join(known)}", err=True)
+        typer.echo(f"No such group: {', '.join(sorted(wrong))}. Groups: {', '.join(known)}.", err=True)
         raise typer.Exit(2)
     chosen = {name: read for name, read in known.items() if not group or name in group}
     with _reader(chosen) as reader:
-        show = _json(chosen, watch, only_totals) if as_json else _screen(chosen, watch, only_totals)
-        with show as take:
+        output = _json(chosen, watch, only_totals) if as_json else _screen(chosen, watch, only_totals)
+        with output as show:
             for rows in _readings(reader, watch=watch):
-                take(rows)
+                show(rows)
 
 
 @contextmanager
@@ -72,30 +81,30 @@ def _reader(groups: dict[str, list[str]]) -> Iterator[LagReader]:
 def _readings(reader: LagReader, *, watch: bool) -> Iterator[list[PartitionLag]]:
     yield reader.read()
     while watch:
-        time.sleep(_EVERY_S)
+        time.sleep(_INTERVAL_S)
         yield reader.read()
 
 
 @contextmanager
-def _json(groups: dict[str, list[str]], watch: bool, only_totals: bool) -> Iterator[Take]:
-    def take(rows: list[PartitionLag]) -> None:
+def _json(groups: dict[str, list[str]], watch: bool, only_totals: bool) -> Iterator[Show]:
+    def show(rows: list[PartitionLag]) -> None:
         totals = {name: asdict(total) for name, total in _totals(rows, groups).items()}
         print(
             json.dumps(totals if only_totals else [asdict(row) for row in rows], indent=None if watch else 1),
             flush=True,
         )
 
-    yield take
+    yield show
 
 
 @contextmanager
-def _screen(groups: dict[str, list[str]], watch: bool, only_totals: bool) -> Iterator[Take]:
+def _screen(groups: dict[str, list[str]], watch: bool, only_totals: bool) -> Iterator[Show]:
     from rich.console import Console  # noqa: PLC0415 - not needed for JSON
     from rich.live import Live  # noqa: PLC0415
 
     console = Console()
     if not console.is_terminal:
-        console = Console(width=_WIDE)  # into a file or a pipe: whole names
+        console = Console(width=_WIDTH)
 
     def table(rows: list[PartitionLag]) -> Table:
         return _table([] if only_totals else rows, _totals(rows, groups))
@@ -114,7 +123,7 @@ def _totals(rows: list[PartitionLag], groups: dict[str, list[str]]) -> dict[str,
 
 
 def _table(rows: list[PartitionLag], totals: dict[str, Lag]) -> Table:
-    """Return a total line a group, and below it the partitions that are not at their end."""
+    """Return a table with one line for each group, followed by its partitions whose state is not ok."""
     from rich.table import Table  # noqa: PLC0415 - see above
 
     table = Table(box=None, pad_edge=False, header_style="bold")

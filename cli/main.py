@@ -1,4 +1,4 @@
-"""Puts the command groups together: every module of this package that has a ``register`` function is one."""
+"""Builds the command line: every module of this package with a ``register`` function adds its commands."""
 
 from __future__ import annotations
 
@@ -13,12 +13,17 @@ from infra.errors import DependencyAway
 from infra.runtime import EX_CONFIG
 from infra.settings import SettingsError
 
-_CHECKOUT = ("local", "simulators")  # packages that the wheel and the production image do not hold
+_HELP = "Run and inspect leadstream, a pipeline for real-time lead events."
+_ONLY_IN_REPOSITORY = ("local", "simulators")  # packages that the wheel and the production image do not contain
+_NO_EMBEDDED_STACK = (
+    "This command needs the embedded stack, which the installed package does not contain: "
+    "clone the repository, run `make setup`, and use .venv/bin/leadstream there.\n"
+)
 
 
 def build() -> typer.Typer:
-    """Return the whole command."""
-    app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=cli.__doc__)
+    """Return the ``leadstream`` command with all of its command groups."""
+    app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=_HELP)
     for module in sorted(pkgutil.iter_modules(cli.__path__), key=lambda m: m.name):
         register = getattr(importlib.import_module(f"cli.{module.name}"), "register", None)
         if register is not None:
@@ -27,18 +32,17 @@ def build() -> typer.Typer:
 
 
 def main() -> None:
-    """Run the command; exit codes are 0 done, 1 failed, 2 wrong usage, 78 wrong settings."""
+    """Run the command line. Exit codes: 0 done, 1 failed, 2 wrong usage, 78 invalid settings."""
     try:
         build()()
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(EX_CONFIG) from None
     except ModuleNotFoundError as error:
-        if error.name not in _CHECKOUT:
+        if error.name not in _ONLY_IN_REPOSITORY:
             raise
-        sys.stderr.write("This command needs the embedded stack, which is in a checkout of leadstream and not in the ")
-        sys.stderr.write("installed package: clone the repository, run `make setup`, use .venv/bin/leadstream there.\n")
+        sys.stderr.write(_NO_EMBEDDED_STACK)
         raise SystemExit(1) from None
     except DependencyAway as error:
-        sys.stderr.write(f"{error}\nIs the stack up? See `leadstream status`.\n")
+        sys.stderr.write(f"{error}\nCheck that the stack is running: `leadstream status`.\n")
         raise SystemExit(1) from None

@@ -1,20 +1,24 @@
-"""``prepare`` and ``migrate``: bring topics and databases up to date before anything runs on them.
+"""``prepare`` and ``migrate``: bring topics and databases up to date before the pipeline starts.
 
-``prepare`` is on the way of every start, so the three run side by side and nothing is imported before it is needed.
+Every start of the stack waits for ``prepare``. So its steps run in parallel, and each imports only what it needs.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from typing import Annotated
 
 import typer
 
 from infra.errors import DependencyAway
 from infra.settings import Settings
+
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -23,43 +27,52 @@ def register(app: typer.Typer) -> None:
     app.command()(migrate)
 
 
-def prepare() -> None:
-    """Apply the topics, migrate Postgres and ClickHouse, register campaigns; exit 1 when one of them fails."""
+def prepare(*, as_json: _Json = False) -> None:
+    """Create or alter the topics, migrate Postgres and ClickHouse, register the campaigns.
+
+    Exit code 1 when one of these fails.
+    """
     settings = Settings.load()
     postgres = {"postgres": lambda: f"{_postgres(settings)}; {asyncio.run(_register_campaigns(settings))}"}
-    _side_by_side({"topics": partial(_topics, settings)} | _databases(settings) | postgres)
+    _run_in_parallel({"topics": partial(_topics, settings)} | _databases(settings) | postgres, as_json=as_json)
 
 
-def migrate() -> None:
-    """Migrate Postgres and ClickHouse, side by side; exit 1 when one of them fails."""
-    _side_by_side(_databases(Settings.load()))
+def migrate(*, as_json: _Json = False) -> None:
+    """Migrate Postgres and ClickHouse.
+
+    Exit code 1 when one of these fails.
+    """
+    _run_in_parallel(_databases(Settings.load()), as_json=as_json)
 
 
 def _databases(settings: Settings) -> dict[str, Callable[[], str]]:
     return {"postgres": partial(_postgres, settings), "clickhouse": partial(_clickhouse, settings)}
 
 
-def _side_by_side(steps: dict[str, Callable[[], str]]) -> None:
-    began = time.monotonic()
-    failed = False
-    # A thread each: the imports too then overlap with another's waiting.
+def _run_in_parallel(steps: dict[str, Callable[[], str]], *, as_json: bool) -> None:
+    started_at = time.monotonic()
+    results: dict[str, str] = {}
+    errors: dict[str, str] = {}
+    # Threads: the imports of one step overlap with the waits of another.
     with ThreadPoolExecutor(len(steps)) as pool:
         for name, future in {name: pool.submit(step) for name, step in steps.items()}.items():
             try:
-                said = future.result()
-            except Exception as error:  # noqa: BLE001 - whatever one step says, the others are told of too
-                failed = True
-                reason = str(error) if isinstance(error, DependencyAway) else f"{type(error).__name__}: {error}"
-                typer.echo(f"{name:<11}FAILED {reason}", err=True)
+                results[name] = future.result()
+            except Exception as error:  # noqa: BLE001 - an error of one step must not hide the results of the others
+                errors[name] = str(error) if isinstance(error, DependencyAway) else f"{type(error).__name__}: {error}"
+                typer.echo(f"{name:<11}FAILED {errors[name]}", err=True)
             else:
-                print(f"{name:<11}{said}")
-    if failed:
+                typer.echo(f"{name:<11}{results[name]}", err=as_json)
+    if as_json:
+        print(json.dumps({"results": results, "errors": errors}, indent=1))
+    if errors:
         raise typer.Exit(1)
-    print(f"{'ready':<11}in {time.monotonic() - began:.2f} s")
+    if not as_json:
+        print(f"{'ready':<11}in {time.monotonic() - started_at:.2f} s")
 
 
 def _topics(settings: Settings) -> str:
-    from infra.kafka.topics import apply  # noqa: PLC0415 - on the start path, see the module
+    from infra.kafka.topics import apply  # noqa: PLC0415 - see the module's docstring
 
     corrected = [d for d in apply(settings) if d.correctable]
     return f"{len(corrected)} differences corrected" if corrected else "up to date"
@@ -72,9 +85,10 @@ def _postgres(settings: Settings) -> str:
 
 
 async def _register_campaigns(settings: Settings) -> str:
-    """Register the event types of the valid campaign files, so that intake signals them from its first batch on.
+    """Register the event types that the valid campaign files listen to.
 
-    A wrong file is the business of the campaigns process, which names it and does not start: here it is skipped.
+    Intake then emits campaign signals from its first batch on. An invalid file is skipped here: the campaigns process
+    reports it and does not start.
     """
     from infra.postgres.pool import connect  # noqa: PLC0415 - see above
     from streams.campaigns.catalog import register_signals  # noqa: PLC0415
@@ -86,8 +100,8 @@ async def _register_campaigns(settings: Settings) -> str:
         await register_signals(pool, event_types(campaigns.values()))
     finally:
         await pool.close()
-    wrong = f", {len(problems)} problems: see `leadstream campaigns check`" if problems else ""
-    return f"{len(campaigns)} campaigns registered{wrong}"
+    warning = f", {len(problems)} problems: run `leadstream campaigns check`" if problems else ""
+    return f"{len(campaigns)} campaigns registered{warning}"
 
 
 def _clickhouse(settings: Settings) -> str:

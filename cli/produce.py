@@ -1,4 +1,4 @@
-"""``produce FILE``: lead events from NDJSON into ``leads.received``, over Kafka or through the front door."""
+"""``produce FILE``: sends lead events from an NDJSON file to ``leads.received``, by Kafka or by the HTTP API."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
 
     from api.ingest.accept import Acceptor, Checker, Item
 
-_BATCH = 500  # the front door's bounds
-_BATCH_BYTES = 4_000_000
-_SIDE_BY_SIDE = 4
+_MAX_BATCH_EVENTS = 500  # limits of the HTTP API for one request
+_MAX_BATCH_BYTES = 4_000_000
+_CONCURRENT_BATCHES = 4
 _DELIVER_S = 30.0
 
-Line = tuple[int, bytes]
+Line = tuple[int, bytes]  # line number from 1, content
 
 
 @dataclass(slots=True)
 class Report:
-    """What became of the lines."""
+    """The result of sending lines: a count, and the line numbers (from 1) that were not confirmed or are invalid."""
 
     sent: int = 0
     unconfirmed: list[int] = field(default_factory=list)
     invalid: list[tuple[int, str, str]] = field(default_factory=list)  # line number, path, message
 
-    def took(self, lines: Sequence[Line], items: Sequence[Item]) -> None:
-        """Note the items of a batch."""
+    def add(self, lines: Sequence[Line], items: Sequence[Item]) -> None:
+        """Add the results ``items`` of one batch of ``lines``, in the same order."""
         for (number, _), item in zip(lines, items, strict=True):
             if item["status"] in {"accepted", "valid"}:
                 self.sent += 1
@@ -47,11 +47,11 @@ class Report:
                 self.invalid += [(number, p["path"], p["message"]) for p in item["problems"]]
 
 
-class Way(Protocol):
-    """A way in: takes a batch of lines and says what became of each."""
+class Transport(Protocol):
+    """Sends batches of lines."""
 
     async def send(self, lines: Sequence[Line]) -> Sequence[Item]:
-        """Send a batch."""
+        """Send a batch and return one result for each line, in the same order."""
         ...
 
 
@@ -61,17 +61,19 @@ def register(app: typer.Typer) -> None:
 
 
 def produce(
-    file: Annotated[Path, typer.Argument(help="NDJSON: one event a line; - for standard input.")],
+    file: Annotated[Path, typer.Argument(help="NDJSON file with one event per line, or - for standard input.")],
     *,
-    http: Annotated[bool, typer.Option("--http", help="Through the front door instead of Kafka.")] = False,
-    url: Annotated[str, typer.Option(help="Another front door (with --http).")] = "",
-    strict: Annotated[bool, typer.Option("--strict", help="Send nothing when one line is invalid.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For other tools.")] = False,
+    http: Annotated[bool, typer.Option("--http", help="Send to the HTTP API instead of Kafka.")] = False,
+    url: Annotated[str, typer.Option(help="URL of the HTTP API. Implies --http.")] = "",
+    strict: Annotated[bool, typer.Option("--strict", help="Send nothing if one line is invalid.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Send events; every invalid line is named and the valid ones are sent. Exit 1 when one was not taken.
+    """Send events to the pipeline.
 
-    A line without event_id or occurred_at is given one. Lines that are not confirmed can be sent again: an event_id
-    counts once.
+    Sends the valid lines and reports the invalid ones. Exit code 1 when a line is invalid or was not confirmed.
+
+    A missing event_id or occurred_at is filled in. Events that have an event_id can safely be sent
+    again: the pipeline accepts each event_id once.
     """
     try:
         content = sys.stdin.buffer.read() if str(file) == "-" else file.read_bytes()
@@ -80,13 +82,13 @@ def produce(
         raise typer.Exit(2) from None
     lines = [(n, line) for n, line in enumerate(content.split(b"\n"), 1) if line.strip()]
     settings = Settings.load()
-    report = asyncio.run(_produce(settings, lines, url or _front_door(settings) if http or url else "", strict=strict))
-    _say(report, as_json=as_json)
+    report = asyncio.run(_produce(settings, lines, url or _api_url(settings) if http or url else "", strict=strict))
+    _print(report, as_json=as_json)
     if report.invalid or report.unconfirmed:
         raise typer.Exit(1)
 
 
-def _front_door(settings: Settings) -> str:
+def _api_url(settings: Settings) -> str:
     return f"http://{settings.api_host}:{settings.api_port}"
 
 
@@ -94,19 +96,19 @@ async def _produce(settings: Settings, lines: list[Line], url: str, *, strict: b
     report = Report()
     if strict:
         checker = _checker(settings)
-        report.took(lines, [_checked(checker, line) for _, line in lines])
+        report.add(lines, [_checked(checker, line) for _, line in lines])
         if report.invalid:
             report.sent = 0
             return report
         report = Report()
-    async with _http(url) if url else _kafka(settings) as way:
-        await _pump(way, lines, report)
+    async with _http(url) if url else _kafka(settings) as transport:
+        await _send_all(transport, lines, report)
     report.invalid.sort()
     report.unconfirmed.sort()
     return report
 
 
-async def _pump(way: Way, lines: list[Line], report: Report) -> None:
+async def _send_all(transport: Transport, lines: list[Line], report: Report) -> None:
     from rich.console import Console  # noqa: PLC0415 - only here
     from rich.progress import Progress  # noqa: PLC0415
 
@@ -115,21 +117,21 @@ async def _pump(way: Way, lines: list[Line], report: Report) -> None:
         task = progress.add_task("sending", total=len(lines))
         batches = _batches(lines)
 
-        async def one() -> None:
+        async def send_batches() -> None:
             for batch in batches:
-                report.took(batch, await way.send(batch))
+                report.add(batch, await transport.send(batch))
                 progress.advance(task, len(batch))
 
         async with asyncio.TaskGroup() as group:
-            for _ in range(_SIDE_BY_SIDE):
-                group.create_task(one())
+            for _ in range(_CONCURRENT_BATCHES):
+                group.create_task(send_batches())
 
 
 def _batches(lines: Iterable[Line]) -> Iterator[list[Line]]:
     batch: list[Line] = []
     size = 0
     for line in lines:
-        if batch and (len(batch) == _BATCH or size + len(line[1]) > _BATCH_BYTES):
+        if batch and (len(batch) == _MAX_BATCH_EVENTS or size + len(line[1]) > _MAX_BATCH_BYTES):
             yield batch
             batch, size = [], 0
         batch.append(line)
@@ -151,7 +153,7 @@ def _checked(checker: Checker, line: bytes) -> Item:
     return checked.item if isinstance(checked, InvalidEvent) else {"event_id": checked.event_id, "status": "valid"}
 
 
-class _OverKafka:
+class _KafkaTransport:
     def __init__(self, checker: Checker, acceptor: Acceptor) -> None:
         self._checker = checker
         self._acceptor = acceptor
@@ -161,26 +163,26 @@ class _OverKafka:
 
 
 @asynccontextmanager
-async def _kafka(settings: Settings) -> AsyncIterator[Way]:
+async def _kafka(settings: Settings) -> AsyncIterator[Transport]:
     from api.ingest.accept import Acceptor  # noqa: PLC0415 - see above
     from infra.kafka.producer import Deliverer  # noqa: PLC0415
 
     deliverer = Deliverer(settings, "produce", timeout_s=_DELIVER_S)
     try:
-        yield _OverKafka(_checker(settings), Acceptor(deliverer, timeout_s=_DELIVER_S + 2))
+        yield _KafkaTransport(_checker(settings), Acceptor(deliverer, timeout_s=_DELIVER_S + 2))
     finally:
         await deliverer.close()
 
 
 @asynccontextmanager
-async def _http(url: str) -> AsyncIterator[Way]:
-    import httpx  # noqa: PLC0415 - only for this way
+async def _http(url: str) -> AsyncIterator[Transport]:
+    import httpx  # noqa: PLC0415 - only for this transport
 
     async with httpx.AsyncClient(base_url=url, timeout=_DELIVER_S) as client:
-        yield _OverHttp(client)
+        yield _HttpTransport(client)
 
 
-class _OverHttp:
+class _HttpTransport:
     def __init__(self, client: httpx.AsyncClient) -> None:
         self._client = client
 
@@ -196,12 +198,12 @@ class _OverHttp:
 
 
 def _transport_error() -> type[Exception]:
-    import httpx  # noqa: PLC0415 - only for this way
+    import httpx  # noqa: PLC0415 - only for this transport
 
     return httpx.TransportError
 
 
-def _say(report: Report, *, as_json: bool) -> None:
+def _print(report: Report, *, as_json: bool) -> None:
     if as_json:
         invalid = [{"line": line, "path": path, "message": message} for line, path, message in report.invalid]
         print(json.dumps({"sent": report.sent, "unconfirmed": report.unconfirmed, "invalid": invalid}, indent=1))
@@ -209,5 +211,5 @@ def _say(report: Report, *, as_json: bool) -> None:
     for line, path, message in report.invalid:
         typer.echo(f"line {line}: {path or '/'}: {message}", err=True)
     for line in report.unconfirmed:
-        typer.echo(f"line {line}: not confirmed, send it again", err=True)
+        typer.echo(f"line {line}: not confirmed: send it again", err=True)
     print(f"{report.sent:,} events sent.")

@@ -1,4 +1,4 @@
-"""``query``: ask ClickHouse."""
+"""``query``: runs an SQL query on ClickHouse."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ def register(app: typer.Typer) -> None:
 
 
 def query(
-    statement: Annotated[str, typer.Argument(help="A SELECT; tables: lead_events, leads, outcomes, dead_letters.")],
+    statement: Annotated[str, typer.Argument(help="A SELECT on lead_events, leads, outcomes or dead_letters.")],
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a row.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per row.")] = False,
 ) -> None:
-    """Ask ClickHouse and print the rows."""
+    """Run an SQL query on ClickHouse and print the rows."""
     try:
-        rows = asyncio.run(_ask(statement))
+        rows = asyncio.run(_query(statement))
     except ClickHouseError as error:
         Console(stderr=True).print(str(error), highlight=False, markup=False)
         raise typer.Exit(1) from None
@@ -36,7 +36,7 @@ def query(
             print(orjson.dumps(row).decode())
         return
     if not rows:
-        sys.stderr.write("no rows\n")
+        sys.stderr.write("No rows.\n")
         return
     table = Table(*rows[0], box=None, pad_edge=False)
     for row in rows:
@@ -44,6 +44,6 @@ def query(
     Console().print(table)
 
 
-async def _ask(statement: str) -> list[dict[str, Any]]:
+async def _query(statement: str) -> list[dict[str, Any]]:
     async with ClickHouse(Settings.load().clickhouse_url) as server:
         return await server.query(statement)

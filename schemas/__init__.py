@@ -1,1 +1,1 @@
-"""The schema registry: a folder is an index. Event types, the canonical lead, and what the pipeline writes itself."""
+"""The schema registry: lead event types, the canonical lead, and the records that the pipeline writes."""

@@ -1,11 +1,15 @@
-"""Bytes to records and back. Three wire forms come in; one, or with a registry another, goes out.
+"""Decodes payloads to records and encodes records to payloads.
+
+Three wire formats are decoded:
 
 - Avro single-object encoding: ``C3 01``, the 8-byte CRC-64-AVRO fingerprint (little-endian), the datum
 - Confluent framing: ``00``, the 4-byte schema id (big-endian), the datum
 - JSON of the same schema: an object with ``"type"`` (see :mod:`schemas.json_form`)
 
-Source: Avro 1.12 specification, "Single-object encoding" and "Object container files"; Confluent's "Wire format".
-Times stay integers (microseconds since 1970, UTC). An earlier form of a schema is resolved to the present one.
+Records are encoded in Avro single-object encoding. Times stay integers: microseconds since 1970, UTC. A datum of an
+earlier version of a schema is resolved to the current version.
+
+Source: Avro 1.12 specification, "Single-object encoding" and "Object container files"; Confluent, "Wire format".
 """
 
 from __future__ import annotations
@@ -23,19 +27,20 @@ from infra.outcomes import Dead, Problem, Reason
 from schemas.json_form import from_json
 from schemas.registry import RecordType, Registry, registry, without_logical_types
 
-MARK = b"\xc3\x01"
-HEADER = 10  # bytes of a single-object header
-_CONFLUENT = 5  # bytes of a Confluent header
-_SYNC = b"leadstream-block"  # 16 bytes between the blocks of a container
+MARKER = b"\xc3\x01"  # the first two bytes of single-object encoding
+HEADER = 10  # bytes of a single-object header: marker and fingerprint
+_CONFLUENT_HEADER = 5  # bytes: 00 and the schema id
+_SYNC = b"leadstream-block"  # the sync marker between the blocks of a container file, 16 bytes
 
-# What fastavro raises on bytes that are not a datum of the schema (found by fuzzing; the test repeats it).
-_BROKEN = (EOFError, IndexError, KeyError, MemoryError, OverflowError, TypeError, ValueError)
+# Everything that fastavro raises for bytes that are not a datum of the schema. Found by fuzzing, which a test repeats.
+_INVALID_DATUM = (EOFError, IndexError, KeyError, MemoryError, OverflowError, TypeError, ValueError)
 
-Fetch = Callable[[int], str]  # schema id -> the writer's schema as JSON; KeyError: no such id
+# Schema id -> the writer's schema as JSON. Raises KeyError for an unknown id, DependencyAway when it cannot ask.
+FetchSchema = Callable[[int], str]
 
 
 class DecodeError(Exception):
-    """The payload can never be decoded; ``dead`` says why."""
+    """The payload cannot be decoded, now or later; ``dead`` holds the reason and the problems."""
 
     def __init__(self, reason: Reason, message: str, path: str = "") -> None:
         super().__init__(message)
@@ -43,110 +48,121 @@ class DecodeError(Exception):
 
 
 class Decoded(NamedTuple):
-    """A record of the schema ``type`` (by file name), with every field of its present form."""
+    """A decoded record: ``type`` is the schema's name, ``record`` has every field of its current version."""
 
     type: str
     record: dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class _Reader:
+class _DatumReader:
     name: str
-    writer: Any
-    reader: Any  # None: the writer's form is the present one
+    writer_schema: Any
+    reader_schema: Any  # None: the writer used the current version
 
     def read(self, payload: bytes, start: int) -> Decoded:
         stream = BytesIO(payload)
         stream.seek(start)
         try:
-            record = schemaless_reader(stream, self.writer, self.reader)
-        except _BROKEN as error:
-            raise DecodeError(
-                Reason.NOT_AVRO, f"the bytes are not a whole {self.name} ({type(error).__name__})"
-            ) from None
-        if stream.tell() != len(payload):
-            raise DecodeError(Reason.NOT_AVRO, f"{len(payload) - stream.tell()} bytes follow after the {self.name}")
+            record = schemaless_reader(stream, self.writer_schema, self.reader_schema)
+        except _INVALID_DATUM as error:
+            message = f"the payload is truncated or is not a valid {self.name} record ({type(error).__name__})"
+            raise DecodeError(Reason.NOT_AVRO, message) from None
+        if extra := len(payload) - stream.tell():
+            raise DecodeError(Reason.NOT_AVRO, f"{extra} extra bytes follow the {self.name} record: send one record")
         return Decoded(self.name, record)
 
 
 class Codec:
-    """Decodes and encodes by one registry. ``fetch`` asks a Confluent registry, whose ids then go before ours."""
+    """Decodes and encodes with the schemas of one registry.
 
-    def __init__(self, schemas: Registry | None = None, fetch: Fetch | None = None) -> None:
+    Args:
+        schemas: the schemas to use; by default those of this installation.
+        fetch: returns the schema of an id in Confluent framing from an external registry. Its ids take precedence over
+            ``RecordType.confluent_id``. Without it only the latter are known.
+
+    """
+
+    def __init__(self, schemas: Registry | None = None, fetch: FetchSchema | None = None) -> None:
         self._schemas = schemas or registry()
         self._fetch = fetch
-        self._by_mark: dict[bytes, _Reader] = {}
-        self._by_id: dict[int, _Reader] = {}  # what ``fetch`` found
-        self._by_own_id: dict[int, _Reader] = {}
-        present = self._schemas.types
-        for form in self._schemas.forms():
-            now = present[form.name]
-            reader = _Reader(form.name, form.bare, None if form is now else now.bare)
-            self._by_mark.setdefault(MARK + form.fingerprint, reader)
-            self._by_own_id.setdefault(form.confluent_id, reader)
+        self._by_header: dict[bytes, _DatumReader] = {}
+        self._by_fetched_id: dict[int, _DatumReader] = {}
+        self._by_own_id: dict[int, _DatumReader] = {}
+        current_types = self._schemas.types
+        for version in self._schemas.all_versions():
+            current = current_types[version.name]
+            reader_schema = None if version is current else current.parsed_schema
+            reader = _DatumReader(version.name, version.parsed_schema, reader_schema)
+            self._by_header.setdefault(MARKER + version.fingerprint, reader)
+            self._by_own_id.setdefault(version.confluent_id, reader)
 
     def decode(self, payload: bytes) -> Decoded:
         """Decode one payload.
 
         Raises:
-            DecodeError: it is none of the three forms, of an unknown schema, cut, or has wrong fields (JSON).
-            DependencyAway: a schema id has to be asked for and the registry is not reachable.
+            DecodeError: the payload has none of the three wire formats, is truncated or invalid, its schema is unknown,
+                or a field of its JSON is wrong.
+            DependencyAway: the external registry must be asked for a schema id and is unavailable.
 
         """
         first = payload[:1]
         if first == b"\xc3":
-            reader = self._by_mark.get(payload[:HEADER])
+            reader = self._by_header.get(payload[:HEADER])
             if reader is not None:
                 return reader.read(payload, HEADER)
-            if payload[:2] == MARK and len(payload) >= HEADER:
-                raise DecodeError(Reason.UNKNOWN_SCHEMA, f"no schema with fingerprint {payload[2:HEADER].hex()}")
-        elif first == b"\x00" and len(payload) >= _CONFLUENT:
-            return self._confluent(int.from_bytes(payload[1:_CONFLUENT], "big")).read(payload, _CONFLUENT)
+            if payload[:2] == MARKER and len(payload) >= HEADER:
+                message = f"no schema with fingerprint {payload[2:HEADER].hex()}: use a schema of GET /v1/schemas"
+                raise DecodeError(Reason.UNKNOWN_SCHEMA, message)
+        elif first == b"\x00" and len(payload) >= _CONFLUENT_HEADER:
+            schema_id = int.from_bytes(payload[1:_CONFLUENT_HEADER], "big")
+            return self._reader_of(schema_id).read(payload, _CONFLUENT_HEADER)
         elif payload.lstrip()[:1] == b"{":
-            return self._json(payload)
-        raise DecodeError(
-            Reason.NOT_AVRO, "neither Avro (single-object or Confluent framing) nor JSON; see /v1/schemas for the forms"
-        )
+            return self._decode_json(payload)
+        message = "not an event: send a JSON object, or Avro in single-object encoding or in Confluent framing"
+        raise DecodeError(Reason.NOT_AVRO, message)
 
     def encoder(self, name: str) -> Callable[[dict[str, Any]], bytes]:
-        """Return a function that encodes records of the type ``name``, single-object."""
+        """Return a function that encodes records of type ``name`` in Avro single-object encoding."""
         kind = self._schemas.types[name]
-        head, bare = MARK + kind.fingerprint, kind.bare
+        header, schema = MARKER + kind.fingerprint, kind.parsed_schema
 
         def encode(record: dict[str, Any]) -> bytes:
             stream = BytesIO()
-            stream.write(head)
-            schemaless_writer(stream, bare, record)
+            stream.write(header)
+            schemaless_writer(stream, schema, record)
             return stream.getvalue()
 
         return encode
 
-    def _confluent(self, schema_id: int) -> _Reader:
-        reader = self._by_id.get(schema_id)
+    def _reader_of(self, schema_id: int) -> _DatumReader:
+        reader = self._by_fetched_id.get(schema_id)
         if reader is None and self._fetch is not None:
             try:
-                reader = self._by_id[schema_id] = self._adopt(self._fetch(schema_id))
+                reader = self._by_fetched_id[schema_id] = self._reader_for(self._fetch(schema_id))
             except KeyError:
                 reader = None
         reader = reader or self._by_own_id.get(schema_id)
         if reader is None:
-            raise DecodeError(Reason.UNKNOWN_SCHEMA, f"no schema with id {schema_id}")
+            raise DecodeError(Reason.UNKNOWN_SCHEMA, f"no schema with id {schema_id}: register the schema first")
         return reader
 
-    def _adopt(self, text: str) -> _Reader:
-        """Make a reader of a schema that a registry gave: it is known by its record's name."""
+    def _reader_for(self, schema_text: str) -> _DatumReader:
+        """Return the reader for a schema of the external registry; its record name selects the type."""
         try:
-            schema = json.loads(text)
+            schema = json.loads(schema_text)
             name = str(schema["name"]).rpartition(".")[2]
-            now = self._schemas.types[name]
-            mark = bytes.fromhex(fingerprint(to_parsing_canonical_form(schema), "CRC-64-AVRO"))
-            return self._by_mark.get(MARK + mark) or _Reader(
-                name, parse_schema(without_logical_types(schema)), now.bare
+            current = self._schemas.types[name]
+            digest = bytes.fromhex(fingerprint(to_parsing_canonical_form(schema), "CRC-64-AVRO"))
+            return self._by_header.get(MARKER + digest) or _DatumReader(
+                name, parse_schema(without_logical_types(schema)), current.parsed_schema
             )
         except (ValueError, TypeError) as error:
-            raise DecodeError(Reason.UNKNOWN_SCHEMA, f"the registry's schema is unusable ({error})") from None
+            raise DecodeError(
+                Reason.UNKNOWN_SCHEMA, f"the external schema registry returned an invalid schema ({error})"
+            ) from None
 
-    def _json(self, payload: bytes) -> Decoded:
+    def _decode_json(self, payload: bytes) -> Decoded:
         kind, found = from_json(payload, self._schemas)
         if isinstance(found, Dead):
             error = DecodeError(found.reason, found.detail)
@@ -155,14 +171,9 @@ class Codec:
         return Decoded(kind, found)
 
 
-def header(fingerprint8: bytes) -> bytes:
-    """Return the single-object header of the schema with these 8 fingerprint bytes."""
-    return MARK + fingerprint8
-
-
-def container_header(form: RecordType) -> bytes:
-    """Return the header of an Avro object container file of ``form``'s datums (codec null)."""
-    meta = {"avro.schema": json.dumps(form.whole).encode(), "avro.codec": b"null"}
+def container_header(kind: RecordType) -> bytes:
+    """Return the header of an Avro object container file for datums of ``kind`` (codec null)."""
+    meta = {"avro.schema": json.dumps(kind.full_schema).encode(), "avro.codec": b"null"}
     out = BytesIO()
     out.write(b"Obj\x01")
     out.write(_long(len(meta)))
@@ -172,17 +183,23 @@ def container_header(form: RecordType) -> bytes:
     return out.getvalue()
 
 
-def container(head: bytes, payloads: Iterable[bytes]) -> bytes:
-    """Return single-object ``payloads`` of one schema as a container whose header is ``head``: nothing is decoded."""
+def container(header: bytes, payloads: Iterable[bytes]) -> bytes:
+    """Join payloads into one Avro object container file, without decoding them.
+
+    Args:
+        header: :func:`container_header` of the payloads' schema.
+        payloads: records of one schema in single-object encoding.
+
+    """
     datums = [payload[HEADER:] for payload in payloads]
-    return b"".join((head, _long(len(datums)), _long(sum(map(len, datums))), *datums, _SYNC))
+    return b"".join((header, _long(len(datums)), _long(sum(map(len, datums))), *datums, _SYNC))
 
 
 def _long(number: int) -> bytes:
-    """Encode an Avro long: zig-zag, then seven bits a byte."""
+    """Encode an Avro long: zig-zag, then 7 bits per byte, least significant first."""
     number = number << 1 if number >= 0 else (-number << 1) - 1
     out = bytearray()
-    while number > 0x7F:  # noqa: PLR2004 - seven bits
+    while number > 0x7F:  # noqa: PLR2004 - 7 bits
         out.append(number & 0x7F | 0x80)
         number >>= 7
     out.append(number)

@@ -1,8 +1,10 @@
-"""Compatibility: a changed schema has to read what the old one wrote, and the other way round.
+"""Checks that a changed schema is compatible with its earlier version, in both directions.
 
-Producers and consumers are not deployed at the same moment, so both directions count. The rules are Apache Avro's own
-(its Python library decides); a changed logical type, which Avro resolves without a conversion, is refused too. The
-earlier form of a changed schema has to be kept in ``past/``: records of its producers are read as long as it is there.
+Producers and consumers are not upgraded at the same moment, so the new schema must read the old records and the old
+schema the new ones. Apache Avro's library decides. Two rules are added:
+
+- A logical type must not change: Avro would read the number without converting it.
+- The earlier version must be kept in ``schemas/past``: only then can records of producers that still use it be read.
 
 Source: Avro 1.12 specification, "Schema Resolution".
 """
@@ -21,23 +23,23 @@ from avro.schema import parse
 from schemas.registry import FOLDER, RecordType, Registry, load_registry
 
 
-class NoBase(Exception):  # noqa: N818 - there is nothing to compare with
-    """There is no such revision, or no git: nothing can be compared."""
+class BaseUnavailableError(Exception):
+    """The schemas of a git revision cannot be read: no git, no such revision, or no schemas in it."""
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that is wrong with a schema and how to mend it."""
+class Incompatibility:
+    """One problem of the schema named ``schema``; ``message`` says what is wrong and how to fix it."""
 
     schema: str
     message: str
 
 
 def read_base(base: str, root: Path, into: Path) -> Registry:
-    """Return the registry as it is at git revision ``base``, its files written below ``into``.
+    """Return the registry at the git revision ``base`` of the repository ``root``; write its files below ``into``.
 
     Raises:
-        NoBase: there is no such revision.
+        BaseUnavailableError: git cannot read that revision, or it has no schemas.
 
     """
     prefix = FOLDER.relative_to(root).as_posix()
@@ -47,69 +49,70 @@ def read_base(base: str, root: Path, into: Path) -> Registry:
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(_git(root, "show", f"{base}:{name}"), "utf-8")
     if not (into / "lead.avsc").exists():
-        raise NoBase(f"{base} has no schemas")
+        raise BaseUnavailableError(f"revision {base} has no schemas")
     return load_registry(into)
 
 
-def incompatibilities(now: Registry, base: Registry) -> list[Finding]:
-    """Compare two registries: every type that both have, in both directions."""
-    kept = {form.fingerprint for form in now.past}
+def incompatibilities(now: Registry, base: Registry) -> list[Incompatibility]:
+    """Return every incompatibility between the types of ``base`` and those of ``now``, in both directions."""
+    kept = {version.fingerprint for version in now.past}
     found = [
-        Finding(name, "was removed; its records are still in topics") for name in base.types.keys() - now.types.keys()
+        Incompatibility(name, "was removed, but topics still hold its records: restore the file")
+        for name in base.types.keys() - now.types.keys()
     ]
     for name, before in base.types.items():
         after = now.types.get(name)
         if after is None:
             continue
-        # A fingerprint does not cover logical types.
-        found += [Finding(name, text) for text in _reinterpreted(before, after)]
+        # Must come before the comparison of fingerprints, which do not cover logical types.
+        found += [Incompatibility(name, message) for message in _changed_logical_types(before, after)]
         if after.fingerprint == before.fingerprint:
             continue
-        problems = [
-            *_breaks(before, after, "the new schema cannot read the old one's records"),
-            *_breaks(after, before, "the old schema cannot read the new one's records"),
+        messages = [
+            *_unreadable(before, after, "the new schema cannot read records of the old schema"),
+            *_unreadable(after, before, "the old schema cannot read records of the new schema"),
         ]
-        found += [Finding(name, text) for text in problems]
+        found += [Incompatibility(name, message) for message in messages]
         if before.fingerprint not in kept:
-            found.append(Finding(name, f"its form before is not kept: {past_file(before)} (schemas check --fix)"))
+            message = f"the earlier version {past_file(before)} is missing: run `leadstream schemas check --fix`"
+            found.append(Incompatibility(name, message))
     return found
 
 
-def past_file(form: RecordType) -> Path:
-    """Return where a form that is not the present one is kept."""
-    return Path("past") / form.name / f"{form.fingerprint.hex()}.avsc"
+def past_file(version: RecordType) -> Path:
+    """Return the path, relative to ``schemas/``, of the file of an earlier version."""
+    return Path("past") / version.name / f"{version.fingerprint.hex()}.avsc"
 
 
-def keep(form: RecordType, folder: Path = FOLDER) -> Path:
-    """Keep ``form`` among the past ones, its shared types written out."""
-    file = folder / past_file(form)
+def write_past_file(version: RecordType, folder: Path = FOLDER) -> Path:
+    """Write an earlier version to its file below ``folder`` and return the file's path."""
+    file = folder / past_file(version)
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps(form.whole, indent=2) + "\n", "utf-8")
+    file.write_text(json.dumps(version.full_schema, indent=2) + "\n", "utf-8")
     return file
 
 
-def _breaks(writer: RecordType, reader: RecordType, words: str) -> list[str]:
-    """Return why ``reader`` cannot resolve what ``writer`` wrote, each reason with its place in the schema."""
+def _unreadable(writer: RecordType, reader: RecordType, problem: str) -> list[str]:
+    """Return ``problem`` with Avro's reasons when ``reader`` cannot resolve records of ``writer``."""
     checker = ReaderWriterCompatibilityChecker()  # type: ignore[no-untyped-call] # its constructor has no annotation
-    result = checker.get_compatibility(_avro(reader.whole), _avro(writer.whole))
+    result = checker.get_compatibility(_avro_schema(reader.full_schema), _avro_schema(writer.full_schema))
     if result.compatibility is SchemaCompatibilityType.compatible:
         return []
     reasons = "; ".join(sorted(result.messages))
-    return [f"{words} ({reasons}): give a new field a default, and leave the type of an old one as it is"]
+    return [f"{problem} ({reasons}): a new field needs a default, and an existing field must keep its type"]
 
 
-def _reinterpreted(before: RecordType, after: RecordType) -> list[str]:
-    """Return the fields whose logical type changed: Avro reads them, as another time or another unit."""
-    old, new = _logical_types(before.whole), _logical_types(after.whole)
+def _changed_logical_types(before: RecordType, after: RecordType) -> list[str]:
+    old, new = _logical_types(before.full_schema), _logical_types(after.full_schema)
     return [
-        f"{path} was {old[path] or 'a plain number'} and is {new[path] or 'a plain number'}: add a field instead"
+        f"{path} was {old[path] or 'a plain number'} and is now {new[path] or 'a plain number'}: add a field instead"
         for path in old.keys() & new.keys()
         if old[path] != new[path]
     ]
 
 
 def _logical_types(node: Any, path: str = "") -> dict[str, str]:
-    """Return path -> logical type ("" where it has none) of every field, those of inner records included."""
+    """Return path -> logical type ("" for none) of every field, including fields of nested records."""
     if isinstance(node, list):
         return {key: found for branch in node for key, found in _logical_types(branch, path).items() if path or found}
     if not isinstance(node, dict):
@@ -120,13 +123,15 @@ def _logical_types(node: Any, path: str = "") -> dict[str, str]:
     return {path: str(node.get("logicalType", ""))}
 
 
-def _avro(whole: Any) -> Any:
-    return parse(json.dumps(whole))
+def _avro_schema(schema: Any) -> Any:
+    return parse(json.dumps(schema))
 
 
-def _git(root: Path, *words: str) -> str:
+def _git(root: Path, *arguments: str) -> str:
     try:
-        done = subprocess.run(["git", *words], cwd=root, capture_output=True, text=True, check=True)
-    except (FileNotFoundError, subprocess.CalledProcessError) as error:
-        raise NoBase(f"git {' '.join(words[:1])} finds nothing at that revision") from error
+        done = subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True)
+    except FileNotFoundError as error:
+        raise BaseUnavailableError("git is not installed") from error
+    except subprocess.CalledProcessError as error:
+        raise BaseUnavailableError(f"git {arguments[0]} failed: {error.stderr.strip()}") from error
     return done.stdout

@@ -1,4 +1,4 @@
-"""The lead as the pipeline's records carry it: JSON of the fields that are known."""
+"""Reads the lead of a ``campaign_signal`` or an ``enrichment_request``: JSON of the fields that are known."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ import orjson
 from schemas.registry import registry
 
 
-def whole_lead(text: str) -> Mapping[str, Any]:
-    """Return the lead with every field of lead.avsc, the default where it is unknown; not to be changed.
+def parse_lead(text: str) -> Mapping[str, Any]:
+    """Return the lead with every field of lead.avsc; a field that ``text`` does not have has its default.
+
+    The caller must not change the result: defaults are shared between calls.
 
     Raises:
-        ValueError: it is no JSON object, or has no lead_id, tenant or version.
+        ValueError: ``text`` is not a JSON object with ``lead_id``, ``tenant`` and ``version``.
 
     """
     known = orjson.loads(text)
     if not isinstance(known, dict) or not known.keys() >= {"lead_id", "tenant", "version"}:
-        raise ValueError("the lead is no JSON object with a lead_id, a tenant and a version")
-    return _unknown() | known
+        raise ValueError("the lead must be a JSON object with lead_id, tenant and version")
+    return _defaults() | known
 
 
 @cache
-def _unknown() -> dict[str, Any]:
+def _defaults() -> dict[str, Any]:
     return {field["name"]: field.get("default") for field in registry().lead.source["fields"]}

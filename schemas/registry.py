@@ -1,14 +1,20 @@
-"""The registry: the folders of this package are the index, no list is kept by hand.
+"""Loads the schemas. The folders of this package are the index; no list is kept by hand.
 
-``types/`` holds what events share, ``events/`` one lead event type a file, ``records/`` what the pipeline itself
-writes, ``lead.avsc`` the canonical lead, and ``past/<name>/`` the earlier forms of a schema, so that a producer which
-still writes one is understood. Attributes of a field drive everything downstream:
+- ``types/``: records that all events share
+- ``events/``: lead event types, one per file
+- ``records/``: records that the pipeline writes
+- ``lead.avsc``: the canonical lead
+- ``past/<name>/``: earlier versions of a schema, so that records of producers that still use them can be read
 
-- ``"lead": "first_name"``: merges into that field of the lead; on a map, key by key into that map of the lead
-- ``"lead": "consent", "value": "status"``: this field is the key, the named field the value, in that map of the lead
-- ``"identity": true``, ``"pii": true``, ``"enum": [...]``, ``"example": ...``
+These attributes of a field have a meaning here:
 
-and ``"authority"`` of an event type says how much it weighs in merging (person, crm_user, app, enrichment).
+- ``"lead": "first_name"``: the field is merged into ``first_name`` of the lead. A map is merged key by key.
+- ``"lead": "consent", "value": "status"``: this field holds a key of the lead's map ``consent``, the field ``status``
+  its value.
+- ``"identity": true``: the field identifies the person; ``"pii": true``: it is personal data
+- ``"enum": [...]``: the allowed values; ``"example": ...``: the value in examples
+
+``"authority"`` of an event type is its precedence in merging: ``person``, ``crm_user``, ``app`` or ``enrichment``.
 """
 
 from __future__ import annotations
@@ -23,88 +29,88 @@ from typing import Any
 from fastavro.schema import fingerprint, parse_schema, to_parsing_canonical_form
 
 FOLDER = Path(__file__).parent
-_PLAIN = {"string": "example", "long": 1, "int": 1, "double": 1.0, "boolean": True}  # where a field has no example
 AUTHORITIES = ("person", "crm_user", "app", "enrichment")
+_DEFAULT_EXAMPLES = {"string": "example", "long": 1, "int": 1, "double": 1.0, "boolean": True}
 _SHARED = ("types/envelope.avsc", "types/identifiers.avsc", "lead.avsc")
 
 Json = dict[str, Any]
 
 
 class SchemaError(Exception):
-    """A file of the registry is wrong; the message names the file and what to mend."""
+    """A schema file is invalid; the message names the file and how to fix it."""
 
 
 @dataclass(frozen=True, slots=True)
 class RecordType:
-    """One Avro record type. ``bare`` is the schema to read and write with: times stay integers."""
+    """One version of an Avro record type."""
 
     name: str
-    source: Json = field(repr=False)  # the file, as it is
-    whole: Json = field(repr=False)  # with the shared types written out: what others are given
-    bare: Any = field(repr=False, compare=False)  # parsed, without logical types
+    source: Json = field(repr=False)  # the content of the file
+    full_schema: Json = field(repr=False)  # self-contained: the shared types are written out
+    parsed_schema: Any = field(repr=False, compare=False)  # for fastavro, without logical types: times stay integers
     fingerprint: bytes  # CRC-64-AVRO of the parsing canonical form, 8 bytes little-endian
 
     @property
     def doc(self) -> str:
-        """What it says, for a reader."""
+        """The description in the schema file."""
         return str(self.source.get("doc", ""))
 
     @property
     def confluent_id(self) -> int:
-        """The schema id in Confluent framing where no registry gives one: 31 bits of the fingerprint, never 0."""
+        """The schema id in Confluent framing without an external registry: 31 bits of the fingerprint, never 0."""
         return int.from_bytes(self.fingerprint, "little") & 0x7FFFFFFF or 1
 
     @property
     def example(self) -> Json:
-        """A record made of the fields' examples."""
-        return _example(self.whole)
+        """A record of the examples of all fields."""
+        return _example(self.full_schema)
 
 
 @dataclass(frozen=True, slots=True)
 class EventType(RecordType):
-    """One lead event type."""
+    """One lead event type. "Own fields" are the fields after ``envelope`` and ``identifiers``."""
 
     authority: str = ""
-    lead_fields: Mapping[str, str] = field(default_factory=dict)  # own field -> field (or map) of the lead
+    lead_fields: Mapping[str, str] = field(default_factory=dict)  # own field -> field or map of the lead
     lead_maps: Mapping[str, tuple[str, str]] = field(
         default_factory=dict
-    )  # map of the lead -> (key field, value field)
-    enums: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # own field -> the words it may hold
+    )  # map of the lead -> (own field with the key, own field with the value)
+    enums: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # own field -> allowed values
     maps: tuple[str, ...] = ()  # own fields that are maps
-    numbers: tuple[str, ...] = ()  # own fields that are floating point numbers
+    numbers: tuple[str, ...] = ()  # own fields that are floating-point numbers
 
 
 @dataclass(frozen=True, slots=True)
 class Registry:
-    """All schemas of this installation."""
+    """All schemas of this installation, by name."""
 
     events: Mapping[str, EventType]
     records: Mapping[str, RecordType]
     lead: RecordType
-    past: tuple[RecordType, ...]  # earlier forms; ``name`` is that of the present form
+    past: tuple[RecordType, ...]  # earlier versions; ``name`` is the name of the current version
 
     @property
     def types(self) -> dict[str, RecordType]:
-        """Every present type by name."""
+        """The current version of every type, by name."""
         return {"lead": self.lead, **self.records, **self.events}
 
-    def forms(self) -> Iterator[RecordType]:
-        """Yield every form that can be read: the present ones first, then the past ones."""
+    def all_versions(self) -> Iterator[RecordType]:
+        """Yield every version that can be decoded: the current ones first, then the earlier ones."""
         yield from self.types.values()
         yield from self.past
 
 
 @cache
 def registry() -> Registry:
-    """Return the registry of this package's folder, read once."""
+    """Return the registry of this installation; its files are read once."""
     return load_registry(FOLDER)
 
 
 def load_registry(folder: Path) -> Registry:
-    """Read a registry folder.
+    """Read all schemas below ``folder``.
 
     Raises:
-        SchemaError: naming the file that is wrong.
+        SchemaError: a file is invalid.
 
     """
     shared: dict[str, Json] = {}
@@ -122,7 +128,7 @@ def _read(path: Path) -> Json:
     try:
         document: Json = json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        raise SchemaError(f"{path.name}: not JSON: {error}") from error
+        raise SchemaError(f"{path.name}: not valid JSON: {error}") from error
     return document
 
 
@@ -130,48 +136,55 @@ def _record(path: Path, shared: Mapping[str, Json], name: str = "") -> RecordTyp
     source = _read(path)
     name = name or path.stem
     if source.get("name") != name:
-        raise SchemaError(f"{path.name}: its record is named {source.get('name')!r}; name it {name!r}")
-    whole = _inline(source, shared, set())
+        raise SchemaError(f"{path.name}: the record's name is {source.get('name')!r}, but must be {name!r}")
+    full_schema = _inline(source, shared, set())
     try:
-        bare = parse_schema(without_logical_types(whole))
-        mark = bytes.fromhex(fingerprint(to_parsing_canonical_form(whole), "CRC-64-AVRO"))
+        parsed_schema = parse_schema(without_logical_types(full_schema))
+        digest = bytes.fromhex(fingerprint(to_parsing_canonical_form(full_schema), "CRC-64-AVRO"))
     except Exception as error:
         raise SchemaError(f"{path.name}: {error}") from error
-    return RecordType(name, source, whole, bare, mark)
+    return RecordType(name, source, full_schema, parsed_schema, digest)
 
 
 def _event(path: Path, shared: Mapping[str, Json]) -> EventType:
     record = _record(path, shared)
     fields = record.source["fields"]
     if [f["type"] for f in fields[:2]] != ["leadstream.envelope", "leadstream.identifiers"]:
-        raise SchemaError(f"{path.name}: its first two fields are envelope and identifiers")
+        raise SchemaError(f"{path.name}: the first two fields must be envelope and identifiers")
     authority = record.source.get("authority")
     if authority not in AUTHORITIES:
-        raise SchemaError(f"{path.name}: authority is {authority!r}; give one of {', '.join(AUTHORITIES)}")
+        raise SchemaError(f"{path.name}: authority is {authority!r}, but must be one of {', '.join(AUTHORITIES)}")
     lead_names = {f["name"] for f in shared["leadstream.lead"]["fields"]}
-    plain: dict[str, str] = {}
-    maps: dict[str, tuple[str, str]] = {}
+    lead_fields: dict[str, str] = {}
+    lead_maps: dict[str, tuple[str, str]] = {}
     for own in fields[2:]:
         target = own.get("lead")
         if target is None:
             continue
         if target not in lead_names:
-            raise SchemaError(f"{path.name}: field {own['name']} merges into {target!r}, which lead.avsc does not have")
+            raise SchemaError(f"{path.name}: field {own['name']}: lead.avsc has no field {target!r} to merge into")
         if "value" in own:
-            maps[target] = (own["name"], own["value"])
+            lead_maps[target] = (own["name"], own["value"])
         else:
-            plain[own["name"]] = target
-    enums = {own["name"]: tuple(own["enum"]) for own in fields if "enum" in own}
-    named = {own["name"]: own["type"] for own in record.whole["fields"][2:]}
+            lead_fields[own["name"]] = target
+    types = {own["name"]: own["type"] for own in record.full_schema["fields"][2:]}
     return EventType(
-        *(record.name, record.source, record.whole, record.bare, record.fingerprint, authority, plain, maps, enums),
-        maps=tuple(name for name, kind in named.items() if isinstance(kind, dict) and kind["type"] == "map"),
-        numbers=tuple(name for name, kind in named.items() if "double" in kind or "float" in kind),
+        record.name,
+        record.source,
+        record.full_schema,
+        record.parsed_schema,
+        record.fingerprint,
+        authority=authority,
+        lead_fields=lead_fields,
+        lead_maps=lead_maps,
+        enums={own["name"]: tuple(own["enum"]) for own in fields if "enum" in own},
+        maps=tuple(name for name, kind in types.items() if isinstance(kind, dict) and kind["type"] == "map"),
+        numbers=tuple(name for name, kind in types.items() if "double" in kind or "float" in kind),
     )
 
 
 def _inline(node: Any, shared: Mapping[str, Json], seen: set[str]) -> Any:
-    """Write the shared types out where they are first used, as Avro wants them."""
+    """Replace the first use of each shared type by its definition; Avro allows one definition of a name."""
     if isinstance(node, str) and node in shared and node not in seen:
         seen.add(node)
         return _inline(shared[node], shared, seen)
@@ -191,7 +204,7 @@ def _inline(node: Any, shared: Mapping[str, Json], seen: set[str]) -> Any:
 
 
 def without_logical_types(node: Any) -> Any:
-    """Return a schema whose times are plain integers, so that no time is made into an object and back."""
+    """Return a copy of a schema in which times are plain integers: fastavro then creates no datetime objects."""
     if isinstance(node, list):
         return [without_logical_types(item) for item in node]
     if isinstance(node, dict):
@@ -203,14 +216,15 @@ def without_logical_types(node: Any) -> Any:
     return node
 
 
-def _example(whole: Json) -> Json:
-    def of(own: Json) -> Any:
-        if "example" in own:
-            return own["example"]
-        if isinstance(own["type"], dict) and own["type"].get("type") == "record":
-            return _example(own["type"])
-        if "default" in own:
-            return own["default"]
-        return _PLAIN[own["type"] if isinstance(own["type"], str) else own["type"]["type"]]
+def _example(schema: Json) -> Json:
+    return {own["name"]: _field_example(own) for own in schema["fields"]}
 
-    return {own["name"]: of(own) for own in whole["fields"]}
+
+def _field_example(own: Json) -> Any:
+    if "example" in own:
+        return own["example"]
+    if isinstance(own["type"], dict) and own["type"].get("type") == "record":
+        return _example(own["type"])
+    if "default" in own:
+        return own["default"]
+    return _DEFAULT_EXAMPLES[own["type"] if isinstance(own["type"], str) else own["type"]["type"]]

@@ -1,7 +1,7 @@
-"""The rules of a lead event that its Avro type cannot say.
+"""Validates a lead event by the rules that an Avro schema cannot express.
 
-Nearly every event is good, so there are two ways through them: a quick look at the whole that is sure of most good
-events in about two microseconds, and where it is not, a look at each field that names all that is wrong.
+Nearly every event is valid, so validation has two paths. The fast path accepts most valid events in about 2 µs. Events
+that it does not accept are checked field by field, and every problem is reported.
 """
 
 from __future__ import annotations
@@ -22,46 +22,53 @@ from schemas.registry import EventType
 EARLIEST = 946_684_800_000_000  # 2000-01-01 in microseconds
 _TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _EVENT_ID = re.compile(r"[!-~][ -~]{0,199}")
-_MAX_ID = 200
-_MAX_STRING = 8192
-_MAX_KEYS = 200
+_MAX_ID = 200  # characters
+_MAX_STRING = 8192  # characters
+_MAX_KEYS = 200  # of one map
 
 
 def check_event(kind: EventType, record: dict[str, Any], now: int, max_ahead: int) -> bytes | Dead:
-    """Return the event without its envelope, as JSON, where all is well, else Dead with every problem.
+    """Validate a decoded event.
 
-    ``now`` and ``max_ahead`` are microseconds. The reason is that of the gravest problem: a wrong field, then no
-    identifier, then an absurd time.
+    Args:
+        kind: the event's type.
+        record: the event, with every field of ``kind``.
+        now: current time in microseconds since 1970.
+        max_ahead: how far ``occurred_at`` may be ahead of ``now``, in microseconds.
+
+    Returns:
+        The event without its envelope as JSON, or Dead with every problem. The reason of Dead is the first that
+        applies of: invalid field, no identifier, absurd time.
+
     """
-    own = dict(record)
-    envelope = own.pop("envelope")
-    told = orjson.dumps(own)
+    body = dict(record)
+    envelope = body.pop("envelope")
+    body_json = orjson.dumps(body)
     in_time = EARLIEST <= envelope["occurred_at"] <= now + max_ahead
-    if in_time and _is_surely_good(kind, envelope, own, told):
-        return told
-    problems = [*_envelope(envelope), *_identifiers(record["identifiers"]), *_sizes(kind, record)]
+    if in_time and _passes_fast_path(kind, envelope, body, body_json):
+        return body_json
+    problems = [*_envelope(envelope), *_identifiers(record["identifiers"]), *_values(kind, record)]
     reasons = [Reason.INVALID_FIELD] if problems else []
-    if not _says_of_somebody(record["identifiers"]):
+    if not _has_identifier(record["identifiers"]):
         reasons.append(Reason.NO_IDENTIFIER)
-        hint = "; a phone number needs its country code (+44...)" if record["identifiers"]["phone"] else ""
-        problem = "says of nobody; give one of external_id, email, phone, anonymous_id, crm_ids"
-        problems.append(Problem("/identifiers", problem + hint))
+        hint = "; a phone number needs its country code, such as +44" if record["identifiers"]["phone"] else ""
+        message = "no identifier: provide one of external_id, email, phone, anonymous_id, crm_ids"
+        problems.append(Problem("/identifiers", message + hint))
     if not in_time:
         reasons.append(Reason.ABSURD_TIME)
-        problems.append(
-            Problem("/envelope/occurred_at", "is before 2000-01-01 or too far in the future; microseconds?")
-        )
-    return Dead(reasons[0], tuple(problems)) if reasons else told
+        bounds = f"must be after 2000-01-01 and at most {max_ahead // 1_000_000} s in the future"
+        problems.append(Problem("/envelope/occurred_at", f"{bounds}: check the clock; a number is in microseconds"))
+    return Dead(reasons[0], tuple(problems)) if reasons else body_json
 
 
-def _is_surely_good(kind: EventType, envelope: dict[str, Any], own: dict[str, Any], told: bytes) -> bool:
-    """Whether the whole shows that no rule is broken; False says nothing. ``told`` is ``own`` as JSON."""
-    identifiers = own["identifiers"]
+def _passes_fast_path(kind: EventType, envelope: dict[str, Any], body: dict[str, Any], body_json: bytes) -> bool:
+    """Return True only if the event is valid; False if it must be checked field by field."""
+    identifiers = body["identifiers"]
     email, phone = identifiers["email"], identifiers["phone"]
     external_id, anonymous_id = identifiers["external_id"], identifiers["anonymous_id"]
     if (
-        len(told) > _MAX_STRING  # else no string in it is too long
-        or rb"\u0000" in told
+        len(body_json) > _MAX_STRING  # otherwise no string in it is too long
+        or rb"\u0000" in body_json
         or identifiers["crm_ids"]
         or not (email or external_id or anonymous_id or e164(phone))
         or (email and not normal_email(email))
@@ -73,14 +80,14 @@ def _is_surely_good(kind: EventType, envelope: dict[str, Any], own: dict[str, An
         or anonymous_id.isspace()
         or not _EVENT_ID.fullmatch(envelope["event_id"])
         or not _is_tenant(envelope["tenant"])
-        or not _is_word(envelope["source"])
-        or not _is_good_map(envelope["context"])
+        or not _is_short_text(envelope["source"])
+        or not _is_valid_map(envelope["context"])
     ):
         return False
     return (
-        all(_is_good_map(own[name]) for name in kind.maps)
-        and all(isfinite(own[name] or 0) for name in kind.numbers)
-        and all(own[name] in words for name, words in kind.enums.items())
+        all(_is_valid_map(body[name]) for name in kind.maps)
+        and all(isfinite(body[name] or 0) for name in kind.numbers)
+        and all(body[name] in allowed for name, allowed in kind.enums.items())
     )
 
 
@@ -89,7 +96,7 @@ def _is_tenant(tenant: str) -> bool:
     return _TENANT.fullmatch(tenant) is not None
 
 
-def _is_good_map(value: dict[str, Any]) -> bool:
+def _is_valid_map(value: dict[str, Any]) -> bool:
     if len(value) > _MAX_KEYS:
         return False
     for key, item in value.items():
@@ -100,15 +107,15 @@ def _is_good_map(value: dict[str, Any]) -> bool:
     return True
 
 
-def _says_of_somebody(identifiers: dict[str, Any]) -> bool:
-    """Whether somebody can be found by them: a phone number that cannot be made E.164 is told, but finds nobody."""
+def _has_identifier(identifiers: dict[str, Any]) -> bool:
+    """Return whether the event identifies a person; a phone number counts only if it has an E.164 form."""
     others = (value for name, value in identifiers.items() if name != "phone")
     return any(others) or bool(e164(identifiers["phone"]))
 
 
 @lru_cache(maxsize=65_536)
 def e164(phone: str) -> str:
-    """Return ``phone`` in E.164, or "" where it is no possible number with a country code."""
+    """Return ``phone`` in E.164 form, or "" when it is not a possible number with a country code."""
     try:
         number = phonenumbers.parse(phone, None)
     except phonenumbers.NumberParseException:
@@ -120,54 +127,55 @@ def e164(phone: str) -> str:
 
 def _envelope(envelope: dict[str, Any]) -> Iterator[Problem]:
     if not _TENANT.fullmatch(envelope["tenant"]):
-        yield Problem("/envelope/tenant", "has to be 1 to 63 of a-z, 0-9, - and _, beginning with a letter or digit")
+        yield Problem("/envelope/tenant", "must be 1 to 63 of a-z, 0-9, - and _, and start with a letter or digit")
     if not _EVENT_ID.fullmatch(envelope["event_id"]):
-        yield Problem("/envelope/event_id", f"has to be 1 to {_MAX_ID} printable ASCII characters")
-    if not _is_word(envelope["source"]):
-        yield Problem("/envelope/source", f"has to be 1 to {_MAX_ID} characters, none of them NUL")
+        message = f"must be 1 to {_MAX_ID} printable ASCII characters and must not start with a space"
+        yield Problem("/envelope/event_id", message)
+    if not _is_short_text(envelope["source"]):
+        yield Problem("/envelope/source", f"must be 1 to {_MAX_ID} characters without NUL")
 
 
 def _identifiers(identifiers: dict[str, Any]) -> Iterator[Problem]:
     email = identifiers["email"]
     if email and not normal_email(email):
-        yield Problem("/identifiers/email", "is no e-mail address; send one such as ada@example.com")
+        yield Problem("/identifiers/email", "must be an e-mail address in the form name@domain")
     for name in ("external_id", "anonymous_id", "phone"):
         if len(identifiers[name]) > _MAX_ID:
-            yield Problem(f"/identifiers/{name}", f"is longer than {_MAX_ID} characters")
+            yield Problem(f"/identifiers/{name}", f"must not be longer than {_MAX_ID} characters")
         elif identifiers[name] and not identifiers[name].strip():
-            yield Problem(f"/identifiers/{name}", "is blank")
+            yield Problem(f"/identifiers/{name}", "must not be blank: leave it out or send a value")
     for crm, value in identifiers["crm_ids"].items():
-        if not _is_word(value) or not _is_word(crm) or value.isspace():
-            problem = f"its key and its value have to be 1 to {_MAX_ID} characters, none of them NUL, and not blank"
-            yield Problem("/identifiers/crm_ids", problem)
+        if not _is_short_text(value) or not _is_short_text(crm) or value.isspace():
+            message = f"each key and each value must be 1 to {_MAX_ID} characters without NUL, and not blank"
+            yield Problem("/identifiers/crm_ids", message)
 
 
-def _sizes(kind: EventType, record: dict[str, Any]) -> Iterator[Problem]:
+def _values(kind: EventType, record: dict[str, Any]) -> Iterator[Problem]:
     for name, value in record.items():
         if type(value) is str:
             if len(value) > _MAX_STRING:
-                yield Problem(f"/{name}", f"is longer than {_MAX_STRING} characters")
+                yield Problem(f"/{name}", f"must not be longer than {_MAX_STRING} characters")
             elif "\0" in value:
-                yield Problem(f"/{name}", "holds a NUL character")
+                yield Problem(f"/{name}", "must not contain a NUL character")
         elif type(value) is float and not isfinite(value):
-            yield Problem(f"/{name}", "is no finite number")
+            yield Problem(f"/{name}", "must be a finite number")
         elif type(value) is dict and name != "envelope":
             yield from _map(f"/{name}", value)
     yield from _map("/envelope/context", record["envelope"]["context"])
     for name, allowed in kind.enums.items():
         if record[name] not in allowed:
-            yield Problem(f"/{name}", f"has to be one of {', '.join(allowed)}")
+            yield Problem(f"/{name}", f"must be one of {', '.join(allowed)}")
 
 
 def _map(path: str, value: dict[str, Any]) -> Iterator[Problem]:
     if len(value) > _MAX_KEYS:
-        yield Problem(path, f"has more than {_MAX_KEYS} keys")
+        yield Problem(path, f"must not have more than {_MAX_KEYS} keys")
     for key, item in value.items():
         if type(item) is str and ("\0" in item or len(item) > _MAX_STRING):
-            yield Problem(f"{path}/{key}", f"is longer than {_MAX_STRING} characters or holds a NUL character")
-        if not _is_word(key):
-            yield Problem(path, f"a key has to be 1 to {_MAX_ID} characters, none of them NUL")
+            yield Problem(f"{path}/{key}", f"must be at most {_MAX_STRING} characters without NUL")
+        if not _is_short_text(key):
+            yield Problem(path, f"each key must be 1 to {_MAX_ID} characters without NUL")
 
 
-def _is_word(text: str) -> bool:
+def _is_short_text(text: str) -> bool:
     return 0 < len(text) <= _MAX_ID and "\0" not in text

@@ -30,7 +30,7 @@ from infra.kafka.dead_letters import TOPIC as DEAD
 from infra.kafka.processor import Effects
 from infra.kafka.producer import Output
 from infra.outcomes import Dead, Problem, Reason
-from schemas.codec import HEADER, MARK, Codec, container, container_header
+from schemas.codec import HEADER, MARKER, Codec, container, container_header
 from schemas.registry import Registry, registry
 
 STAGE = "sink-clickhouse"
@@ -77,8 +77,8 @@ class ClickHouseSink:
         known = schemas or registry()
         self._dead_letter = codec.encoder("dead_letter")
         names = (*_RECORDS.values(), "dead_letter")
-        forms = [form for form in known.forms() if form.name in names]
-        self._forms = {MARK + form.fingerprint: (form.name, container_header(form)) for form in forms}
+        forms = [form for form in known.all_versions() if form.name in names]
+        self._forms = {MARKER + form.fingerprint: (form.name, container_header(form)) for form in forms}
 
     def prepare(self, messages: Sequence[Message]) -> Prepared:
         """Sort a batch by schema; nothing is decoded."""

@@ -1,4 +1,4 @@
-"""``leadstream demo``: see it all run, and see at the end that nothing was lost."""
+"""``demo``: sends generated lead events through the whole pipeline and checks that none is lost or duplicated."""
 
 from __future__ import annotations
 
@@ -20,22 +20,26 @@ def register(app: typer.Typer) -> None:
 
 def demo(
     *,
-    events: Annotated[int, typer.Option(min=100, help="How many events to send.")] = 20_000,
-    seed: Annotated[int, typer.Option(help="The same seed sends the same events.")] = 7,
-    rate: Annotated[int, typer.Option(min=0, help="Events a second; 0: as fast as they are taken.")] = 1000,
-    json_file: Annotated[Path | None, typer.Option("--json", help="Write the counts to this file.")] = None,
-    quiet: Annotated[bool, typer.Option(help="No live progress.")] = False,
+    events: Annotated[int, typer.Option(min=100, help="Number of events to send.")] = 20_000,
+    seed: Annotated[int, typer.Option(help="Seed of the events: the same seed gives the same events.")] = 7,
+    rate: Annotated[int, typer.Option(min=0, help="Events per second; 0: as fast as possible.")] = 1000,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the counts to this file as JSON.")] = None,
+    quiet: Annotated[bool, typer.Option(help="Show no live progress.")] = False,
 ) -> None:
-    """Start the stack unless it is up, send lead events, wait for the last sink, and reconcile every count."""
-    from cli.demo.run import run  # noqa: PLC0415 - other commands need not wait for its imports
+    """Send generated lead events through the pipeline and check every count.
+
+    Starts the embedded stack if it does not run, and waits until all events are processed.
+    Exit code 1 when a count in one store does not match the count in another.
+    """
+    from cli.demo.run import run  # noqa: PLC0415 - its imports are slow, and only this command needs them
     from cli.stack import bring_up  # noqa: PLC0415
 
-    began = time.monotonic()
+    started_at = time.monotonic()
     places = bring_up(Settings.load().home, without=[])
-    found: dict[str, Any] = asyncio.run(
-        run(Settings.load(), places, events=events, seed=seed, rate=rate, quiet=quiet, began=began)
+    counts: dict[str, Any] = asyncio.run(
+        run(Settings.load(), places, events=events, seed=seed, rate=rate, quiet=quiet, started_at=started_at)
     )
     if json_file is not None:
-        json_file.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
-    if found["problems"]:
+        json_file.write_text(json.dumps(counts, indent=1) + "\n", "utf-8")
+    if counts["problems"]:
         raise typer.Exit(1)

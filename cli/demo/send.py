@@ -1,4 +1,4 @@
-"""Sending the demonstration's events through both front doors: Kafka, and the API by batches."""
+"""Sends the events of the demo, some to Kafka and some in batches to the HTTP API."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from cli.demo.people import Sendable
+from cli.demo.people import DemoRecord
 from infra.kafka.producer import Deliverer, Output
 
 _TOPIC = "leads.received"
-_SLICE_S = 0.05
+_BATCH_S = 0.05
 _RETRY_S = 0.5
-_TRIES = 20
+_MAX_ATTEMPTS = 20
 
 
 @dataclass(slots=True)
 class Sent:
-    """What has gone out so far; ``at`` is when an event was first handed over (seconds since 1970, by event_id)."""
+    """What was sent so far. ``at``: event_id -> when the event was first sent, in seconds since 1970."""
 
     total: int = 0
     unique: int = 0
@@ -30,28 +30,35 @@ class Sent:
 
 
 async def send(
-    events: Iterable[Sendable], sent: Sent, deliverer: Deliverer, http: httpx.AsyncClient, rate: int
+    events: Iterable[DemoRecord], sent: Sent, deliverer: Deliverer, http: httpx.AsyncClient, rate: int
 ) -> None:
-    """Send ``events`` at about ``rate`` a second (0: as fast as they are taken); each is acknowledged on return.
+    """Send ``events`` and update ``sent``; every event is acknowledged when this returns.
+
+    Args:
+        events: what to send.
+        sent: counters to update.
+        deliverer: for the events that go to Kafka.
+        http: client of the HTTP API.
+        rate: events per second; 0 means as fast as possible.
 
     Raises:
-        RuntimeError: the API refused or did not take an event that is good.
+        RuntimeError: the API rejected a batch or did not accept it in 20 attempts.
 
     """
-    began = time.monotonic()
-    size = max(1, int(rate * _SLICE_S)) if rate else 1000
-    batch: list[Sendable] = []
+    started_at = time.monotonic()
+    size = max(1, int(rate * _BATCH_S)) if rate else 1000
+    batch: list[DemoRecord] = []
     for event in events:
         batch.append(event)
         if len(batch) >= size:
-            await _send_slice(batch, sent, deliverer, http)
+            await _send_batch(batch, sent, deliverer, http)
             batch = []
-            if rate and (early := sent.total / rate - (time.monotonic() - began)) > 0:
+            if rate and (early := sent.total / rate - (time.monotonic() - started_at)) > 0:
                 await asyncio.sleep(early)
-    await _send_slice(batch, sent, deliverer, http)
+    await _send_batch(batch, sent, deliverer, http)
 
 
-async def _send_slice(batch: list[Sendable], sent: Sent, deliverer: Deliverer, http: httpx.AsyncClient) -> None:
+async def _send_batch(batch: list[DemoRecord], sent: Sent, deliverer: Deliverer, http: httpx.AsyncClient) -> None:
     now = time.time()
     for event in batch:
         if event.event_id:
@@ -70,7 +77,7 @@ async def _post(values: list[bytes], http: httpx.AsyncClient) -> None:
     if not values:
         return
     body = b"[" + b",".join(values) + b"]"
-    for _ in range(_TRIES):
+    for _ in range(_MAX_ATTEMPTS):
         try:
             answer = await http.post("/v1/events", content=body, headers={"Content-Type": "application/json"})
         except httpx.TransportError:
@@ -80,4 +87,4 @@ async def _post(values: list[bytes], http: httpx.AsyncClient) -> None:
         if answer is not None and answer.status_code < httpx.codes.INTERNAL_SERVER_ERROR:
             raise RuntimeError(f"the API answered {answer.status_code}: {answer.text[:300]}")
         await asyncio.sleep(_RETRY_S)
-    raise RuntimeError("the API did not take a batch")
+    raise RuntimeError(f"the API did not accept a batch in {_MAX_ATTEMPTS} attempts")

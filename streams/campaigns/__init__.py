@@ -1,1 +1,1 @@
-"""Campaigns on Faust: a signal that matches a campaign's trigger becomes a message request."""
+"""The campaigns stage: emits a message request for each campaign signal that matches a campaign's trigger."""

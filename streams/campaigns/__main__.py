@@ -1,4 +1,4 @@
-"""Run campaigns as a process: ``python -m streams.campaigns``."""
+"""Runs the campaigns stage as a process: ``python -m streams.campaigns``."""
 
 from infra.runtime import run
 from streams.campaigns.app import main

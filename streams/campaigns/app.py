@@ -1,4 +1,4 @@
-"""Campaigns' composition root: files and settings to the handler, on Faust."""
+"""Composition root of the campaigns stage: builds its clients and its handler and runs them on Faust."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from streams.faust.agent import run_agent
 
 
 async def main(settings: Settings, stop: Stop) -> None:
-    """Run the campaigns of ``settings.campaigns_dir``, changes of its files included, until ``stop``.
+    """Run the campaigns of ``settings.campaigns_dir`` until ``stop``; changes of the files take effect at run time.
 
     Raises:
-        SettingsError: the folder has a problem at start; the message names every problem of every file.
+        SettingsError: a campaign file or a template is invalid at start. The message lists every problem.
 
     """
     catalog = Catalog(settings.campaigns_dir)
@@ -28,12 +28,12 @@ async def main(settings: Settings, stop: Stop) -> None:
     pool = await connect(settings.database_url, size=1, application=STAGE)
     try:
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(catalog.keep_up(pool, stop))
+            tasks.create_task(catalog.follow_changes(pool, stop))
             tasks.create_task(
                 run_agent(settings, stop, group=STAGE, topic=TOPIC, handler=evaluator, deliverer=deliverer)
             )
     except BaseExceptionGroup as group:
-        raise group.exceptions[0] from None  # the first task to fail ended the other
+        raise group.exceptions[0] from None  # the first failure; it cancelled the other task
     finally:
         await deliverer.close()
         await pool.close()

@@ -1,12 +1,13 @@
-"""The campaigns that run now: the files of one folder, checked as a whole, and read again when one of them changes.
+"""Holds the campaigns that run now, and reloads them when a file of the campaigns folder changes.
 
 Guarantees:
 
-- Campaigns and templates are replaced together, and only by a folder without a problem. A problem at start is an error;
-  a later one leaves the last valid campaigns running, is logged, and sets the metric ``leadstream_campaigns_invalid``
-  to 1 until it is fixed.
-- The event types that the campaigns listen to are in the table ``signal_types`` before a changed campaign is used, so
-  that intake signals them from its next batch on. Intake itself reads no campaign: a wrong file cannot stop it.
+- All campaigns and templates are replaced at once, and only if all files are valid. An invalid file at start is an
+  error. An invalid file later is logged and sets the metric ``leadstream_campaigns_invalid`` to 1 until it is fixed;
+  the last valid campaigns stay in use.
+- The event types of the campaigns are written to the table ``signal_types`` before changed campaigns are used. Intake
+  emits campaign signals for these types from its next batch on. It does not read campaign files, so an invalid file
+  cannot stop it.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from infra.errors import DependencyAway
 from infra.postgres.pool import transaction
 from infra.runtime import Stop, log
 from infra.settings import SettingsError
-from streams.campaigns.templates import Templates, checked
+from streams.campaigns.templates import Templates, load_campaigns_and_templates
 from streams.campaigns.triggers import Campaign, event_types
 
 CONSUMER = "campaigns"
-_LOOK_S = 1.0
+_POLL_S = 1.0
 _RETRY_S = 1.0
 
 _Fingerprint = frozenset[tuple[str, int, int]]
@@ -35,17 +36,17 @@ _Fingerprint = frozenset[tuple[str, int, int]]
 
 @dataclass(frozen=True, slots=True)
 class CampaignSet:
-    """Campaigns and the templates that they were checked with."""
+    """Campaigns and the templates that they were validated with."""
 
     campaigns: tuple[Campaign, ...]
     templates: Templates
 
 
 class Catalog:
-    """The campaigns of ``folder``; ``current`` may be replaced between two records, never within one.
+    """The campaigns of ``folder``. A user must read ``current`` once for each record: it may change between two reads.
 
     Raises:
-        SettingsError: the folder has a problem at start; the message names every one.
+        SettingsError: a file is invalid at start. The message lists every problem.
 
     """
 
@@ -54,10 +55,10 @@ class Catalog:
         self._seen = _fingerprint(folder)
         self.current = _load(folder)
 
-    async def keep_up(self, pool: asyncpg.Pool, stop: Stop) -> None:
-        """Register the event types now, then follow the folder until ``stop``: a change takes effect within seconds."""
+    async def follow_changes(self, pool: asyncpg.Pool, stop: Stop) -> None:
+        """Register the event types, then reload changed files every second until ``stop``."""
         await self._register(pool, self.current, stop)
-        while not await stop.wait(_LOOK_S):
+        while not await stop.wait(_POLL_S):
             seen = await asyncio.to_thread(_fingerprint, self._folder)
             if seen == self._seen:
                 continue
@@ -67,7 +68,9 @@ class Catalog:
             except SettingsError as error:
                 metrics.CAMPAIGNS_INVALID.set(1)
                 fields = {"folder": str(self._folder), "problems": str(error)}
-                log(CONSUMER).error("campaign files are invalid; the last valid ones run on", extra={"fields": fields})
+                log(CONSUMER).error(
+                    "campaign files are invalid; the last valid ones stay in use", extra={"fields": fields}
+                )
                 continue
             await self._register(pool, changed, stop)
             self.current = changed
@@ -75,12 +78,12 @@ class Catalog:
             names = [campaign.name for campaign in changed.campaigns]
             log(CONSUMER).info("campaigns loaded", extra={"fields": {"campaigns": names}})
 
-    async def _register(self, pool: asyncpg.Pool, wanted: CampaignSet, stop: Stop) -> None:
+    async def _register(self, pool: asyncpg.Pool, campaigns: CampaignSet, stop: Stop) -> None:
         while True:
             try:
-                await register_signals(pool, event_types(wanted.campaigns))
+                await register_signals(pool, event_types(campaigns.campaigns))
             except DependencyAway as error:
-                log(CONSUMER).warning("event types not registered yet", extra={"fields": {"error": str(error)}})
+                log(CONSUMER).warning("registration of event types is retried", extra={"fields": {"error": str(error)}})
                 if await stop.wait(_RETRY_S):
                     return
             else:
@@ -88,14 +91,14 @@ class Catalog:
 
 
 async def register_signals(pool: asyncpg.Pool, types: Collection[str]) -> None:
-    """Replace the event types that campaigns listen to, in one transaction.
+    """Replace the registered event types by ``types``, in one transaction.
 
     Raises:
-        DependencyAway: Postgres is unavailable; nothing changed.
+        DependencyAway: Postgres is unavailable; nothing was changed.
 
     """
     async with transaction(pool) as connection:
-        # One at a time: two processes that start together would otherwise wait for each other's rows in any order.
+        # Without the lock, two processes that start together can deadlock on each other's rows.
         await connection.execute("LOCK TABLE signal_types IN SHARE ROW EXCLUSIVE MODE")
         await connection.execute(
             "DELETE FROM signal_types WHERE consumer = $1 AND event_type <> ALL($2::text[])", CONSUMER, list(types)
@@ -108,17 +111,17 @@ async def register_signals(pool: asyncpg.Pool, types: Collection[str]) -> None:
 
 
 def _load(folder: Path) -> CampaignSet:
-    campaigns, templates = checked(folder)
+    campaigns, templates = load_campaigns_and_templates(folder)
     return CampaignSet(tuple(campaigns.values()), templates)
 
 
 def _fingerprint(folder: Path) -> _Fingerprint:
-    """Return path, time of change and size of every file of the folder; a file that vanishes meanwhile is left out."""
+    """Return path, modification time and size of every file of the folder."""
     found: set[tuple[str, int, int]] = set()
     for file in [*folder.glob("*.yaml"), *folder.glob("templates/**/*")]:
         try:
             stat = file.stat()
-        except FileNotFoundError:
+        except FileNotFoundError:  # deleted since the folder was listed
             continue
         found.add((str(file), stat.st_mtime_ns, stat.st_size))
     return frozenset(found)

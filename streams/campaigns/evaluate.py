@@ -1,9 +1,9 @@
-"""From a signal to message requests: which campaigns it triggers, who may be written to, and what is asked for.
+"""Evaluates a campaign signal: finds the campaigns that it triggers and emits their message requests.
 
-Guarantee: the same signal always asks for the same messages. ``message_id`` is a hash of tenant, campaign, step and
-lead, and with ``once_per: event`` of the event; delivery takes each ``message_id`` once. So a replay asks again for
-what is there already, and with ``once_per: lead`` so does a lead's second event. Where leads became one since, delivery
-knows their former ids.
+Guarantees: a redelivered signal emits requests with the same ``message_id``, and the sink delivers each ``message_id``
+once. The id is a hash of tenant, campaign, step and lead, and with ``once_per: event`` of the event. So with
+``once_per: lead`` a second event of the lead has no effect, either. For leads that were merged since, the sink also
+compares their former ids.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from infra.runtime import log
 from schemas.codec import Codec, DecodeError
 from streams.campaigns.catalog import CampaignSet
 from streams.campaigns.templates import RenderError, Templates
-from streams.campaigns.triggers import Campaign, Signal, matches, signal_of
+from streams.campaigns.triggers import Campaign, Signal, matches, parse_signal
 from streams.faust.ordered import Record
 
 STAGE = "campaigns"
@@ -31,14 +31,14 @@ TOPIC = "leads.campaign-signals"
 RECORD = "campaign_signal"
 REQUESTS = "leads.messages-requested"
 _STEP = "1"  # a campaign has one step
-# Field of the lead that a channel writes to; other channels write to a place of their own.
-ADDRESS = {"email": "email"}
+# Channel -> field of the lead with the recipient's address. The other channels have a fixed recipient.
+ADDRESS_FIELDS = {"email": "email"}
 
 _Decision = tuple[What, Reason | None]
 
 
 class Evaluator:
-    """The handler of the campaigns stage; ``current`` returns the campaigns to run, asked once for each record."""
+    """The handler of the campaigns stage. ``current`` returns the campaigns in use; it is called once per record."""
 
     def __init__(self, current: Callable[[], CampaignSet], codec: Codec, clock: Clock) -> None:
         self._current = current
@@ -48,7 +48,7 @@ class Evaluator:
         self._clock = clock
 
     async def __call__(self, record: Record) -> Sequence[Output]:
-        """Return the message requests and outcomes of one record: no effects, no waits."""
+        """Return the message requests and outcomes of one signal, or a dead letter; has no side effects but metrics."""
         try:
             signal = self._read(record.value() or b"")
         except DecodeError as error:
@@ -62,29 +62,30 @@ class Evaluator:
             if matches(campaign, signal):
                 decision = self._decide(campaign, current.templates, signal, outputs)
                 decided.setdefault(decision, []).append(campaign.name)
-        # One outcome a decision, not a campaign: the outcomes table keeps one row a record and verb.
+        # One outcome for each decision, not for each campaign: the table outcomes keeps one row per record and verb.
         outputs += [self._outcome(record, signal, *decision, names) for decision, names in decided.items()]
         return outputs
 
     def _read(self, payload: bytes) -> Signal:
         decoded = self._codec.decode(payload)
         if decoded.type != RECORD:
-            raise DecodeError(Reason.UNKNOWN_EVENT_TYPE, f"only {RECORD} belongs on this topic")
-        return signal_of(decoded.record)
+            message = f"this topic is for records of type {RECORD}, not {decoded.type}"
+            raise DecodeError(Reason.UNKNOWN_EVENT_TYPE, message)
+        return parse_signal(decoded.record)
 
     def _decide(self, campaign: Campaign, templates: Templates, signal: Signal, outputs: list[Output]) -> _Decision:
         lead = signal.lead
         if not campaign.consent.allows(lead["consent"]):
             return What.SKIPPED, Reason.NO_CONSENT
         channel = campaign.step.channel
-        address = lead[ADDRESS[channel]] if channel in ADDRESS else ""
-        if channel in ADDRESS and not address:
+        address = lead[ADDRESS_FIELDS[channel]] if channel in ADDRESS_FIELDS else ""
+        if channel in ADDRESS_FIELDS and not address:
             return What.SKIPPED, Reason.NO_ADDRESS
         try:
             rendered = templates.render(campaign, signal)
         except RenderError as error:
-            fields = {"campaign": campaign.name, "event_id": signal.event_id, "why": str(error)}
-            log(STAGE).error("a template does not take a lead's values", extra={"fields": fields})
+            fields = {"campaign": campaign.name, "event_id": signal.event_id, "error": str(error)}
+            log(STAGE).error("a template cannot be rendered; no message is requested", extra={"fields": fields})
             return What.SKIPPED, Reason.UNRENDERABLE
         request = {
             "message_id": message_id(campaign, signal),
@@ -125,7 +126,7 @@ class Evaluator:
 
 
 def message_id(campaign: Campaign, signal: Signal) -> str:
-    """Return the message's idempotency key: 32 hexadecimal digits."""
+    """Return the idempotency key of a campaign's message about ``signal``: 32 hexadecimal digits."""
     parts = [signal.tenant, campaign.name, _STEP, signal.lead["lead_id"]]
     if campaign.once_per == "event":
         parts.append(signal.event_id)

@@ -1,8 +1,8 @@
-"""Campaigns as files: a folder of ``*.yaml``, each checked whole before anything runs, and what triggers them.
+"""Reads campaign files (``*.yaml`` of one folder), validates them, and matches signals with their triggers.
 
-``where`` maps a path (``event.<own field>``, ``lead.<field>``, a map's key after another dot) to the value it has to
-have, or to a list of values of which it has to have one. Paths are checked against the schemas, so that a slip of the
-pen is an error at start and not a campaign that never runs.
+``trigger.where`` maps a path to the value that it must have, or to a list of values of which it must have one. A path
+is ``event.<own field>`` or ``lead.<field>``, followed by ``.<key>`` if the field is a map. Paths are checked against
+the schemas: a misspelt path is an error at start, not a campaign that never runs.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from infra import processes
 from infra.settings import SettingsError
-from schemas.lead import whole_lead
+from schemas.lead import parse_lead
 from schemas.registry import registry
 
 Value = str | bool | int | float
@@ -30,7 +30,7 @@ class _Strict(BaseModel):
 
 
 class Trigger(_Strict):
-    """Which event starts the campaign."""
+    """The event type that triggers the campaign, and conditions on the event and the lead."""
 
     event: str
     where: dict[str, Value | list[Value]] = Field(default_factory=dict)
@@ -39,30 +39,30 @@ class Trigger(_Strict):
     @classmethod
     def _is_event(cls, name: str) -> str:
         if name not in registry().events:
-            raise ValueError(f"no event type {name!r}; there are: {', '.join(registry().events)}")
+            raise ValueError(f"no event type {name!r}: use one of {', '.join(registry().events)}")
         return name
 
     @model_validator(mode="after")
     def _has_paths(self) -> Trigger:
-        if wrong := [why for path, value in self.where.items() if (why := _wrong(self.event, path, value))]:
-            raise ValueError("; ".join(wrong))
+        if problems := [text for path, value in self.where.items() if (text := _problem(self.event, path, value))]:
+            raise ValueError("; ".join(problems))
         return self
 
 
 class Consent(_Strict):
-    """Whose consent counts: a withdrawal of ``purpose`` always stops; ``required`` wants it granted."""
+    """The consent for ``purpose`` that a message needs: granted, or with ``required: false`` not withdrawn."""
 
     purpose: str = Field(default="marketing", min_length=1)
     required: bool = True
 
     def allows(self, known: Mapping[str, str]) -> bool:
-        """Return whether a lead with the consent map ``known`` may be written to."""
+        """Return whether a message to a lead with the consent map ``known`` is allowed."""
         status = known.get(self.purpose, "")
         return status == "granted" if self.required else status != "withdrawn"
 
 
 class Step(_Strict):
-    """What is sent. ``channel`` is a file of sinks/messages/; an empty ``from``: the channel's own address."""
+    """The message. ``channel`` is the name of a file in sinks/messages/; no ``from`` means the channel's default."""
 
     channel: str = "email"
     sender: str = Field("", alias="from")
@@ -76,7 +76,7 @@ class Step(_Strict):
             return sender
         header = mail_policy.header_factory("from", sender) if sender.isprintable() else None
         if header is None or header.defects or len(header.addresses) != 1 or not header.addresses[0].domain:
-            raise ValueError("has to be one address, such as Example Ltd <hello@example.com>")
+            raise ValueError("must be one address, such as Example Ltd <hello@example.com>")
         return sender
 
     @field_validator("channel")
@@ -86,20 +86,20 @@ class Step(_Strict):
             there_are = [
                 name.removeprefix("messages-") for name in processes.load_processes() if name.startswith("messages-")
             ]
-            raise ValueError(f"no channel {channel!r}; there are: {', '.join(there_are)}")
+            raise ValueError(f"no channel {channel!r}: use one of {', '.join(there_are)}")
         return channel
 
     @model_validator(mode="after")
-    def _mail_is_whole(self) -> Step:
+    def _is_complete_email(self) -> Step:
         if self.channel == "email" and not self.template.endswith(".html.j2"):
-            raise ValueError("template: an e-mail's ends in .html.j2 (its plain text is made of it)")
+            raise ValueError("template: must end in .html.j2 for the channel email (plain text is derived from HTML)")
         if self.channel == "email" and not self.subject:
-            raise ValueError("subject: an e-mail has one")
+            raise ValueError("subject: is required for the channel email")
         return self
 
 
 class Campaign(_Strict):
-    """One campaign."""
+    """One campaign file. ``once_per``: send at most one message for each lead, or for each event."""
 
     name: str = Field(pattern=r"^[a-z0-9_]{1,64}$")
     trigger: Trigger
@@ -110,7 +110,7 @@ class Campaign(_Strict):
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """An accepted event and the lead after it, as ``leads.campaign-signals`` says it; ``event``: its own fields."""
+    """A record of ``leads.campaign-signals``: ``event`` has the event's own fields, ``lead`` the lead after it."""
 
     tenant: str
     event_id: str
@@ -119,100 +119,105 @@ class Signal:
     lead: Mapping[str, Any]
 
 
-def signal_of(record: Mapping[str, Any]) -> Signal:
-    """Return the signal of a ``campaign_signal`` record; ValueError when its properties or lead are no JSON object."""
+def parse_signal(record: Mapping[str, Any]) -> Signal:
+    """Return the signal of a ``campaign_signal`` record.
+
+    Raises:
+        ValueError: its properties or its lead are not a JSON object.
+
+    """
     event = orjson.loads(record["properties"])
     if not isinstance(event, dict):
-        raise ValueError("properties are no object")  # noqa: TRY004 - a wrong value, as wrong JSON is
-    return Signal(record["tenant"], record["event_id"], record["event_type"], event, whole_lead(record["lead"]))
+        raise ValueError("properties must be a JSON object")  # noqa: TRY004 - as for invalid JSON
+    return Signal(record["tenant"], record["event_id"], record["event_type"], event, parse_lead(record["lead"]))
 
 
 def read_campaigns(folder: Path) -> tuple[dict[str, Campaign], list[str]]:
-    """Return the campaigns of ``folder`` by name, and every problem of every file; no such folder holds none."""
+    """Return the campaigns of ``folder`` by name, and the problems of all files. A missing folder has no campaigns."""
     found: dict[str, Campaign] = {}
-    wrong: list[str] = []
+    problems: list[str] = []
     for file in sorted(folder.glob("*.yaml")):
         try:
             campaign = Campaign.model_validate(yaml.safe_load(file.read_text("utf-8")))
         except ValidationError as error:
-            wrong += [f"{file}: {'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()]
+            problems += [f"{file}: {'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()]
             continue
         except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or an impossible date
-            wrong.append(f"{file}: not YAML: {' '.join(str(error).split())}")
+            problems.append(f"{file}: not valid YAML: {' '.join(str(error).split())}")
             continue
         if campaign.name in found:
-            wrong.append(f"{file}: name: another file has a campaign {campaign.name!r}")
+            problems.append(f"{file}: name: another file already has a campaign {campaign.name!r}")
         if not (folder / "templates" / campaign.step.template).is_file():
-            wrong.append(f"{file}: step.template: there is no templates/{campaign.step.template}")
+            problems.append(f"{file}: step.template: the file templates/{campaign.step.template} does not exist")
         found[campaign.name] = campaign
-    return found, wrong
+    return found, problems
 
 
 def load_campaigns(folder: Path) -> dict[str, Campaign]:
     """Return the campaigns of ``folder`` by name.
 
     Raises:
-        SettingsError: naming every problem of every file, with file and path.
+        SettingsError: a file is invalid. The message lists every problem with its file and path.
 
     """
-    found, wrong = read_campaigns(folder)
-    if wrong:
-        raise wrong_campaigns(wrong)
+    found, problems = read_campaigns(folder)
+    if problems:
+        raise invalid_campaigns(problems)
     return found
 
 
-def wrong_campaigns(wrong: list[str]) -> SettingsError:
-    """Return the error that names all of ``wrong``."""
-    return SettingsError("Wrong campaigns:\n  " + "\n  ".join(wrong))
+def invalid_campaigns(problems: list[str]) -> SettingsError:
+    """Return the error for invalid campaign files; its message lists ``problems``."""
+    return SettingsError("Invalid campaigns:\n  " + "\n  ".join(problems))
 
 
 def event_types(campaigns: Iterable[Campaign]) -> frozenset[str]:
-    """Return the event types that some campaign listens to: intake signals these and no others."""
+    """Return the event types that the campaigns listen to. Intake emits signals for these types only."""
     return frozenset(campaign.trigger.event for campaign in campaigns)
 
 
 def matches(campaign: Campaign, signal: Signal) -> bool:
-    """Return whether ``signal`` meets the campaign's trigger: its event type, and every condition of ``where``."""
+    """Return whether ``signal`` has the event type of the campaign's trigger and meets all of its conditions."""
     return campaign.trigger.event == signal.event_type and all(
-        _meets(_at({"event": signal.event, "lead": signal.lead}, path), wanted)
-        for path, wanted in campaign.trigger.where.items()
+        _meets(_value_at({"event": signal.event, "lead": signal.lead}, path), expected)
+        for path, expected in campaign.trigger.where.items()
     )
 
 
-def _at(names: Any, path: str) -> Any:
-    root, *steps = path.split(".", 2)  # a map's key may have dots of its own
-    names = names[root]
-    for step in steps:
-        names = names.get(step) if isinstance(names, Mapping) else None
-    return names
+def _value_at(values: Any, path: str) -> Any:
+    root, *keys = path.split(".", 2)  # at most three parts: the key of a map may contain dots
+    values = values[root]
+    for key in keys:
+        values = values.get(key) if isinstance(values, Mapping) else None
+    return values
 
 
-def _meets(value: Any, wanted: Any) -> bool:
-    if isinstance(wanted, list):
-        return any(_meets(value, each) for each in wanted)
-    # True == 1 in Python; a form's 1 is not a yes.
-    return isinstance(value, bool) == isinstance(wanted, bool) and bool(value == wanted)
+def _meets(value: Any, expected: Any) -> bool:
+    if isinstance(expected, list):
+        return any(_meets(value, each) for each in expected)
+    # In Python True == 1, but a condition must tell them apart.
+    return isinstance(value, bool) == isinstance(expected, bool) and bool(value == expected)
 
 
-def _wrong(event: str, path: str, wanted: Any) -> str:
-    """Return what is wrong with one condition, in words, or nothing."""
-    root, *steps = path.split(".", 2)
-    if root not in ("event", "lead") or not steps:
-        return f"{path}: a path starts with event. or lead."
+def _problem(event: str, path: str, expected: Any) -> str:
+    """Return what is wrong with one condition of a trigger, or ""."""
+    root, *keys = path.split(".", 2)
+    if root not in ("event", "lead") or not keys:
+        return f"{path}: must start with event. or lead."
     fields = dict(_fields("lead" if root == "lead" else event))
-    if steps[0] not in fields:
-        return f"{path}: {'lead' if root == 'lead' else event} has no field {steps[0]!r}"
-    kind = fields[steps[0]]
-    if (kind == "map") != (len(steps) > 1):
-        return f"{path}: is a map, name one of its keys" if kind == "map" else f"{path}: {steps[0]} is no map"
-    text = [each for each in (wanted if isinstance(wanted, list) else [wanted]) if not isinstance(each, str)]
-    if text and kind in ("map", "string"):
-        return f"{path}: holds text, put {', '.join(map(str, text))} in quotation marks"
+    if keys[0] not in fields:
+        return f"{path}: {'lead' if root == 'lead' else event} has no field {keys[0]!r}"
+    kind = fields[keys[0]]
+    if (kind == "map") != (len(keys) > 1):
+        return f"{path}: is a map: add one of its keys" if kind == "map" else f"{path}: {keys[0]} is not a map"
+    not_text = [each for each in (expected if isinstance(expected, list) else [expected]) if not isinstance(each, str)]
+    if not_text and kind in ("map", "string"):
+        return f"{path}: the field is a string: put {', '.join(map(str, not_text))} in quotation marks"
     return ""
 
 
 def _fields(name: str) -> Iterator[tuple[str, str]]:
-    """Yield the fields that conditions may speak of, and whether each is a string, a map or something else."""
+    """Yield each field that a condition can use, and its kind: "string", "map", another type, or "other"."""
     for field in registry().types[name].source["fields"]:
         kind = field["type"]
         if kind in ("leadstream.envelope", "leadstream.identifiers"):

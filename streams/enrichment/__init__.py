@@ -1,1 +1,1 @@
-"""Enrichment on Faust: ask providers about a lead and send what they say back in as a lead event."""
+"""The enrichment stage: looks leads up at data providers and emits the results as lead events."""

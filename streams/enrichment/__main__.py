@@ -1,4 +1,4 @@
-"""``python -m streams.enrichment``: one enrichment worker; start as many as the topic has partitions."""
+"""Runs one enrichment worker: ``python -m streams.enrichment``. A worker without a partition of the topic is idle."""
 
 from infra.runtime import run
 from streams.enrichment.app import main

@@ -1,4 +1,4 @@
-"""Enrichment's composition root: settings to clients to the Faust agent."""
+"""Composition root of the enrichment stage: builds its clients and its handler and runs them on Faust."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from streams.enrichment.providers import Provider
 from streams.enrichment.waterfall import Waterfall
 from streams.faust.agent import run_agent
 
-MAX_INFLIGHT = 256  # leads that are asked about at the same time
+MAX_INFLIGHT = 256  # enrichment requests that are processed at the same time
 
 
 async def main(settings: Settings, stop: Stop) -> None:
-    """Run enrichment until ``stop``. With no provider configured every request is skipped, and says so."""
+    """Run enrichment until ``stop``. If no provider is configured, the outcome of every request is ``skipped``."""
     async with contextlib.AsyncExitStack() as opened:
         providers = await _providers(settings, opened)
         log(STAGE).info("providers", extra={"fields": {"enabled": [provider.name for provider in providers]}})
@@ -35,12 +35,12 @@ async def main(settings: Settings, stop: Stop) -> None:
 
 
 async def _providers(settings: Settings, opened: contextlib.AsyncExitStack) -> list[Provider]:
-    """Return the providers whose key is set, connected."""
-    found: list[Provider] = []
+    """Return the connected providers: those whose API key is set."""
+    connected: list[Provider] = []
     for name, module in plugins.discover("streams.enrichment.providers").items():
         config = settings.section(f"provider_{name}", module.Config)
         if config.api_key.get_secret_value():
             client = http.client(config.base_url, timeout_s=config.timeout_s, connections=config.connections)
             await opened.enter_async_context(client)
-            found.append(module.connect(config, client))
-    return found
+            connected.append(module.connect(config, client))
+    return connected

@@ -1,4 +1,4 @@
-"""What providers answered, in Postgres: a question that was answered is not paid for again until the answer expires."""
+"""Caches the answers of providers in Postgres, so that no question is paid for again before its answer expires."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ _GET = """
 SELECT result, likelihood, cost, (extract(epoch FROM fetched_at) * 1000000)::bigint AS fetched_at
 FROM enrichment_results WHERE provider = $1 AND key = $2 AND expires_at > now()
 """
-# The answer that is there and not expired stays: whoever was first has told the world about it.
+# An answer that has not expired is never replaced: a lead event with its values may already be published.
 _PUT = """
-INSERT INTO enrichment_results AS kept
+INSERT INTO enrichment_results AS cached
     (provider, key, tenant, lead_id, result, likelihood, cost, fetched_at, expires_at)
 VALUES ($1, $2, $3, $4, $5, $6, $7, now(), now() + $8)
 ON CONFLICT (provider, key) DO UPDATE SET
     tenant = excluded.tenant, lead_id = excluded.lead_id, result = excluded.result, likelihood = excluded.likelihood,
     cost = excluded.cost, fetched_at = excluded.fetched_at, expires_at = excluded.expires_at
-WHERE kept.expires_at <= now()
+WHERE cached.expires_at <= now()
 """
 
 
 @dataclass(frozen=True, slots=True)
 class CachedAnswer:
-    """An answer and when it was fetched, in microseconds since 1970."""
+    """An answer and the time when it was fetched, in microseconds since 1970."""
 
     answer: Found | NotFound
     fetched_at: int
@@ -41,7 +41,7 @@ class CachedAnswer:
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """A question about a lead, to a provider."""
+    """A question about one lead to one provider."""
 
     provider: str
     tenant: str
@@ -50,43 +50,42 @@ class Lookup:
 
     @property
     def key(self) -> bytes:
-        """SHA-256 of tenant and question: no personal data in the key, and no tenant pays for another."""
+        """The cache key: SHA-256 of tenant and question. It contains no personal data; tenants share no answers."""
         words = orjson.dumps([self.tenant, dict(self.question)], option=orjson.OPT_SORT_KEYS)
         return hashlib.sha256(words).digest()
 
 
 class AnswerCache(Protocol):
-    """Where answers are kept. Both raise DependencyAway."""
+    """Stores answers until they expire. Both methods raise DependencyAway when the store is unavailable."""
 
-    async def get(self, asked: Lookup) -> CachedAnswer | None:
-        """Return the answer that is kept and not expired."""
+    async def get(self, lookup: Lookup) -> CachedAnswer | None:
+        """Return the cached answer, or None if there is none or it has expired."""
         ...
 
-    async def put(self, asked: Lookup, answer: Found | NotFound, days: float) -> CachedAnswer:
-        """Keep ``answer`` for ``days``; return what is kept now, which may be somebody else's earlier answer."""
+    async def put(self, lookup: Lookup, answer: Found | NotFound, days: float) -> CachedAnswer:
+        """Store ``answer`` for ``days`` unless an answer is cached; return the cached one."""
         ...
 
 
 class PostgresAnswerCache:
-    """The table ``enrichment_results``."""
+    """An :class:`AnswerCache` in the table ``enrichment_results``."""
 
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
 
-    async def get(self, asked: Lookup) -> CachedAnswer | None:
+    async def get(self, lookup: Lookup) -> CachedAnswer | None:
         """See :class:`AnswerCache`."""
         async with connection(self._pool) as database:
-            row = await database.fetchrow(_GET, asked.provider, asked.key)
-        return None if row is None else _kept(row)
+            row = await database.fetchrow(_GET, lookup.provider, lookup.key)
+        return None if row is None else _cached_answer(row)
 
-    async def put(self, asked: Lookup, answer: Found | NotFound, days: float) -> CachedAnswer:
+    async def put(self, lookup: Lookup, answer: Found | NotFound, days: float) -> CachedAnswer:
         """See :class:`AnswerCache`."""
-        found = isinstance(answer, Found)
         values = (
-            asked.provider,
-            asked.key,
-            asked.tenant,
-            uuid.UUID(asked.lead_id),
+            lookup.provider,
+            lookup.key,
+            lookup.tenant,
+            uuid.UUID(lookup.lead_id),
             orjson.dumps(dict(answer.fields)).decode() if isinstance(answer, Found) else None,
             answer.likelihood if isinstance(answer, Found) else None,
             answer.cost,
@@ -94,15 +93,15 @@ class PostgresAnswerCache:
         )
         async with connection(self._pool) as database:
             await database.execute(_PUT, *values)
-            row = await database.fetchrow(_GET, asked.provider, asked.key)
+            row = await database.fetchrow(_GET, lookup.provider, lookup.key)
         if row is None:
-            raise RuntimeError(f"an answer that was {'found' if found else 'not found'} is gone at once: days={days}")
-        return _kept(row)
+            raise RuntimeError(f"the answer of {lookup.provider} expired while it was stored: days={days}")
+        return _cached_answer(row)
 
 
-def _kept(row: Mapping[str, object]) -> CachedAnswer:
+def _cached_answer(row: Mapping[str, object]) -> CachedAnswer:
     fetched_at, cost, result = row["fetched_at"], row["cost"], row["result"]
-    assert isinstance(fetched_at, int)  # noqa: S101 - what the columns are, for the type checker
+    assert isinstance(fetched_at, int)  # noqa: S101 - the types of the columns, for the type checker
     assert isinstance(cost, float)  # noqa: S101
     if not isinstance(result, str):
         return CachedAnswer(NotFound(cost), fetched_at)

@@ -1,7 +1,7 @@
-"""The stage: one enrichment request in, one outcome out, and where a provider knew the lead one lead event.
+"""Handles one enrichment request: emits one outcome, and one lead event if a provider found the lead.
 
-The event's id is a hash of what it answers (tenant, lead, provider, request), so that answering again after a crash is
-a duplicate to intake. What the provider said comes from the kept answer, so it is the same event, too.
+Crash: a request that is processed again gives the same event with the same event_id, which intake recognises as a
+duplicate. The event_id is a hash of tenant, lead, provider and request; the values come from the cached answer.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from infra.kafka.outcome_records import OutcomeRecords
 from infra.kafka.producer import Headers, Output
 from infra.outcomes import Dead, Problem, Reason, What
 from schemas.codec import Codec, DecodeError
-from schemas.lead import whole_lead
+from schemas.lead import parse_lead
 from streams.enrichment.providers import FIELDS, Found, LookupFailed
 from streams.enrichment.waterfall import Result, Waterfall
 from streams.faust.ordered import Record
@@ -25,11 +25,11 @@ from streams.faust.ordered import Record
 STAGE = "enrichment"
 TOPIC = "leads.enrichment-requested"
 SOURCE = "leadstream:enrichment:"
-_EVENT_ID = uuid.UUID("0f5c1a52-9a0e-5b63-9f0a-6f1f6c1f3c77")  # the name space of our event ids
+_NAMESPACE = uuid.UUID("0f5c1a52-9a0e-5b63-9f0a-6f1f6c1f3c77")  # of event ids, for UUID version 5
 
 
 class EnrichmentHandler:
-    """Handles enrichment requests; see :class:`streams.faust.ordered.OrderedPipe` for how it is called."""
+    """The handler of the enrichment stage, called by :class:`streams.faust.ordered.OrderedPipe`."""
 
     def __init__(self, waterfall: Waterfall, codec: Codec, *, clock: Clock = now_us) -> None:
         self._waterfall = waterfall
@@ -38,10 +38,10 @@ class EnrichmentHandler:
         self._outcomes = OutcomeRecords(STAGE, codec.encoder("outcome"), clock)
 
     async def __call__(self, record: Record) -> Sequence[Output]:
-        """Return what a request comes to: an outcome, an event where the lead was found; or a dead letter.
+        """Return the outcome of one request and the lead event if the lead was found, or a dead letter.
 
         Raises:
-            DependencyAway: Postgres is away; nothing was decided.
+            DependencyAway: Postgres is unavailable; call again with the same record.
 
         """
         try:
@@ -49,23 +49,23 @@ class EnrichmentHandler:
         except DecodeError as error:
             return [self._dead(record, error.dead)]
         if decoded.type != "enrichment_request":
-            problem = Problem("", f"a record of the type {decoded.type} does not belong on {TOPIC}")
+            problem = Problem("", f"{TOPIC} is for records of type enrichment_request, not {decoded.type}")
             return [self._dead(record, Dead(Reason.INVALID_FIELD, (problem,)))]
         try:
-            request = decoded.record | {"lead": whole_lead(decoded.record["lead"])}
+            request = decoded.record | {"lead": parse_lead(decoded.record["lead"])}
         except ValueError as error:
             return [self._dead(record, Dead(Reason.NOT_JSON, (Problem("/lead", str(error)),)))]
         identifiers = identifiers_of(request["lead"])
         result = await self._waterfall.enrich(request["tenant"], request["lead"]) if identifiers else None
         outputs = [self._outcome(record, request, result)]
         if result is not None and isinstance(result.answer, Found):
-            event = self._event(completed(request, identifiers, result, result.answer))
+            event = self._event(completed_event(request, identifiers, result, result.answer))
             key = f"{request['tenant']}:{next(iter(identifiers.values()))}".encode()
             outputs.insert(0, Output("leads.received", key, event, _trace(record.headers())))
         return outputs
 
     def _outcome(self, record: Record, request: Mapping[str, Any], result: Result | None) -> Output:
-        what, reason, detail = _verdict(result)
+        what, reason, detail = _describe(result)
         return self._outcomes.build(
             what,
             reason,
@@ -83,21 +83,24 @@ class EnrichmentHandler:
 
 
 def identifiers_of(lead: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the identifiers that lead back to ``lead``, the surest first; empty when it has none of its own.
+    """Return the identifiers that the result's event carries, or none if the lead cannot be identified.
 
-    No more than it takes: an identifier that has come to somebody else meanwhile must not merge the two.
+    Only the strongest kind that the lead has: another identifier may belong to another lead by now, and the event would
+    merge the two leads.
     """
     for names in (("email", "external_id"), ("phone",)):
-        given = {name: lead[name] for name in names if lead[name]}
-        if given:
-            return given
+        identifiers = {name: lead[name] for name in names if lead[name]}
+        if identifiers:
+            return identifiers
     return {"crm_ids": lead["crm_ids"]} if lead["crm_ids"] else {}
 
 
-def completed(request: Mapping[str, Any], given: Mapping[str, Any], result: Result, found: Found) -> dict[str, Any]:
-    """Return the lead event that says what ``result.provider`` knows."""
+def completed_event(
+    request: Mapping[str, Any], identifiers: Mapping[str, Any], result: Result, found: Found
+) -> dict[str, Any]:
+    """Return the ``enrichment_completed`` event with the data that ``result.provider`` found."""
     tenant, lead_id = request["tenant"], request["lead"]["lead_id"]
-    event_id = uuid.uuid5(_EVENT_ID, "\0".join((tenant, lead_id, result.provider, request["event_id"])))
+    event_id = uuid.uuid5(_NAMESPACE, "\0".join((tenant, lead_id, result.provider, request["event_id"])))
     return {
         "envelope": {
             "event_id": str(event_id),
@@ -106,7 +109,7 @@ def completed(request: Mapping[str, Any], given: Mapping[str, Any], result: Resu
             "source": SOURCE + result.provider,
             "context": {},
         },
-        "identifiers": {"external_id": "", "email": "", "phone": "", "anonymous_id": "", "crm_ids": {}, **given},
+        "identifiers": {"external_id": "", "email": "", "phone": "", "anonymous_id": "", "crm_ids": {}, **identifiers},
         "provider": result.provider,
         "likelihood": found.likelihood,
         "request_event_id": request["event_id"],
@@ -114,9 +117,9 @@ def completed(request: Mapping[str, Any], given: Mapping[str, Any], result: Resu
     }
 
 
-def _verdict(result: Result | None) -> tuple[What, Reason | None, str]:
+def _describe(result: Result | None) -> tuple[What, Reason | None, str]:
     if result is None:
-        return What.SKIPPED, Reason.NO_IDENTIFIER, "there is nothing that a provider could be asked by"
+        return What.SKIPPED, Reason.NO_IDENTIFIER, "the lead has no value that a provider can look up"
     answer = result.answer
     if isinstance(answer, Found):
         return What.ENRICHED, None, result.provider

@@ -1,8 +1,11 @@
-"""Ask the providers in their order until one knows the lead.
+"""Asks the providers about a lead, one after the other, until one of them has data.
 
-Guarantees: a question is asked once at a time in this process, and not again while its answer is kept; an answer that
-could not be kept yet (Postgres away) is held in memory, not paid for again. All calls about one lead together take at
-most ``deadline_s`` seconds; waiting for a connection or for room in a rate limit does not count, it is back-pressure.
+Guarantees:
+
+- While a question is asked or its answer is cached, this process does not ask it again. An answer that could not be
+  cached, because Postgres is unavailable, stays in memory: it is cached at the next attempt and not paid for twice.
+- All calls about one lead together take at most ``deadline_s`` seconds. Waiting for a connection or for the rate limit
+  does not count: it is back-pressure.
 """
 
 from __future__ import annotations
@@ -23,7 +26,7 @@ _BACKOFF_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came of it: the ``provider`` of a good answer (else the last one asked), and when it was fetched."""
+    """The answer about a lead and the provider that gave it; ``fetched_at`` in microseconds since 1970, or 0."""
 
     answer: Answer
     provider: str = ""
@@ -31,14 +34,23 @@ class Result:
 
 
 class _Budget:
-    """Seconds that are left for calls."""
+    """The seconds that remain for calls about one lead."""
 
     def __init__(self, seconds: float) -> None:
         self.left = seconds
 
 
 class Waterfall:
-    """Asks ``providers``, best first; ``clock`` gives seconds."""
+    """Asks ``providers`` in the order of their rank.
+
+    Args:
+        providers: connected providers.
+        answers: the cache of answers.
+        deadline_s: seconds for all calls about one lead.
+        clock: returns seconds; only differences count.
+        sleep: waits for a number of seconds.
+
+    """
 
     def __init__(
         self,
@@ -54,17 +66,23 @@ class Waterfall:
         self._deadline_s = deadline_s
         self._clock = clock
         self._sleep = sleep
-        self._room = {provider.name: asyncio.Semaphore(provider.config.connections) for provider in providers}
-        self._asking: dict[tuple[str, bytes], asyncio.Task[CachedAnswer | LookupFailed]] = {}
-        self._unkept: dict[tuple[str, bytes], Found | NotFound] = {}
+        self._connections = {provider.name: asyncio.Semaphore(provider.config.connections) for provider in providers}
+        self._running: dict[tuple[str, bytes], asyncio.Task[CachedAnswer | LookupFailed]] = {}
+        self._uncached: dict[tuple[str, bytes], Found | NotFound] = {}
 
     async def enrich(self, tenant: str, lead: Mapping[str, Any]) -> Result | None:
-        """Return what the providers say about ``lead`` (fields of lead.avsc); None when there is nothing to ask by.
+        """Ask the providers about ``lead`` until one of them has data.
 
-        A failure counts more than a "not found" of another provider: asked again later, it may be found.
+        Args:
+            tenant: of the lead.
+            lead: every field of lead.avsc.
+
+        Returns:
+            The first Found. Without one: the last failure, since a later request may succeed; otherwise the first
+            NotFound. None if the lead has no value that a provider can look up.
 
         Raises:
-            DependencyAway: the kept answers cannot be read or written now.
+            DependencyAway: the cache is unavailable.
 
         """
         budget = _Budget(self._deadline_s)
@@ -73,48 +91,49 @@ class Waterfall:
             question = provider.question(lead)
             if not question:
                 continue
-            asked = Lookup(provider.name, tenant, lead["lead_id"], question)
-            kept = await self._answers.get(asked) or await self._ask_once(provider, asked, budget)
-            if isinstance(kept, LookupFailed):
-                result = Result(kept, provider.name)
-            elif isinstance(kept.answer, Found):
-                return Result(kept.answer, provider.name, kept.fetched_at)
+            lookup = Lookup(provider.name, tenant, lead["lead_id"], question)
+            cached = await self._answers.get(lookup) or await self._ask_once(provider, lookup, budget)
+            if isinstance(cached, LookupFailed):
+                result = Result(cached, provider.name)
+            elif isinstance(cached.answer, Found):
+                return Result(cached.answer, provider.name, cached.fetched_at)
             else:
-                result = result or Result(kept.answer, provider.name, kept.fetched_at)
+                result = result or Result(cached.answer, provider.name, cached.fetched_at)
         return result
 
-    async def _ask_once(self, provider: Provider, asked: Lookup, budget: _Budget) -> CachedAnswer | LookupFailed:
-        """Join the same question where it is being asked now."""
-        name = (asked.provider, asked.key)
-        task = self._asking.get(name)
+    async def _ask_once(self, provider: Provider, lookup: Lookup, budget: _Budget) -> CachedAnswer | LookupFailed:
+        """Ask a question, or wait for the answer if another request is asking it now."""
+        key = (lookup.provider, lookup.key)
+        task = self._running.get(key)
         if task is None:
-            task = self._asking[name] = asyncio.create_task(self._ask_and_keep(provider, asked, budget))
-            task.add_done_callback(lambda _: self._asking.pop(name, None))
+            task = self._running[key] = asyncio.create_task(self._ask_and_cache(provider, lookup, budget))
+            task.add_done_callback(lambda _: self._running.pop(key, None))
         return await asyncio.shield(task)
 
-    async def _ask_and_keep(self, provider: Provider, asked: Lookup, budget: _Budget) -> CachedAnswer | LookupFailed:
-        name = (asked.provider, asked.key)
-        answer = self._unkept.get(name) or await self._ask(provider, asked.question, budget)
+    async def _ask_and_cache(self, provider: Provider, lookup: Lookup, budget: _Budget) -> CachedAnswer | LookupFailed:
+        key = (lookup.provider, lookup.key)
+        answer = self._uncached.get(key) or await self._ask(provider, lookup.question, budget)
         if isinstance(answer, LookupFailed):
             return answer
-        self._unkept[name] = answer
-        kept = await self._answers.put(asked, answer, _days(provider.config, answer))
-        del self._unkept[name]
-        return kept
+        self._uncached[key] = answer
+        cached = await self._answers.put(lookup, answer, _days(provider.config, answer))
+        del self._uncached[key]
+        return cached
 
     async def _ask(self, provider: Provider, question: Question, budget: _Budget) -> Answer:
         wait = _BACKOFF_S
         while True:
-            # Room first: a crowd waiting inside the HTTP client for a connection costs it more than the calls do.
-            async with self._room[provider.name]:
+            # Limit calls here: many requests that wait inside the HTTP client for a connection cost it more CPU than
+            # the calls themselves.
+            async with self._connections[provider.name]:
                 await provider.wait_for_rate_limit()
-                began = self._clock()
+                started_at = self._clock()
                 try:
                     async with asyncio.timeout(max(budget.left, 0)):
                         answer = await provider.ask(question)
                 except TimeoutError:
                     answer = LookupFailed(Reason.TIMEOUT, retryable=True)
-                budget.left -= self._clock() - began
+                budget.left -= self._clock() - started_at
             pause = wait * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
             if not isinstance(answer, LookupFailed) or not answer.retryable or budget.left <= pause:
                 return answer

@@ -1,1 +1,1 @@
-"""The one adapter to Faust: its consumer with our bookkeeping, in-order acks, a watchdog, an app built by our rules."""
+"""The only adapter to Faust: a consumer with its own offset ledger, in-order acks, and a watchdog."""

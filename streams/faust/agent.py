@@ -1,13 +1,13 @@
-"""How a Faust app is built and run by our rules: one topic, one agent, an :class:`streams.faust.ordered.OrderedPipe`.
+"""Runs a handler over one topic with Faust: one app, one agent, one :class:`streams.faust.ordered.OrderedPipe`.
 
-Faust provides group membership, fetching and back-pressure; what it commits is decided in
-:mod:`streams.faust.consumer`.
+Faust provides group membership, fetching and back-pressure. :mod:`streams.faust.consumer` decides what is committed.
 
-Guarantee: the process exits at once (exit code 70, to be restarted) when the event loop hangs, the app has crashed, or
-there are records and no commit for a minute while no dependency is unavailable. Faust itself only logs these.
+Guarantees: the process exits at once with code 70, to be restarted, when the event loop hangs, when the Faust app has
+crashed, or when there are records but no commit for a minute while all dependencies are available. Faust itself only
+logs these failures.
 
-No Faust tables, no ``send``, no ``take``, no web server, no topics made by Faust: state belongs in Postgres, outputs
-go through :class:`infra.kafka.producer.Deliverer`, and the topic has to exist.
+Not used: Faust tables, ``send``, ``take``, the web server, and topic creation. State is in Postgres, outputs are
+published by :class:`infra.kafka.producer.Deliverer`, and the topic must exist.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from streams.faust.watchdog import Watchdog
 
 
 def build(settings: Settings, pipe: OrderedPipe, topic: str) -> Any:
-    """Return the Faust app of ``pipe.group`` over ``topic``; call it in the running loop."""
+    """Return a Faust app that consumes ``topic`` as group ``pipe.group``; must be called in the running event loop."""
     home = settings.home / "faust"
     home.mkdir(parents=True, exist_ok=True)
     servers = [URL(f"kafka://{address}") for address in client.addresses(settings)]
@@ -98,12 +98,21 @@ async def run_agent(
     deliverer: Deliverer,
     max_inflight: int = 256,
 ) -> None:
-    """Run ``handler`` over ``topic`` as consumer group ``group`` until ``stop``; call it from ``infra.runtime.run``.
+    """Run ``handler`` over ``topic`` until ``stop``. Must be called from ``infra.runtime.run``.
 
-    ``handler`` gets a :class:`streams.faust.ordered.Record`, at most ``max_inflight`` at a time and the records of one
-    key in order, and returns the outputs that have to be on the broker before the record counts as done. It must end in
-    bounded time, raise DependencyAway to be called again, and be idempotent: after a crash it sees the last records
-    again.
+    Crash: records whose offsets were not committed are processed again, so the handler must be idempotent.
+
+    Args:
+        settings: of the process.
+        stop: requests the end of the process; carries its health status.
+        group: the consumer group.
+        topic: must exist; otherwise this waits for it.
+        handler: is called with one record and returns its outputs. It must return in bounded time. If it raises
+            DependencyAway, it is called again with the same record.
+        deliverer: publishes the outputs. A record is acked when the broker has all of its outputs.
+        max_inflight: maximum number of records that are processed at the same time. Records of one key are processed
+            in order.
+
     """
     stop.status.ready = False
     pipe = OrderedPipe(group, handler, deliverer.deliver, max_inflight=max_inflight, status=stop.status)
@@ -120,7 +129,7 @@ async def run_agent(
 
 
 async def _leave(app: Any, pipe: OrderedPipe, shutdown_s: float) -> None:
-    """Finish, commit and leave the group; a Faust that does not end is ended, what is committed stays so."""
+    """Finish the records in flight, commit and leave the group; exit the process if Faust does not stop in time."""
     finished = await pipe.pause(shutdown_s / 2)
     with suppress(TimeoutError):
         await asyncio.wait_for(app.consumer.commit(), shutdown_s / 4)
@@ -128,7 +137,7 @@ async def _leave(app: Any, pipe: OrderedPipe, shutdown_s: float) -> None:
         async with asyncio.timeout(shutdown_s / 4):
             await app.stop()
     except TimeoutError:
-        log(pipe.group).warning("the group was not left in time", extra={"fields": {"finished": finished}})
+        log(pipe.group).warning("Faust did not stop in time; exiting", extra={"fields": {"all_acked": finished}})
         os._exit(0 if finished else 1)
 
 

@@ -1,10 +1,11 @@
-"""Faust's consumer with our own bookkeeping of offsets (:mod:`streams.faust.offsets`) in place of Faust's.
+"""Faust's consumer with the offset ledger of :mod:`streams.faust.offsets` in place of Faust's own bookkeeping.
 
-Guarantees: those of the ledger, through rebalances too. A rebalance waits for what is in flight, at most ``_REVOKE_S``
-seconds, and commits it; the rest is processed again. (Faust drops what it fetched before a rebalance without seeking
-back; the ledger notices.)
+Guarantees: those of the ledger, also during rebalances. A rebalance waits at most ``_REVOKE_S`` seconds for the records
+in flight and commits them; records that are not finished by then are processed again. Faust drops records that it
+fetched before a rebalance and does not seek back; the ledger detects the gap.
 
-This file overrides private members of Faust and aiokafka: docs/decisions/0005 says which, why, and what holds them.
+This module overrides private members of Faust and aiokafka. docs/decisions/0005 says which, why, and which tests
+detect a change of them.
 """
 
 from __future__ import annotations
@@ -26,10 +27,10 @@ _REVOKE_S = 8.0
 
 
 class _Thread(driver.AIOKafkaConsumerThread):
-    """aiokafka's side, in its own thread."""
+    """The thread that runs aiokafka's consumer."""
 
     async def seek_to_committed(self) -> Mapping[Any, int]:
-        """Seek to the committed offsets, and to the beginning where there is none (aiokafka leaves those alone)."""
+        """Seek to the committed offsets, and without one to the beginning, which aiokafka does not do."""
         offsets: Mapping[Any, int] = await self.call_thread(self._seek_to_start)
         return offsets
 
@@ -47,14 +48,15 @@ class _Thread(driver.AIOKafkaConsumerThread):
         try:
             await consumer.commit({driver.ensure_aiokafka_TP(tp): offset for tp, offset in offsets.items()})
         except KafkaError as error:
-            # The next commit covers it; if the partitions went, their new owner does the records again.
+            # The next commit includes these offsets. If the partitions were revoked, their new owner processes the
+            # records again.
             log("faust").warning("commit failed", extra={"fields": {"error": type(error).__name__}})
             return False
         return True
 
 
 class Consumer(driver.Consumer):
-    """Faust's consumer with our bookkeeping of offsets: see :mod:`streams.faust.offsets`."""
+    """Faust's consumer with an :class:`streams.faust.offsets.OffsetLedger`."""
 
     pipe: OrderedPipe
 
@@ -66,37 +68,40 @@ class Consumer(driver.Consumer):
         return _Thread(self, loop=self.loop, beacon=self.beacon)
 
     async def seek_to_committed(self) -> Mapping[Any, int]:
-        """Seek to the group's committed offsets: from now on the first record of each partition is known."""
+        """Seek to the committed offsets of the group, and set them as the first offsets in the ledger."""
         assignment = self._ledger.assignment
         offsets: Mapping[Any, int] = await super().seek_to_committed()
         self._ledger.start(offsets, assignment)
         return offsets
 
     async def _seek(self, partition: Any, offset: int) -> None:
-        await self._thread.call_thread(self._thread.seek, partition, offset)  # Faust calls it from the wrong thread
+        # Faust calls this in the event loop's thread, but the consumer must be used in its own.
+        await self._thread.call_thread(self._thread.seek, partition, offset)
 
     async def getmany(self, timeout: float) -> AsyncIterator[tuple[Any, Any]]:  # noqa: ASYNC109 - Faust's signature
-        """Yield what was fetched, each message with its round of fetching (in ``checksum``, otherwise unused)."""
-        fetched_in = self._ledger.round
+        """Yield the fetched messages, each with its fetch round in ``checksum``, a field that Faust does not use."""
+        fetch_round = self._ledger.round
         async for tp, message in super().getmany(timeout):
-            message.checksum = fetched_in
-            self._read_offset[tp] = min(self._read_offset[tp] or 0, message.offset)  # Faust drops what is below it
+            message.checksum = fetch_round
+            # Faust drops messages below its read offset; the ledger must decide about every message.
+            self._read_offset[tp] = min(self._read_offset[tp] or 0, message.offset)
             yield tp, message
 
     async def accept(self, message: Any) -> bool:
-        """Return whether ``message`` is the next record of its partition; it then counts as open until it is acked.
+        """Return whether ``message`` is the next record of its partition; if so, it is open until it is acked.
 
-        In a rebalance Faust drops fetched records, some of them without a trace: the partition is then read again.
+        Records before it may be missing, since Faust drops fetched records in a rebalance. The consumer then seeks back
+        to the first missing record.
         """
         tp = message.tp
         admission = self._ledger.admit(tp, message.offset, message.checksum)
         if admission is Admission.READ_AGAIN:
-            with suppress(IllegalStateError):  # the partition was revoked: its next owner reads it
+            with suppress(IllegalStateError):  # the partition was revoked: its new owner reads it
                 await self.seek(tp, self._ledger.expected(tp))
         return admission is Admission.ACCEPTED
 
     def ack(self, message: Any) -> bool:
-        """Note that a record's effects are durable."""
+        """Mark a message as acked: its outputs are on the broker."""
         if message.acked:
             return False
         message.acked = True
@@ -114,39 +119,39 @@ class Consumer(driver.Consumer):
 
     async def _commit_offsets(self, offsets: Mapping[Any, int], start_new_transaction: bool = True) -> bool:
         del start_new_transaction  # there are no transactions here
-        ours = {tp: offset for tp, offset in offsets.items() if tp in self.assignment()}
-        if not ours or not await self._commit(ours):
+        assigned = {tp: offset for tp, offset in offsets.items() if tp in self.assignment()}
+        if not assigned or not await self._commit(assigned):
             return False
-        self._committed_offset.update(ours)
+        self._committed_offset.update(assigned)
         return True
 
     async def on_partitions_revoked(self, revoked: set[Any]) -> None:
-        """Give partitions up: Faust calls :meth:`wait_empty` in the middle, only then is the bookkeeping forgotten."""
+        """Release partitions and clear the ledger, after Faust has called :meth:`wait_empty`."""
         await super().on_partitions_revoked(revoked)
         self._ledger.assign()
 
     async def on_partitions_assigned(self, assigned: set[Any], generation_id: int = 0) -> None:
-        """Take partitions on."""
+        """Clear the ledger and accept records of the assigned partitions."""
         self._ledger.assign()
         await self.pipe.resume()
         await super().on_partitions_assigned(assigned, generation_id)
 
     async def wait_empty(self) -> None:
-        """Finish what is in flight and commit it, in bounded time (Faust's own waits without end)."""
+        """Wait for the records in flight and commit them, in at most two times ``_REVOKE_S`` seconds."""
         await self.pipe.pause(_REVOKE_S)
         self._unacked_messages.clear()
         with suppress(TimeoutError):
             await asyncio.wait_for(self.commit(), _REVOKE_S)
 
     def verify_event_path(self, now: float, tp: Any) -> None:
-        """Do nothing: stalls are :mod:`streams.faust.watchdog`'s; Faust's check races with the consumer's thread."""
+        """Do nothing: :mod:`streams.faust.watchdog` detects stalls; Faust's check races with the consumer's thread."""
 
     def progress(self) -> dict[Any, tuple[int, int]]:
-        """Return for each partition of ours (committed, end), as far as they are known."""
-        found: dict[Any, tuple[int, int]] = {}
+        """Return (committed offset, end offset) of each assigned partition whose end is known."""
+        offsets: dict[Any, tuple[int, int]] = {}
         for tp in self.assignment():
-            with suppress(Exception):  # the assignment may change in the consumer's thread meanwhile
+            with suppress(Exception):  # the consumer's thread may change the assignment at the same time
                 end = self.highwater(tp)
                 if end is not None:
-                    found[tp] = (self._committed_offset.get(tp) or 0, end)
-        return found
+                    offsets[tp] = (self._committed_offset.get(tp) or 0, end)
+        return offsets

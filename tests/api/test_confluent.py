@@ -27,12 +27,12 @@ TYPE = registry().events["form_submitted"]
 
 
 async def test_a_known_schema_has_the_same_id_everywhere(client: httpx.AsyncClient) -> None:
-    body = {"schema": json.dumps(TYPE.whole)}
+    body = {"schema": json.dumps(TYPE.full_schema)}
     registered = await client.post("/subjects/leads.received-value/versions?normalize=false", json=body)
     looked_up = await client.post("/subjects/leads.received-value", json=body)
     assert registered.json()["id"] == looked_up.json()["id"] == TYPE.confluent_id
     by_id = await client.get(f"/schemas/ids/{TYPE.confluent_id}")
-    assert json.loads(by_id.json()["schema"]) == TYPE.whole
+    assert json.loads(by_id.json()["schema"]) == TYPE.full_schema
     latest = await client.get("/subjects/leadstream.form_submitted/versions/latest")
     assert (latest.json()["id"], latest.json()["version"]) == (TYPE.confluent_id, 1)
     assert (await client.get("/config")).json() == {"compatibilityLevel": "FULL"}

@@ -1,4 +1,4 @@
-"""``leadstream lag``: the table, the JSON and the totals."""
+"""``leadstream lag``: its table, JSON and totals."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run(stack: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     return lambda *words: CliRunner().invoke(command(), ["lag", *words])
 
 
-def test_the_json_is_a_list_of_partitions_and_the_totals_are_by_group(run: Any) -> None:
+def test_json_lists_partitions_and_totals_are_by_group(run: Any) -> None:
     rows = json.loads(run("--json", "--group", "intake").stdout)
     assert [(row["group"], row["topic"], row["partition"]) for row in rows] == [
         ("intake", "leads.received", p) for p in range(8)
@@ -48,7 +48,7 @@ def test_the_table_has_a_line_for_every_group(run: Any) -> None:
         assert group in shown.stdout
 
 
-def test_an_unknown_group_is_wrong_usage_and_names_those_there_are(run: Any) -> None:
+def test_an_unknown_group_exits_with_2_and_lists_the_groups(run: Any) -> None:
     wrong = run("--group", "nobody")
     assert wrong.exit_code == 2
     assert "intake" in wrong.output

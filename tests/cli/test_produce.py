@@ -1,4 +1,4 @@
-"""``leadstream produce`` and ``leadstream dead``, over a real broker."""
+"""``leadstream produce`` and ``leadstream dead`` on a real broker."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def line(event_id: str) -> str:
     return json.dumps({"type": "form_submitted", "envelope": envelope, "identifiers": {"email": "ada@example.com"}})
 
 
-def arrived(bootstrap: str, mark: str) -> set[str]:
-    """Return the event ids with ``mark`` that are on leads.received."""
+def received(bootstrap: str, prefix: str) -> set[str]:
+    """Return the event ids in leads.received that start with ``prefix``."""
     consumer = Consumer({"bootstrap.servers": bootstrap, "group.id": "test-reads-all", "enable.partition.eof": True})
     consumer.assign([TopicPartition("leads.received", p, 0) for p in range(8)])
     found: set[str] = set()
@@ -60,45 +60,45 @@ def arrived(bootstrap: str, mark: str) -> set[str]:
                 except DecodeError:
                     continue
     consumer.close()
-    return {event_id for event_id in found if event_id.startswith(mark)}
+    return {event_id for event_id in found if event_id.startswith(prefix)}
 
 
-def test_valid_lines_are_sent_and_each_invalid_one_is_named(bootstrap: str, tmp_path: Path) -> None:
-    mark = uuid4().hex
+def test_valid_lines_are_sent_and_invalid_ones_are_reported(bootstrap: str, tmp_path: Path) -> None:
+    prefix = uuid4().hex
     file = tmp_path / "events.ndjson"
     wrong = '{"type": "form_submitted", "envelope": {"tenant": "acme"}, "identifiers": {"email": "a@b.c"}, "name": "x"}'
-    file.write_text("\n".join([line(f"{mark}-1"), "{", "", wrong, line(f"{mark}-2")]))
+    file.write_text("\n".join([line(f"{prefix}-1"), "{", "", wrong, line(f"{prefix}-2")]))
     sent = run("produce", file)
     assert sent.exit_code == 1
     assert "2 events sent." in sent.stdout
     assert "line 2: /: not JSON" in sent.output
     assert "line 4: /name: no such field" in sent.output
-    assert arrived(bootstrap, mark) == {f"{mark}-1", f"{mark}-2"}
+    assert received(bootstrap, prefix) == {f"{prefix}-1", f"{prefix}-2"}
 
 
-def test_strict_sends_nothing_when_one_line_is_invalid(bootstrap: str, tmp_path: Path) -> None:
-    mark = uuid4().hex
+def test_strict_sends_nothing_if_one_line_is_invalid(bootstrap: str, tmp_path: Path) -> None:
+    prefix = uuid4().hex
     file = tmp_path / "events.ndjson"
-    file.write_text("\n".join([line(f"{mark}-1"), "{"]))
+    file.write_text("\n".join([line(f"{prefix}-1"), "{"]))
     refused = run("produce", file, "--strict", "--json")
     assert refused.exit_code == 1
-    said = json.loads(refused.stdout)
-    assert (said["sent"], [wrong["line"] for wrong in said["invalid"]]) == (0, [2])
-    assert arrived(bootstrap, mark) == set()
+    report = json.loads(refused.stdout)
+    assert (report["sent"], [problem["line"] for problem in report["invalid"]]) == (0, [2])
+    assert received(bootstrap, prefix) == set()
 
 
-def test_many_lines_in_order_of_thousands_are_all_there(bootstrap: str, tmp_path: Path) -> None:
-    mark = uuid4().hex
+def test_thousands_of_lines_are_all_sent(bootstrap: str, tmp_path: Path) -> None:
+    prefix = uuid4().hex
     file = tmp_path / "events.ndjson"
-    file.write_text("\n".join(line(f"{mark}-{i}") for i in range(3000)))
+    file.write_text("\n".join(line(f"{prefix}-{i}") for i in range(3000)))
     sent = run("produce", file, "--json")
     assert sent.exit_code == 0, sent.output
     assert json.loads(sent.stdout) == {"sent": 3000, "unconfirmed": [], "invalid": []}
-    assert len(arrived(bootstrap, mark)) == 3000
+    assert len(received(bootstrap, prefix)) == 3000
 
 
 @pytest.mark.usefixtures("bootstrap")
-def test_a_front_door_that_is_away_confirms_nothing(tmp_path: Path) -> None:
+def test_when_the_api_is_unavailable_no_line_is_confirmed(tmp_path: Path) -> None:
     file = tmp_path / "events.ndjson"
     file.write_text("\n".join([line("a"), line("b")]))
     sent = run("produce", file, "--url", "http://127.0.0.1:1", "--json")
@@ -106,21 +106,21 @@ def test_a_front_door_that_is_away_confirms_nothing(tmp_path: Path) -> None:
     assert json.loads(sent.stdout)["unconfirmed"] == [1, 2]
 
 
-def test_a_missing_file_is_wrong_usage() -> None:
+def test_a_missing_file_exits_with_2() -> None:
     assert run("produce", "/no/such/file").exit_code == 2
 
 
-def test_dead_letters_are_counted_named_and_shown_without_their_bytes(bootstrap: str) -> None:
+def test_dead_letters_are_counted_listed_and_shown_without_their_values(bootstrap: str) -> None:
     offset = uuid4().int % 10**12
-    came = Message("leads.test", 3, offset, b"key", b"secret bytes", [("traceparent", b"x")], None, (1, 0))
-    letter = dead_letter(came, "intake", Dead(Reason.QUOTA, (Problem("/a", "is wrong"),)))
+    original = Message("leads.test", 3, offset, b"key", b"secret bytes", [("traceparent", b"x")], None, (1, 0))
+    letter = dead_letter(original, "intake", Dead(Reason.QUOTA, (Problem("/a", "is wrong"),)))
     producer = Producer({"bootstrap.servers": bootstrap})
     producer.produce(letter.topic, letter.value, letter.key, headers=list(letter.headers or []))
     assert producer.flush(20) == 0
-    summed = json.loads(run("dead", "list", "--json").stdout)
-    assert [s["stage"] for s in summed if s["reason"] == "quota"] == ["intake"]
-    named = json.loads(run("dead", "list", "--reason", "quota", "--json").stdout)
-    assert offset in [each["offset"] for each in named]
+    summary = json.loads(run("dead", "list", "--json").stdout)
+    assert [s["stage"] for s in summary if s["reason"] == "quota"] == ["intake"]
+    listed = json.loads(run("dead", "list", "--reason", "quota", "--json").stdout)
+    assert offset in [each["offset"] for each in listed]
     shown = run("dead", "show", "leads.test", 3, offset)
     assert shown.exit_code == 0
     assert "/a: is wrong" in shown.stdout

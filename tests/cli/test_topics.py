@@ -1,4 +1,4 @@
-"""``leadstream topics``: what it prints and how it exits."""
+"""``leadstream topics``: its output and exit codes."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def run(stack: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     return lambda *words: CliRunner().invoke(command(), ["topics", *words])
 
 
-def test_diff_exits_with_1_while_there_is_a_difference(run: Any, stack: Any) -> None:
+def test_diff_exits_with_1_if_there_is_a_difference(run: Any, stack: Any) -> None:
     assert run("apply").exit_code == 0
     admin = AdminClient({"bootstrap.servers": stack.settings.kafka_bootstrap})
     stray = f"leads.stray-{uuid4().hex[:8]}"

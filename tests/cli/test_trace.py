@@ -1,4 +1,4 @@
-"""``leadstream trace`` over real Postgres and ClickHouse, whose rows are written as the stages write them."""
+"""``leadstream trace`` on real Postgres and ClickHouse, with rows as the stages write them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from infra.clickhouse.migrate import migrate as migrate_clickhouse
 from infra.postgres.migrate import migrate as migrate_postgres
 
 pytestmark = pytest.mark.integration
-BEGAN = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
+STARTED_AT = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)
 
 
 def command() -> typer.Typer:
@@ -33,7 +33,7 @@ def command() -> typer.Typer:
 
 @dataclass
 class Lead:
-    """A lead with a story: created, changed with a merge, duplicated, synced late."""
+    """A lead with four kinds of steps: created, changed by a merge, a duplicate event, synced after a failure."""
 
     tenant: str = field(default_factory=lambda: f"t-{uuid4().hex[:8]}")
     lead_id: str = field(default_factory=lambda: str(uuid4()))
@@ -45,7 +45,7 @@ class Lead:
 
 
 def at(milliseconds: int) -> str:
-    return (BEGAN + timedelta(milliseconds=milliseconds)).strftime("%Y-%m-%d %H:%M:%S.%f")
+    return (STARTED_AT + timedelta(milliseconds=milliseconds)).strftime("%Y-%m-%d %H:%M:%S.%f")
 
 
 def rows(lead: Lead) -> dict[str, list[dict[str, Any]]]:
@@ -72,7 +72,7 @@ def rows(lead: Lead) -> dict[str, list[dict[str, Any]]]:
         "offset": lead.offset + 1,
     }
     second |= {"received_at": at(40), "decided_at": at(60), "changes": "{}", "merged": [lead.loser_id]}
-    said: dict[str, Any] = {
+    outcome: dict[str, Any] = {
         "tenant": lead.tenant,
         "reason": "",
         "event_id": "",
@@ -89,14 +89,14 @@ def rows(lead: Lead) -> dict[str, list[dict[str, Any]]]:
         "version": 2,
     }
     parked = synced | {"at": at(500), "what": "parked", "reason": "rate_limited"}
-    again: dict[str, Any] = {
+    duplicate: dict[str, Any] = {
         "at": at(90),
         "stage": "intake",
         "what": "duplicate",
         "reason": "duplicate_event",
         "lead_id": "",
     }
-    again |= {
+    duplicate |= {
         "event_id": lead.first,
         "version": 0,
         "topic": "leads.received",
@@ -113,13 +113,13 @@ def rows(lead: Lead) -> dict[str, list[dict[str, Any]]]:
     dead |= {"partition": 7, "offset": lead.offset, "dead_partition": 0, "dead_offset": 5, "size": 3}
     return {
         "lead_events_store": [common | first, common | second],
-        "outcomes_store": [said | synced, said | parked, said | again],
+        "outcomes_store": [outcome | synced, outcome | parked, outcome | duplicate],
         "dead_letters_store": [dead],
     }
 
 
 @pytest.fixture
-def told(stack: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
+def run(stack: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     monkeypatch.setenv("LEADSTREAM_DATABASE_URL", stack.settings.database_url)
     monkeypatch.setenv("LEADSTREAM_CLICKHOUSE_URL", stack.settings.clickhouse_url)
     return lambda *words: CliRunner().invoke(command(), ["trace", *map(str, words)])
@@ -131,8 +131,8 @@ def write(stack: Any) -> Callable[[Lead], None]:
         await migrate_postgres(stack.settings.database_url)
         await migrate_clickhouse(stack.settings.clickhouse_url)
         async with ClickHouse(stack.settings.clickhouse_url) as server:
-            for table, those in rows(lead).items():
-                await server.insert(table, "JSONEachRow", "\n".join(map(json.dumps, those)).encode())
+            for table, inserted in rows(lead).items():
+                await server.insert(table, "JSONEachRow", "\n".join(map(json.dumps, inserted)).encode())
         connection = await asyncpg.connect(stack.settings.database_url)
         insert = (
             "INSERT INTO leads (lead_id, tenant, version, merged_into, created_at, updated_at, attributes, provenance)"
@@ -162,62 +162,62 @@ def lead(write: Callable[[Lead], None]) -> Lead:
     return made
 
 
-STORY = [("received", 0), ("accepted", 20), ("received", 10), ("accepted", 20), ("merged", 0)]
-STORY += [("duplicate", 30), ("parked", 410), ("synced", 1560)]
+STEPS = [("received", 0), ("accepted", 20), ("received", 10), ("accepted", 20), ("merged", 0)]
+STEPS += [("duplicate", 30), ("parked", 410), ("synced", 1560)]
 
 
-def test_a_leads_story_is_in_order_of_time_with_the_time_between(told: Any, lead: Lead) -> None:
-    story = json.loads(told(lead.lead_id, "--json").stdout)
-    assert [(step["what"], step["after_ms"]) for step in story["steps"]] == STORY
-    assert (story["kind"], story["tenant"], story["version"]) == ("lead", lead.tenant, 2)
-    assert story["merged"] == [lead.loser_id]
-    assert story["crm"][0]["remote_id"] == "501"
-    said = {step["what"]: step["said"] for step in story["steps"]}
-    assert "remote id 501" in said["synced"]
-    assert said["parked"] == "rate_limited"
-    assert lead.loser_id in said["merged"]
-    assert f"leads.received/1/{lead.offset + 2}" in said["duplicate"]
+def test_the_steps_of_a_lead_are_in_order_of_time_with_the_time_between_them(run: Any, lead: Lead) -> None:
+    timeline = json.loads(run(lead.lead_id, "--json").stdout)
+    assert [(step["what"], step["after_ms"]) for step in timeline["steps"]] == STEPS
+    assert (timeline["kind"], timeline["tenant"], timeline["version"]) == ("lead", lead.tenant, 2)
+    assert timeline["merged"] == [lead.loser_id]
+    assert timeline["crm"][0]["remote_id"] == "501"
+    details = {step["what"]: step["said"] for step in timeline["steps"]}
+    assert "remote id 501" in details["synced"]
+    assert details["parked"] == "rate_limited"
+    assert lead.loser_id in details["merged"]
+    assert f"leads.received/1/{lead.offset + 2}" in details["duplicate"]
 
 
-def test_a_lead_is_found_by_what_it_is_known_by(told: Any, lead: Lead) -> None:
-    for known_by in (lead.loser_id, lead.email, lead.email.upper()):
-        assert json.loads(told(known_by, "--json").stdout)["lead_id"] == lead.lead_id
+def test_a_lead_is_found_by_a_merged_lead_id_and_by_an_identifier(run: Any, lead: Lead) -> None:
+    for id_ in (lead.loser_id, lead.email, lead.email.upper()):
+        assert json.loads(run(id_, "--json").stdout)["lead_id"] == lead.lead_id
 
 
-def test_an_events_story_ends_where_its_version_arrived(told: Any, lead: Lead) -> None:
-    story = json.loads(told(lead.first, "--json").stdout)
-    assert [step["what"] for step in story["steps"]] == ["received", "accepted", "duplicate", "parked", "synced"]
-    by_place = json.loads(told(f"leads.received/1/{lead.offset}", "--json").stdout)
-    assert by_place == story
+def test_the_steps_of_an_event_end_when_every_stage_has_processed_its_version(run: Any, lead: Lead) -> None:
+    timeline = json.loads(run(lead.first, "--json").stdout)
+    assert [step["what"] for step in timeline["steps"]] == ["received", "accepted", "duplicate", "parked", "synced"]
+    by_coordinates = json.loads(run(f"leads.received/1/{lead.offset}", "--json").stdout)
+    assert by_coordinates == timeline
 
 
-def test_values_are_shown_only_when_asked_for(told: Any, lead: Lead) -> None:
-    shown = told(lead.first).stdout
+def test_values_are_shown_only_when_asked_for(run: Any, lead: Lead) -> None:
+    shown = run(lead.first).stdout
     assert "first_name, email" in shown
     assert "Ada" not in shown
-    assert "first_name=Ada" in told(lead.first, "--values").stdout
+    assert "first_name=Ada" in run(lead.first, "--values").stdout
 
 
-def test_a_dead_record_is_found_by_its_place(told: Any, lead: Lead) -> None:
-    story = json.loads(told(f"leads.received/7/{lead.offset}", "--json").stdout)
-    assert [(step["what"], step["said"]) for step in story["steps"]] == [
+def test_a_dead_record_is_found_by_its_coordinates(run: Any, lead: Lead) -> None:
+    timeline = json.loads(run(f"leads.received/7/{lead.offset}", "--json").stdout)
+    assert [(step["what"], step["said"]) for step in timeline["steps"]] == [
         ("dead", "not_avro; cut; kept at leads.dead/0/5")
     ]
 
 
-def test_what_nobody_knows_is_said_in_words(told: Any, lead: Lead) -> None:
+def test_an_unknown_id_exits_with_1_and_a_message(run: Any, lead: Lead) -> None:
     for unknown in (uuid4(), "nobody@example.com", f"leads.received/6/{lead.offset}", 'it\'s \\ "odd"'):
-        answer = told(unknown)
-        assert answer.exit_code == 1
-        assert "Nothing is known" in answer.output
+        result = run(unknown)
+        assert result.exit_code == 1
+        assert "Nothing found" in result.output
 
 
-def test_two_tenants_with_the_same_id_are_not_mixed(told: Any, lead: Lead, write: Any) -> None:
+def test_an_id_of_two_tenants_needs_the_tenant_option(run: Any, lead: Lead, write: Any) -> None:
     other = Lead(first=lead.first, email=lead.email)
     write(other)
     for shared in (lead.first, lead.email):
-        asked = told(shared)
-        assert asked.exit_code == 1
-        assert "--tenant" in asked.output
-        story = json.loads(told(shared, "--tenant", other.tenant, "--json").stdout)
-        assert (story["tenant"], story["lead_id"]) == (other.tenant, other.lead_id)
+        result = run(shared)
+        assert result.exit_code == 1
+        assert "--tenant" in result.output
+        timeline = json.loads(run(shared, "--tenant", other.tenant, "--json").stdout)
+        assert (timeline["tenant"], timeline["lead_id"]) == (other.tenant, other.lead_id)

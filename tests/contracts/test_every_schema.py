@@ -24,7 +24,7 @@ def test_the_example_round_trips(form: RecordType) -> None:
     decoded = CODEC.decode(CODEC.encoder(form.name)(form.example))
 
     assert decoded.type == form.name
-    assert decoded.record == {**{f["name"]: f.get("default") for f in form.whole["fields"]}, **form.example}
+    assert decoded.record == {**{f["name"]: f.get("default") for f in form.full_schema["fields"]}, **form.example}
 
 
 @pytest.mark.parametrize("form", TYPES, ids=lambda form: form.name)
@@ -69,8 +69,8 @@ def test_what_is_personal_in_the_lead_is_marked_where_it_comes_in(kind: EventTyp
     assert unmarked == []
 
 
-def test_no_two_forms_share_a_fingerprint_or_an_id() -> None:
-    forms = list(registry().forms())
+def test_no_two_schema_versions_share_a_fingerprint_or_an_id() -> None:
+    versions = list(registry().all_versions())
 
-    assert len({form.fingerprint for form in forms}) == len(forms)
-    assert len({form.confluent_id for form in forms}) == len(forms)
+    assert len({version.fingerprint for version in versions}) == len(versions)
+    assert len({version.confluent_id for version in versions}) == len(versions)

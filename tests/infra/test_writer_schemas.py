@@ -21,7 +21,7 @@ def answer(request: httpx.Request) -> httpx.Response:
     ASKED.append(request.url.path)
     match int(request.url.path.rpartition("/")[2]):
         case 7:
-            return httpx.Response(200, json={"schema": json.dumps(registry().events["page_viewed"].whole)})
+            return httpx.Response(200, json={"schema": json.dumps(registry().events["page_viewed"].full_schema)})
         case 8:
             return httpx.Response(200, json={"schema": 'syntax = "proto3";', "schemaType": "PROTOBUF"})
         case 500:

@@ -1,4 +1,4 @@
-"""One normal form of an e-mail address."""
+"""The normal form of an e-mail address."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from schemas.addresses import MAX_EMAIL, normal_domain, normal_email
         ("用户@例子.example", "用户@xn--fsqu00a.example"),
     ],
 )
-def test_the_normal_form(text: str, normal: str) -> None:
+def test_an_address_has_this_normal_form(text: str, normal: str) -> None:
     assert normal_email(text) == normal
 
 
@@ -48,12 +48,12 @@ def test_the_normal_form(text: str, normal: str) -> None:
         "ada@\u2028.example",
     ],
 )
-def test_what_is_no_address_has_no_normal_form(text: str) -> None:
+def test_a_text_that_is_not_an_address_has_no_normal_form(text: str) -> None:
     assert normal_email(text) == ""
 
 
 @given(st.one_of(st.text(max_size=300), st.from_regex(r"\A.{1,10}@.{1,20}\.\w{2,5}\Z"), st.emails()))
-def test_a_normal_form_is_bounded_has_an_ascii_domain_and_is_its_own_normal_form(text: str) -> None:
+def test_a_normal_form_is_bounded_and_stable_and_its_domain_is_ascii(text: str) -> None:
     normal = normal_email(text)
     assert normal_email(normal) == normal
     assert len(normal) <= MAX_EMAIL
@@ -64,7 +64,7 @@ def test_a_normal_form_is_bounded_has_an_ascii_domain_and_is_its_own_normal_form
         assert not any(character.isspace() for character in normal)
 
 
-def test_a_domain_beyond_idna_2008_is_an_error() -> None:
+def test_a_domain_that_idna_2008_forbids_is_an_error() -> None:
     assert normal_domain("Example.COM") == "example.com"
-    with pytest.raises(ValueError, match="no domain name"):
+    with pytest.raises(ValueError, match="not a valid domain name"):
         normal_domain("\u2028.example")

@@ -1,7 +1,11 @@
-"""Decoding what is, and what is not, an event."""
+"""The codec decodes valid payloads, and rejects every other payload with a reason."""
 
 from __future__ import annotations
 
+import io
+import json
+
+import fastavro
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,7 +38,7 @@ def reason_of(value: bytes) -> Reason:
         (b'{"type": "page_viewed"}', Reason.INVALID_FIELD),
     ],
 )
-def test_what_is_no_event_says_why(value: bytes, reason: Reason) -> None:
+def test_an_invalid_payload_is_rejected_with_its_reason(value: bytes, reason: Reason) -> None:
     assert reason_of(value) is reason
 
 
@@ -48,7 +52,7 @@ def test_broken_bytes_raise_nothing_but_decode_error(data: st.DataObject) -> Non
     try:
         assert CODEC.decode(cut).type == "form_submitted"
     except DecodeError as error:
-        assert error.dead.problems  # noqa: PT017 - either is right, anything else is not
+        assert error.dead.problems  # noqa: PT017 - the mutated bytes may or may not be valid
 
 
 @given(
@@ -63,24 +67,18 @@ def test_any_value_that_fits_the_schema_round_trips(answers: dict[str, str], tex
     assert CODEC.decode(CODEC.encoder("form_submitted")(event)).record == event
 
 
-def test_a_schema_that_a_registry_gave_is_resolved_to_ours() -> None:
-    asked: list[int] = []
+def test_a_schema_of_an_external_registry_is_fetched_once_and_resolved_to_the_current_version() -> None:
+    fetched: list[int] = []
     kind = registry().events["page_viewed"]
-    older = {**kind.whole, "fields": [f for f in kind.whole["fields"] if f["name"] != "referrer"]}
+    older = {**kind.full_schema, "fields": [f for f in kind.full_schema["fields"] if f["name"] != "referrer"]}
 
     def fetch(schema_id: int) -> str:
-        asked.append(schema_id)
+        fetched.append(schema_id)
         if schema_id != 7:
             raise KeyError(schema_id)
-        import json  # noqa: PLC0415
-
         return json.dumps(older)
 
     codec = Codec(fetch=fetch)
-    import io  # noqa: PLC0415
-
-    import fastavro  # noqa: PLC0415
-
     stream = io.BytesIO()
     event = record("page_viewed", email="a@example.com", url="https://www.example.com")
     fastavro.schemaless_writer(stream, fastavro.parse_schema(older), event)
@@ -88,6 +86,6 @@ def test_a_schema_that_a_registry_gave_is_resolved_to_ours() -> None:
 
     assert codec.decode(framed).record == event
     assert codec.decode(framed).record == event
-    assert asked == [7]
+    assert fetched == [7]
     with pytest.raises(DecodeError):
         codec.decode(b"\0" + (8).to_bytes(4, "big") + stream.getvalue())

@@ -1,4 +1,4 @@
-"""Every wrong field at once, in words for a producer."""
+"""A JSON event becomes a full record, or every problem is reported at once."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_time_with_a_zone_becomes_microseconds_and_defaults_are_filled() -> No
     assert record["employees"] is None
 
 
-def test_every_wrong_field_is_named_at_once() -> None:
+def test_every_wrong_field_is_reported_at_once() -> None:
     event = GOOD | {
         "envelope": {"event_id": 7, "occurred_at": "yesterday", "source": "web"},
         "form_id": ["demo"],
@@ -44,18 +44,18 @@ def test_every_wrong_field_is_named_at_once() -> None:
     }
 
 
-def test_a_misspelt_field_gets_a_hint_and_no_message_holds_a_value() -> None:
+def test_a_misspelt_field_gets_a_suggestion_and_no_message_contains_a_value() -> None:
     found = problems_of(GOOD | {"emial": "secret@example.com"})
 
     assert "/identifiers/email" in found["/emial"]
     assert all("secret" not in text for text in found.values())
 
 
-def test_a_time_without_a_zone_is_refused() -> None:
+def test_a_time_without_a_time_zone_is_rejected() -> None:
     event = GOOD | {"envelope": {**GOOD["envelope"], "occurred_at": "2026-01-31T12:00:00"}}  # type: ignore[dict-item]
 
     assert "zone" in problems_of(event)["/envelope/occurred_at"]
 
 
-def test_an_unknown_type_names_the_nearest() -> None:
+def test_an_unknown_event_type_gets_a_suggestion() -> None:
     assert "form_submitted" in problems_of(GOOD | {"type": "form_submited"})["/type"]

@@ -1,4 +1,4 @@
-"""What a type cannot say."""
+"""The rules of an event that its Avro schema cannot express."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def check(kind: str, **own: Any) -> Any:
         ({"email": "a@example.com", "url": "a\0b"}, Reason.INVALID_FIELD, "/url"),
     ],
 )
-def test_a_broken_rule_is_dead_with_its_reason_and_path(own: dict[str, Any], reason: Reason, path: str) -> None:
+def test_an_invalid_event_is_dead_with_reason_and_path(own: dict[str, Any], reason: Reason, path: str) -> None:
     dead = check("page_viewed", **own)
 
     assert isinstance(dead, Dead)
@@ -45,11 +45,11 @@ def test_a_broken_rule_is_dead_with_its_reason_and_path(own: dict[str, Any], rea
     assert path in {problem.path for problem in dead.problems}
 
 
-def test_a_word_that_is_not_allowed_is_named_with_those_that_are() -> None:
+def test_a_value_outside_an_enum_is_reported_with_the_allowed_values() -> None:
     dead = check("consent_changed", email="a@example.com", purpose="marketing", status="maybe")
 
     assert "granted" in dead.detail
 
 
-def test_a_late_event_is_a_good_event() -> None:
+def test_an_event_that_happened_a_year_ago_is_valid() -> None:
     assert json.loads(check("page_viewed", email="a@example.com", at=NOW - 24 * 365 * HOUR))["identifiers"]["email"]

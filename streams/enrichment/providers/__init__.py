@@ -1,7 +1,7 @@
-"""What a provider is. One file a provider; the folder is the list.
+"""The interface of data providers. Each file of this folder is one provider.
 
 A file defines ``NAME``, ``Config`` (a subclass of :class:`ProviderConfig`, read from ``LEADSTREAM_PROVIDER_<NAME>_*``)
-and ``connect(config, http) -> Provider``. It is used when its ``api_key`` is set.
+and ``connect(config, http) -> Provider``. A provider is used if its ``api_key`` is set.
 """
 
 from __future__ import annotations
@@ -14,30 +14,30 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
 from infra.outcomes import Reason
 
-# Fields of the event enrichment_completed that a provider may fill; "custom" takes what else it tells.
+# Fields of the event enrichment_completed that a provider may set; "custom" is for all other data.
 FIELDS = frozenset(
     {"first_name", "last_name", "company", "domain", "title", "country", "region", "industry", "employees", "custom"}
 )
 
 
 class ProviderConfig(BaseModel):
-    """What every provider's settings have."""
+    """The settings that every provider has."""
 
     model_config = ConfigDict(frozen=True)
 
-    base_url: str = Field(pattern=r"^https?://")
-    api_key: SecretStr = Field(SecretStr(""), description="Empty: the provider is not used.")
-    rank: int = Field(100, description="Providers are asked by rising rank, then by name; the first good answer wins.")
-    requests_per_minute: int = Field(1000, ge=1, le=10_000_000, description="Calls of this process.")
-    connections: int = Field(16, ge=1, le=1000, description="Calls of this process at the same time.")
-    timeout_s: float = Field(2.0, gt=0, le=30, description="Longest wait for one answer.")
-    found_days: float = Field(90, gt=0, description="How long an answer is kept and not paid for again.")
-    not_found_days: float = Field(7, gt=0, description="How long a provider that knew nothing is not asked again.")
+    base_url: str = Field(pattern=r"^https?://", description="Base URL of the provider's API.")
+    api_key: SecretStr = Field(SecretStr(""), description="API key. Empty: the provider is not used.")
+    rank: int = Field(100, description="Providers are asked in the order of rank, then name, until one has data.")
+    requests_per_minute: int = Field(1000, ge=1, le=10_000_000, description="Maximum calls per minute of one process.")
+    connections: int = Field(16, ge=1, le=1000, description="Maximum concurrent calls of one process.")
+    timeout_s: float = Field(2.0, gt=0, le=30, description="Timeout of one call, in seconds.")
+    found_days: float = Field(90, gt=0, description="Days for which an answer with data is cached.")
+    not_found_days: float = Field(7, gt=0, description='Days for which the answer "not found" is cached.')
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A good answer: ``fields`` as in :data:`FIELDS`, ``likelihood`` 0 to 1, ``cost`` in the provider's credits."""
+    """An answer with data: ``fields`` of :data:`FIELDS`, ``likelihood`` 0 to 1, ``cost`` in the provider's credits."""
 
     fields: Mapping[str, Any]
     likelihood: float | None = None
@@ -46,14 +46,14 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class NotFound:
-    """The provider knows nobody like that, or is not sure enough."""
+    """The provider has no data about the person, or is not confident enough that it is this person."""
 
     cost: float = 0
 
 
 @dataclass(frozen=True, slots=True)
 class LookupFailed:
-    """No answer. ``again``: the same call may well work in a moment. Never holds a value of the lead or a secret."""
+    """The call failed. ``retryable``: the same call may succeed soon. ``detail`` contains no lead data or secret."""
 
     reason: Reason
     retryable: bool = False
@@ -65,26 +65,26 @@ Question = Mapping[str, str]
 
 
 class Provider(Protocol):
-    """One provider, connected."""
+    """A connected provider."""
 
     @property
     def name(self) -> str:
-        """Its name, as in the file."""
+        """The provider's ``NAME``."""
         ...
 
     @property
     def config(self) -> ProviderConfig:
-        """Its settings."""
+        """The provider's settings."""
         ...
 
     def question(self, lead: Mapping[str, Any]) -> Question:
-        """Return what to ask about ``lead`` (fields of lead.avsc); empty: there is nothing to ask by."""
+        """Return the values of ``lead`` (every field of lead.avsc) to look up; empty if they are not sufficient."""
         ...
 
     async def wait_for_rate_limit(self) -> None:
-        """Wait until the provider's rate limit has room for one call."""
+        """Wait until the rate limit allows one call, and count the call."""
         ...
 
     async def ask(self, question: Question) -> Answer:
-        """Make one call. Raises nothing but bugs: whatever the other side does is an :data:`Answer`."""
+        """Make one call and return its answer; errors of the provider and of the network are LookupFailed."""
         ...

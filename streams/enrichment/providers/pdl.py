@@ -1,10 +1,13 @@
-"""People Data Labs: who is behind an e-mail address, a phone number, or a name at a company.
+"""People Data Labs: finds a person by e-mail address, phone number, or name and company.
 
-Sources: docs.peopledatalabs.com, "Person Enrichment API" (input parameters, output response, access and billing: a
-credit a match, no match is free), "Errors & Status Codes", "Usage Limits" (fixed window of 60 s; 1,000 calls a minute
-for paying accounts, 100 for free ones). POST with a JSON body, so that no e-mail address stands in a URL. There is no
-idempotency key: a crash between the answer and our cache pays for one match twice. Plans without contact data answer
-``true`` where they have a value, so only texts and numbers are taken.
+- Requests are POST with a JSON body, so that no URL contains an e-mail address.
+- A match costs one credit, "not found" is free.
+- Plans without contact data return ``true`` instead of a value, so only strings and numbers are used.
+
+Crash: the API has no idempotency key. A crash before the answer is cached pays for one match twice.
+
+Source: docs.peopledatalabs.com, "Person Enrichment API" (input parameters, output response, access and billing),
+"Errors & Status Codes", "Usage Limits" (fixed window of 60 s; 1,000 calls per minute for paid plans, otherwise 100).
 """
 
 from __future__ import annotations
@@ -22,17 +25,19 @@ from streams.enrichment.providers import Answer, Found, LookupFailed, NotFound, 
 
 NAME = "pdl"
 _WINDOW_S = 60
-_SCALE = 10  # their likelihood is 1 to 10
+_LIKELIHOOD_SCALE = 10  # PDL's likelihood is 1 to 10
 
 
 class Config(ProviderConfig):
-    """LEADSTREAM_PROVIDER_PDL_*."""
+    """Settings LEADSTREAM_PROVIDER_PDL_*."""
 
-    base_url: str = Field("https://api.peopledatalabs.com", pattern=r"^https?://")
-    min_likelihood: int = Field(6, ge=1, le=10, description="AnswerCache less likely than this count as no match.")
+    base_url: str = Field(
+        "https://api.peopledatalabs.com", pattern=r"^https?://", description="Base URL of the provider's API."
+    )
+    min_likelihood: int = Field(6, ge=1, le=10, description='A match below this likelihood counts as "not found".')
 
 
-# Their field -> ours. Only what is set is sent.
+# Field of PDL -> field of enrichment_completed.
 MAPPING = {
     "first_name": "first_name",
     "last_name": "last_name",
@@ -43,9 +48,10 @@ MAPPING = {
     "location_country": "country",
     "location_region": "region",
 }
+# Field of PDL -> key of "custom".
 CUSTOM = {"linkedin_url": "linkedin", "job_company_size": "company_size", "job_title_role": "job_role"}
 
-# What its errors mean: reason, and whether to try again in a moment.
+# HTTP status -> (reason, retryable).
 ERRORS = {
     400: (Reason.REJECTED, False),
     401: (Reason.UNAUTHORIZED, False),
@@ -56,7 +62,7 @@ ERRORS = {
 
 
 class PeopleDataLabs:
-    """The connected provider; see :class:`streams.enrichment.providers.Provider`."""
+    """A :class:`streams.enrichment.providers.Provider` for People Data Labs."""
 
     name = NAME
 
@@ -66,19 +72,19 @@ class PeopleDataLabs:
         self._bucket = Bucket(config.requests_per_minute, _WINDOW_S)
 
     def question(self, lead: Mapping[str, Any]) -> Question:
-        """Ask by e-mail and phone; without both, by full name and company."""
-        asked = {name: lead[name] for name in ("email", "phone") if lead.get(name)}
+        """Return e-mail address and phone number; if the lead has neither, its full name and company."""
+        question = {name: lead[name] for name in ("email", "phone") if lead.get(name)}
         company = lead.get("company") or lead.get("domain")
-        if not asked and lead.get("first_name") and lead.get("last_name") and company:
-            asked = {"first_name": lead["first_name"], "last_name": lead["last_name"], "company": company}
-        return asked
+        if not question and lead.get("first_name") and lead.get("last_name") and company:
+            question = {"first_name": lead["first_name"], "last_name": lead["last_name"], "company": company}
+        return question
 
     async def wait_for_rate_limit(self) -> None:
-        """Wait for room in the limit."""
+        """Wait until the rate limit allows one call, and count the call."""
         await self._bucket.take()
 
     async def ask(self, question: Question) -> Answer:
-        """Make one call."""
+        """Make one call and return its answer."""
         body = {**question, "min_likelihood": self.config.min_likelihood, "titlecase": True}
         headers = {"x-api-key": self.config.api_key.get_secret_value()}
         try:
@@ -90,24 +96,27 @@ class PeopleDataLabs:
             return _found(response.content)
         if status == httpx.codes.NOT_FOUND:
             return NotFound()
-        reason, again = ERRORS.get(status, (Reason.UNAVAILABLE, True) if status >= 500 else (Reason.REJECTED, False))  # noqa: PLR2004
-        return LookupFailed(reason, again, f"status {status}")
+        default = (
+            (Reason.UNAVAILABLE, True) if status >= httpx.codes.INTERNAL_SERVER_ERROR else (Reason.REJECTED, False)
+        )
+        reason, retryable = ERRORS.get(status, default)
+        return LookupFailed(reason, retryable, f"status {status}")
 
 
 def _found(content: bytes) -> Answer:
     try:
         body = orjson.loads(content)
         data, likelihood = body["data"], float(body["likelihood"])
-        fields: dict[str, Any] = {ours: data[theirs] for theirs, ours in MAPPING.items() if _is_text(data.get(theirs))}
-        custom = {ours: data[theirs] for theirs, ours in CUSTOM.items() if _is_text(data.get(theirs))}
+        fields: dict[str, Any] = {field: data[key] for key, field in MAPPING.items() if _is_text(data.get(key))}
+        custom = {field: data[key] for key, field in CUSTOM.items() if _is_text(data.get(key))}
     except (ValueError, TypeError, KeyError, AttributeError):
-        return LookupFailed(Reason.UNAVAILABLE, retryable=True, detail="the answer is not what the documentation says")
+        return LookupFailed(Reason.UNAVAILABLE, retryable=True, detail="the response does not match the documentation")
     employees = data.get("job_company_employee_count")
     if isinstance(employees, int) and not isinstance(employees, bool) and employees > 0:
         fields["employees"] = employees
     if custom:
         fields["custom"] = custom
-    return Found(fields, min(likelihood / _SCALE, 1.0), cost=1)
+    return Found(fields, min(likelihood / _LIKELIHOOD_SCALE, 1.0), cost=1)
 
 
 def _is_text(value: object) -> bool:
@@ -115,5 +124,5 @@ def _is_text(value: object) -> bool:
 
 
 def connect(config: Config, http: httpx.AsyncClient) -> PeopleDataLabs:
-    """Return the provider over ``http``, a client for ``config.base_url``."""
+    """Return the provider; ``http`` is a client whose base URL is ``config.base_url``."""
     return PeopleDataLabs(config, http)

@@ -89,8 +89,8 @@ async def test_faust_works_through_the_same_login(
     with Workers([AGENT, name, source, out], environment, tmp_path) as workers:
         workers.start()
         found = await asyncio.to_thread(outside.follow, out, lambda read: len(read) >= 40)
-        assert sorted(int(message.value() or b"-1") for message in found) == list(range(40)), workers.said()
-        assert workers.terminate() == [0], workers.said()
+        assert sorted(int(message.value() or b"-1") for message in found) == list(range(40)), workers.logs()
+        assert workers.terminate() == [0], workers.logs()
 
 
 @pytest.mark.parametrize(("mechanism", "tls"), WAYS)

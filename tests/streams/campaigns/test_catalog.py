@@ -1,4 +1,4 @@
-"""Campaign files that change while campaigns run, and what intake learns of them."""
+"""Changes of campaign files at run time, and the event types registered for intake."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ def names(catalog: Catalog) -> list[str]:
 
 
 @pytest.mark.integration
-async def test_a_campaign_added_or_removed_at_run_time_takes_effect_and_is_registered(
+async def test_a_campaign_added_or_removed_at_run_time_takes_effect_and_its_event_type_is_registered(
     folder: Path, pool: asyncpg.Pool
 ) -> None:
     stop, catalog = Stop(), Catalog(folder)
-    following = asyncio.create_task(catalog.keep_up(pool, stop))
+    following = asyncio.create_task(catalog.follow_changes(pool, stop))
 
     async def signalled(*types: str) -> bool:
         return await registered(pool) == set(types)
@@ -73,11 +73,11 @@ async def test_a_campaign_added_or_removed_at_run_time_takes_effect_and_is_regis
 
 
 @pytest.mark.integration
-async def test_a_file_that_becomes_invalid_leaves_the_last_valid_campaigns_running(
+async def test_when_a_file_becomes_invalid_the_last_valid_campaigns_stay_in_use(
     folder: Path, pool: asyncpg.Pool, caplog: pytest.LogCaptureFixture
 ) -> None:
     stop, catalog = Stop(), Catalog(folder)
-    following = asyncio.create_task(catalog.keep_up(pool, stop))
+    following = asyncio.create_task(catalog.follow_changes(pool, stop))
     (folder / "first.yaml").write_text("name: first\n", "utf-8")
     await eventually(lambda: any("invalid" in record.message for record in caplog.records))
     assert names(catalog) == ["first"]

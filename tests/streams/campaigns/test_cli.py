@@ -22,22 +22,23 @@ def run(monkeypatch: pytest.MonkeyPatch, folder: Path, *words: str) -> tuple[int
     return done.exit_code, done.stdout, done.stderr
 
 
-def test_list(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_list_shows_the_campaigns(monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, _ = run(monkeypatch, SHIPPED, "list")
     assert (code, "demo_request" in out, "event.form_id = demo" in out) == (0, True, True)
     code, out, _ = run(monkeypatch, SHIPPED, "list", "--json")
     assert [each["name"] for each in json.loads(out)] == ["demo_request"]
 
 
-def test_check_says_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert run(monkeypatch, SHIPPED, "check")[0] == 0
+def test_check_reports_problems_and_exits_with_1(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert run(monkeypatch, SHIPPED, "check")[:2] == (0, "1 campaigns, no problems\n")
+    assert json.loads(run(monkeypatch, SHIPPED, "check", "--json")[1]) == {"campaigns": ["demo_request"]}
     (tmp_path / "bad.yaml").write_text("name: bad\n", "utf-8")
     code, _, err = run(monkeypatch, tmp_path, "check")
     assert code == 1
     assert "bad.yaml: trigger: Field required" in err
 
 
-def test_preview(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_preview_shows_the_message_of_a_campaign(monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, _ = run(monkeypatch, SHIPPED, "preview", "demo_request")
     assert (code, "Subject: Ada, your demonstration" in out, "<p>Hello Ada,</p>" in out) == (0, True, True)
     code, out, _ = run(monkeypatch, SHIPPED, "preview", "demo_request", "--json")

@@ -1,4 +1,4 @@
-"""From one record of leads.campaign-signals to what is asked for and told."""
+"""From one record of leads.campaign-signals to message requests and outcomes."""
 
 from __future__ import annotations
 
@@ -48,17 +48,17 @@ def evaluator(once_per: str = "lead", **consent: Any) -> Evaluator:
     return Evaluator(lambda: current, CODEC, lambda: NOW)
 
 
-def told(outputs: list[Output]) -> list[tuple[str, dict[str, Any]]]:
+def decoded(outputs: list[Output]) -> list[tuple[str, dict[str, Any]]]:
     return [(output.topic, CODEC.decode(output.value or b"").record) for output in outputs]
 
 
 async def run(record: Record, **how: Any) -> list[tuple[str, dict[str, Any]]]:
-    return told(list(await evaluator(**how)(record)))
+    return decoded(list(await evaluator(**how)(record)))
 
 
-async def test_a_demo_request_asks_for_one_mail_and_says_so() -> None:
-    (asked, request), (_, outcome) = await run(record())
-    assert asked == "leads.messages-requested"
+async def test_a_demo_request_emits_one_message_request_and_one_outcome() -> None:
+    (topic, request), (_, outcome) = await run(record())
+    assert topic == "leads.messages-requested"
     assert (request["to"], request["campaign"], request["channel"]) == ("ada@example.com", "demo_request", "email")
     assert (request["lead_id"], request["event_id"], request["purpose"]) == (LEAD, "e-1", "marketing")
     assert request["subject"] == "Ada, your demonstration"
@@ -68,12 +68,14 @@ async def test_a_demo_request_asks_for_one_mail_and_says_so() -> None:
     assert "ada" not in str(outcome).lower()
 
 
-async def test_the_same_signal_again_is_the_same_output_bit_for_bit() -> None:
+async def test_a_redelivered_signal_gives_identical_outputs() -> None:
     assert list(await evaluator()(record())) == list(await evaluator()(record()))
 
 
 @pytest.mark.parametrize(("once_per", "same"), [("lead", True), ("event", False)])
-async def test_a_second_event_of_the_lead(once_per: str, same: bool) -> None:
+async def test_a_second_event_of_a_lead_has_the_same_message_id_only_with_once_per_lead(
+    once_per: str, same: bool
+) -> None:
     first = (await run(record("e-1"), once_per=once_per))[0][1]
     second = (await run(record("e-2"), once_per=once_per))[0][1]
     other = (await run(record("e-1", lead_id=str(uuid.UUID(int=8))), once_per=once_per))[0][1]
@@ -81,12 +83,12 @@ async def test_a_second_event_of_the_lead(once_per: str, same: bool) -> None:
     assert other["message_id"] not in (first["message_id"], second["message_id"])
 
 
-async def test_what_nobody_listens_to_leads_to_nothing() -> None:
+async def test_a_signal_that_no_campaign_listens_to_has_no_output() -> None:
     assert await run(record(form_id="newsletter")) == []
     assert await run(record(kind="page_viewed")) == []
 
 
-async def test_withdrawn_consent_and_no_address_are_skipped() -> None:
+async def test_without_consent_or_without_address_the_outcome_is_skipped() -> None:
     for made, how, reason in (
         (record(consent={"marketing": "withdrawn"}), {}, "no_consent"),
         (record(), {"required": True}, "no_consent"),
@@ -107,7 +109,7 @@ async def test_withdrawn_consent_and_no_address_are_skipped() -> None:
         CODEC.encoder("crm_wanted")({"tenant": "a", "lead_id": LEAD, "version": 1, "decided_at": NOW}),
     ],
 )
-async def test_what_is_no_signal_is_a_dead_letter_as_it_came(value: bytes | None) -> None:
+async def test_an_invalid_signal_is_a_dead_letter_with_its_original_value(value: bytes | None) -> None:
     (output,) = await evaluator()(raw(value))
     assert output.topic == "leads.dead"
     assert output.value == value

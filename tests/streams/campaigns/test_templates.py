@@ -1,4 +1,4 @@
-"""What messages say, and what no value of a lead can make them say."""
+"""Rendering of messages, also with values of a lead that try to break the message."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from infra.settings import SettingsError
-from streams.campaigns.templates import Rendered, RenderError, Templates, checked, example
+from streams.campaigns.templates import Rendered, RenderError, Templates, example, load_campaigns_and_templates
 from streams.campaigns.triggers import Campaign, Signal, load_campaigns
 
 SHIPPED = Path(__file__).parents[3] / "campaigns"
@@ -22,17 +22,17 @@ def render(tmp_path: Path, body: str = "", subject: str = "s", **lead: Any) -> R
     return Templates(tmp_path).render(campaign, Signal("acme", "e-1", "form_submitted", {}, lead))
 
 
-def test_the_shipped_campaigns_render_for_everybody() -> None:
-    campaigns, _ = checked(SHIPPED)
+def test_the_shipped_campaigns_render_with_and_without_values() -> None:
+    campaigns, _ = load_campaigns_and_templates(SHIPPED)
     demo = campaigns["demo_request"]
     rendered = Templates(SHIPPED).render(demo, example(demo))
     assert rendered.subject == "Ada, your demonstration"
     assert "Hello Ada" in rendered.body
-    nobody = Templates(SHIPPED).render(demo, Signal("acme", "e-1", "form_submitted", {}, {}))
-    assert "Hello there" in nobody.body
+    empty = Templates(SHIPPED).render(demo, Signal("acme", "e-1", "form_submitted", {}, {}))
+    assert "Hello there" in empty.body
 
 
-def test_what_is_not_known_is_empty_and_what_no_schema_has_is_an_error(tmp_path: Path) -> None:
+def test_an_unknown_value_is_empty_and_a_name_outside_the_schema_is_an_error(tmp_path: Path) -> None:
     assert (
         render(tmp_path, "[{{ lead.employees }}{{ lead.custom.size }}{{ event.answers['x'] }}{{ lead.score }}]").body
         == "[]"
@@ -45,14 +45,14 @@ def test_what_is_not_known_is_empty_and_what_no_schema_has_is_an_error(tmp_path:
         render(tmp_path, subject="{{ lead.nose }}")
 
 
-def test_values_are_escaped_in_html_and_left_alone_in_subjects(tmp_path: Path) -> None:
+def test_values_are_escaped_in_html_and_not_in_subjects(tmp_path: Path) -> None:
     rendered = render(tmp_path, "{{ lead.first_name }}", "{{ lead.first_name }}", first_name="<b>A & B</b>")
     assert rendered.body == "&lt;b&gt;A &amp; B&lt;/b&gt;"
     assert rendered.subject == "<b>A & B</b>"
 
 
 @pytest.mark.parametrize("end", ["\r\n", "\n", "\r", "\x0b", "\x0c", "\x85", "\u2028", "\u2029", "\0", "\x1b"])
-def test_a_subject_is_one_line_whatever_a_name_holds(tmp_path: Path, end: str) -> None:
+def test_a_subject_is_one_line_for_any_name(tmp_path: Path, end: str) -> None:
     subject = render(
         tmp_path, subject="Hello {{ lead.first_name }}", first_name=f"Ada{end}Bcc: eve@example.com"
     ).subject
@@ -70,20 +70,20 @@ def test_a_subject_is_one_line_whatever_a_name_holds(tmp_path: Path, end: str) -
         "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
     ],
 )
-def test_templates_are_in_a_sandbox(tmp_path: Path, attack: str) -> None:
+def test_a_template_cannot_leave_the_sandbox(tmp_path: Path, attack: str) -> None:
     with pytest.raises(RenderError):
         render(tmp_path, attack)
 
 
-def test_an_error_holds_no_value(tmp_path: Path) -> None:
+def test_an_error_message_contains_no_value(tmp_path: Path) -> None:
     with pytest.raises(RenderError) as caught:
         render(tmp_path, "{{ lead.first_name + 1 }}{{ lead.first_name | round }}", first_name="Ada Lovelace")
     assert "Ada" not in str(caught.value)
 
 
-def test_check_finds_what_only_shows_for_some_leads(tmp_path: Path) -> None:
+def test_loading_reports_errors_that_occur_only_for_some_leads(tmp_path: Path) -> None:
     (tmp_path / "templates").mkdir()
-    texts = {"syntax": "{% if %}", "name": "{{ lead.nose }}", "nobody": "{{ lead.employees + 1 }}", "fine": "hello"}
+    texts = {"syntax": "{% if %}", "name": "{{ lead.nose }}", "empty": "{{ lead.employees + 1 }}", "fine": "hello"}
     for name, text in texts.items():
         (tmp_path / "templates" / f"{name}.html.j2").write_text(text, "utf-8")
         (tmp_path / f"{name}.yaml").write_text(
@@ -92,9 +92,9 @@ def test_check_finds_what_only_shows_for_some_leads(tmp_path: Path) -> None:
         )
     assert set(load_campaigns(tmp_path)) == set(texts)
     with pytest.raises(SettingsError) as caught:
-        checked(tmp_path)
-    said = str(caught.value)
-    assert "syntax.html.j2: line 1" in said
-    assert "name.html.j2" in said
-    assert "nobody.html.j2: does not take the values (TypeError), for a lead with no field set" in said
-    assert "fine" not in said
+        load_campaigns_and_templates(tmp_path)
+    problems = str(caught.value)
+    assert "syntax.html.j2: line 1" in problems
+    assert "name.html.j2" in problems
+    assert "empty.html.j2: fails with TypeError (rendered for a lead without values)" in problems
+    assert "fine" not in problems

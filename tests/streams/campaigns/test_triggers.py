@@ -1,4 +1,4 @@
-"""What starts a campaign, and what a wrong folder says."""
+"""Matching signals with triggers, and the problems reported for invalid campaign files."""
 
 from __future__ import annotations
 
@@ -57,15 +57,15 @@ def test_the_shipped_campaign_answers_demo_requests_and_nothing_else() -> None:
     assert not matches(demo, signal({"form_id": "demo"}, kind="lead_created"))
 
 
-def test_a_folder_that_is_not_there_holds_no_campaigns(tmp_path: Path) -> None:
-    assert load_campaigns(tmp_path / "nowhere") == {}
+def test_a_missing_folder_has_no_campaigns(tmp_path: Path) -> None:
+    assert load_campaigns(tmp_path / "missing") == {}
     assert event_types([]) == frozenset()
 
 
-def test_every_problem_of_every_file_is_named_at_once(tmp_path: Path) -> None:
+def test_all_problems_of_all_files_are_reported_at_once(tmp_path: Path) -> None:
     where = "trigger: {event: form_submitted, where: {%s}}\n"
     step = "step: {subject: s, template: welcome.html.j2}\n"
-    wrong = {
+    files = {
         "a": "name: A B\n" + where % "event.form: demo" + step,
         "b": "name: b\ntrigger: {event: form_submited}\n" + step,
         "c": "name: [\n",
@@ -84,59 +84,59 @@ def test_every_problem_of_every_file_is_named_at_once(tmp_path: Path) -> None:
         ),
     }
     with pytest.raises(SettingsError) as caught:
-        load_campaigns(folder(tmp_path, **wrong))
+        load_campaigns(folder(tmp_path, **files))
     lines = str(caught.value).splitlines()
 
-    def said(name: str, *words: str) -> bool:
+    def reported(name: str, *texts: str) -> bool:
         file = str(tmp_path / f"{name}.yaml")
-        return any(file in line and all(word in line for word in words) for line in lines)
+        return any(file in line and all(text in line for text in texts) for line in lines)
 
-    assert said("a", ": name:")
-    assert said("a", "event.form", "no field 'form'")
-    assert said("b", ": trigger.event:", "form_submited", "form_submitted")
-    assert said("c", "not YAML")
-    assert said("d", ": file:")
-    assert said("e", ": onse_per:")
-    assert said("e", "a path starts with")
-    assert said("f", "lead.custom: is a map")
-    assert said("f", "quotation marks", "True")
-    assert said("f", "no field 'nose'")
-    assert said("g", "step.template", "missing.html.j2")
-    assert said("h", ": once_per:")
-    assert said("j", "another file has a campaign 'welcome'")
-    assert said("k", "no channel 'pigeon'", "email")
-    assert said("l", ": step.template:")
-    assert said("m", ": step.from:")
-    assert said("n", ": step.from:")
-    assert not said("i", "")
+    assert reported("a", ": name:")
+    assert reported("a", "event.form", "no field 'form'")
+    assert reported("b", ": trigger.event:", "form_submited", "form_submitted")
+    assert reported("c", "not valid YAML")
+    assert reported("d", ": file:")
+    assert reported("e", ": onse_per:")
+    assert reported("e", "must start with event. or lead.")
+    assert reported("f", "lead.custom: is a map")
+    assert reported("f", "quotation marks", "True")
+    assert reported("f", "no field 'nose'")
+    assert reported("g", "step.template", "missing.html.j2")
+    assert reported("h", ": once_per:")
+    assert reported("j", "another file already has a campaign 'welcome'")
+    assert reported("k", "no channel 'pigeon'", "email")
+    assert reported("l", ": step.template:")
+    assert reported("m", ": step.from:")
+    assert reported("n", ": step.from:")
+    assert not reported("i", "")
 
 
-def test_conditions_speak_of_event_and_lead_and_their_maps() -> None:
-    chosen = campaign(
+def test_conditions_can_use_fields_and_map_keys_of_event_and_lead() -> None:
+    tested = campaign(
         {"event.form_id": ["demo", "trial"], "lead.country": "GB", "lead.employees": 42, "event.answers.a.b": "yes"}
     )
     event = {"form_id": "trial", "answers": {"a.b": "yes"}}
     lead = {"country": "GB", "employees": 42}
-    assert matches(chosen, signal(event, lead))
-    for broken in (
+    assert matches(tested, signal(event, lead))
+    for other in (
         signal(event | {"form_id": "x"}, lead),
         signal(event | {"answers": {}}, lead),
         signal(event, lead | {"employees": None}),
         signal(event, lead | {"employees": True}),
         signal(event, {}),
     ):
-        assert not matches(chosen, broken)
+        assert not matches(tested, other)
 
 
 _VALUES = st.one_of(st.none(), st.text(max_size=5), st.booleans(), st.integers(-2, 2), st.floats(allow_nan=False))
 
 
-@given(wanted=st.lists(st.text(max_size=5), min_size=1, max_size=3), value=_VALUES, country=_VALUES)
-def test_a_list_is_any_of_its_values_and_never_anything_else(wanted: list[str], value: Any, country: Any) -> None:
-    one_by_one = any(matches(campaign({"event.form_id": each}), signal({"form_id": value})) for each in wanted)
-    assert matches(campaign({"event.form_id": wanted}), signal({"form_id": value})) is one_by_one is (value in wanted)
-    both = campaign({"event.form_id": wanted, "lead.country": "GB"})
-    assert matches(both, signal({"form_id": value}, {"country": country})) is (value in wanted and country == "GB")
+@given(values=st.lists(st.text(max_size=5), min_size=1, max_size=3), value=_VALUES, country=_VALUES)
+def test_a_list_matches_exactly_its_values(values: list[str], value: Any, country: Any) -> None:
+    matches_one = any(matches(campaign({"event.form_id": each}), signal({"form_id": value})) for each in values)
+    assert matches(campaign({"event.form_id": values}), signal({"form_id": value})) is matches_one is (value in values)
+    both = campaign({"event.form_id": values, "lead.country": "GB"})
+    assert matches(both, signal({"form_id": value}, {"country": country})) is (value in values and country == "GB")
 
 
 @pytest.mark.parametrize(
@@ -152,5 +152,5 @@ def test_a_list_is_any_of_its_values_and_never_anything_else(wanted: list[str], 
         (True, {"marketing": "withdrawn"}, False),
     ],
 )
-def test_consent(required: bool, known: dict[str, str], allowed: bool) -> None:
+def test_consent_allows_a_message(required: bool, known: dict[str, str], allowed: bool) -> None:
     assert Consent(required=required).allows(known) is allowed

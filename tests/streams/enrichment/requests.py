@@ -1,4 +1,4 @@
-"""Enrichment requests about made-up leads."""
+"""Builds enrichment requests about fictional leads."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _ENCODE = Codec().encoder("enrichment_request")
 NOW = 1_770_000_000_000_000
 
 
-def request(number: int, tenant: str = "acme", **given: Any) -> bytes:
-    """Return the request of lead ``number``."""
+def request(number: int, tenant: str = "acme", **fields: Any) -> bytes:
+    """Return the enrichment request for lead ``number``, with ``fields`` of lead.avsc changed."""
     lead = {field["name"]: field.get("default") for field in registry().lead.source["fields"]}
     lead |= {"lead_id": lead_id(tenant, number), "tenant": tenant, "version": 1, "created_at": NOW, "updated_at": NOW}
-    lead |= {"email": f"lead{number}@example.com"} | given
+    lead |= {"email": f"lead{number}@example.com"} | fields
     return _ENCODE({"tenant": tenant, "event_id": f"request-{number}", "decided_at": NOW, "lead": json.dumps(lead)})
 
 

@@ -1,4 +1,4 @@
-"""One request in; an outcome, and an event whose id is the same every time, out."""
+"""One enrichment request gives one outcome, and for a found lead one event with a stable event_id."""
 
 from __future__ import annotations
 
@@ -27,21 +27,26 @@ async def outputs(answer: Answer, value: bytes | None = None, **lead: Any) -> li
     ]
 
 
-async def test_a_found_lead_is_an_event_and_an_outcome() -> None:
+async def test_a_found_lead_gives_an_event_and_an_outcome() -> None:
     found = Found({"title": "CTO", "employees": 12, "custom": {"linkedin": "x"}, "surprise": 1}, 0.8, 1)
     event, outcome = await outputs(found, external_id="u-1")
     assert (event[0], event[1]) == ("leads.received", b"acme:lead1@example.com")
-    said = event[2].record
+    record = event[2].record
     assert event[2].type == "enrichment_completed"
-    assert said["envelope"]["source"] == "leadstream:enrichment:test"
-    assert (said["title"], said["employees"], said["custom"], said["likelihood"]) == ("CTO", 12, {"linkedin": "x"}, 0.8)
-    assert said["identifiers"]["email"] == "lead1@example.com"
-    assert said["identifiers"]["external_id"] == "u-1"
-    assert said["request_event_id"] == "request-1"
+    assert record["envelope"]["source"] == "leadstream:enrichment:test"
+    assert (record["title"], record["employees"], record["custom"], record["likelihood"]) == (
+        "CTO",
+        12,
+        {"linkedin": "x"},
+        0.8,
+    )
+    assert record["identifiers"]["email"] == "lead1@example.com"
+    assert record["identifiers"]["external_id"] == "u-1"
+    assert record["request_event_id"] == "request-1"
     assert (outcome[0], outcome[2].record["what"], outcome[2].record["reason"]) == ("leads.outcomes", "enriched", "")
     assert (outcome[2].record["partition"], outcome[2].record["offset"]) == (2, 7)
-    again = (await outputs(found, external_id="u-1"))[0]
-    assert again == event, "the same request gives the same event"
+    repeated = (await outputs(found, external_id="u-1"))[0]
+    assert repeated == event, "the same request gives the same event"
 
 
 @pytest.mark.parametrize(
@@ -53,7 +58,7 @@ async def test_a_found_lead_is_an_event_and_an_outcome() -> None:
         (Found({}), {"email": ""}, "skipped", Reason.NO_IDENTIFIER),
     ],
 )
-async def test_whatever_else_happens_is_one_outcome(answer: Answer, lead: Any, what: str, reason: Reason) -> None:
+async def test_every_other_result_gives_only_an_outcome(answer: Answer, lead: Any, what: str, reason: Reason) -> None:
     [outcome] = await outputs(answer, **lead)
     assert outcome[0] == "leads.outcomes"
     assert (outcome[2].record["what"], outcome[2].record["reason"]) == (what, reason.value)
@@ -61,6 +66,6 @@ async def test_whatever_else_happens_is_one_outcome(answer: Answer, lead: Any, w
 
 
 @pytest.mark.parametrize("value", [b"", b"junk", b"\xc3\x01cut", b'{"type": "form_submitted"}'])
-async def test_what_is_no_request_is_a_dead_letter(value: bytes) -> None:
+async def test_an_invalid_request_is_a_dead_letter(value: bytes) -> None:
     [dead] = await outputs(NotFound(), value)
     assert dead == ("leads.dead", b"key", value)

@@ -1,4 +1,4 @@
-"""Real workers on real Kafka and Postgres, killed in the middle: every request ends as exactly one result."""
+"""Real workers on real Kafka and Postgres are killed while they work: every request has exactly one result."""
 
 from __future__ import annotations
 
@@ -34,43 +34,45 @@ KILLS = 5
 
 @pytest.fixture
 def provider(tmp_path: Path) -> Iterator[str]:
-    """People Data Labs in a process of its own, as quick as one may be; gives its URL."""
+    """Run the simulator of People Data Labs as a process, without a rate limit; yield its URL."""
     (tmp_path / "pdl.json").write_text(json.dumps({"per_minute": 1_000_000}))
     port = free_port()
     command = [sys.executable, "-m", "simulators", "pdl", "--port", str(port), "--state", str(tmp_path)]
     process = subprocess.Popen(command, env=child_environment({}))
     url = f"http://127.0.0.1:{port}"
     try:
-        assert wait_until(lambda: bool(_get(f"{url}/_simulator/stats")), 30)
+        assert wait_until(lambda: bool(_get_json(f"{url}/_simulator/stats")), 30)
         body = json.dumps({"latency_ms": 40}).encode()
-        urllib.request.urlopen(urllib.request.Request(f"{url}/_simulator/faults", body, method="POST"), timeout=5)  # noqa: S310 - our own
+        urllib.request.urlopen(urllib.request.Request(f"{url}/_simulator/faults", body, method="POST"), timeout=5)  # noqa: S310 - a loopback address
         yield url
     finally:
         process.terminate()
         process.wait(30)
 
 
-def _get(url: str) -> dict[str, int]:
+def _get_json(url: str) -> dict[str, int]:
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - our own
+        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - a loopback address
             got: dict[str, int] = json.loads(answer.read())
             return got
     except OSError:
         return {}
 
 
-def _known(number: int) -> bool:
+def _is_found(number: int) -> bool:
     found = person(f"email:lead{number}@example.com")
     return found is not None and found["likelihood"] >= 6
 
 
 @pytest.mark.integration
 @pytest.mark.chaos
-def test_workers_killed_in_the_middle_answer_every_request_once(lone_stack: Any, provider: str, tmp_path: Path) -> None:
+def test_killed_workers_answer_every_request_once(
+    lone_stack: Any, provider: str, tmp_path: Path, rng: random.Random
+) -> None:
     stack = lone_stack
     topics.apply(stack.settings)
     asyncio.run(migrate(stack.settings.database_url))
-    broker, tenant, dice = Broker(stack.settings.kafka_bootstrap), f"t-{uuid.uuid4().hex[:12]}", random.Random(3)
+    broker, tenant = Broker(stack.settings.kafka_bootstrap), f"t-{uuid.uuid4().hex[:12]}"
     broker.produce(TOPIC, ((lead_id(tenant, n).encode(), request(n, tenant)) for n in range(COUNT)))
     environment = {
         "LEADSTREAM_HOME": str(tmp_path / "home"),
@@ -94,29 +96,29 @@ def test_workers_killed_in_the_middle_answer_every_request_once(lone_stack: Any,
         for kill in range(1, KILLS + 1):
             reached = kill * COUNT // (KILLS + 3)
             broker.follow("leads.outcomes", lambda read, enough=reached: answered(read) >= enough, 90)  # type: ignore[misc]
-            workers.kill_and_restart(dice.randrange(2))
+            workers.kill_and_restart(rng.randrange(2))
         outcomes = of_tenant(broker.follow("leads.outcomes", lambda read: answered(read) >= COUNT, 120))
-        assert len({record["event_id"] for record in outcomes}) == COUNT, workers.said()
-        assert wait_until(lambda: broker.committed("enrichment", TOPIC) == broker.ends(TOPIC)), workers.said()
-        assert workers.terminate() == [0, 0], workers.said()
+        assert len({record["event_id"] for record in outcomes}) == COUNT, workers.logs()
+        assert wait_until(lambda: broker.committed("enrichment", TOPIC) == broker.ends(TOPIC)), workers.logs()
+        assert workers.terminate() == [0, 0], workers.logs()
 
-    known = {f"request-{n}" for n in range(COUNT) if _known(n)}
+    found = {f"request-{n}" for n in range(COUNT) if _is_found(n)}
     whats = {record["event_id"]: record["what"] for record in outcomes}
-    assert Counter(whats.values()) == {"enriched": len(known), "skipped": COUNT - len(known)}
+    assert Counter(whats.values()) == {"enriched": len(found), "skipped": COUNT - len(found)}
     events = [
         r
-        for r in of_tenant(broker.follow("leads.received", lambda read: len(of_tenant(read)) >= len(known), 60))
+        for r in of_tenant(broker.follow("leads.received", lambda read: len(of_tenant(read)) >= len(found), 60))
         if r["envelope"]["source"] == "leadstream:enrichment:pdl"
     ]
-    assert {r["request_event_id"] for r in events} == known
+    assert {r["request_event_id"] for r in events} == found
     by_id = {(r["envelope"]["event_id"], r["request_event_id"]) for r in events}
-    assert len(by_id) == len(known), "answering again is the same event"
-    assert len({json.dumps(r, sort_keys=True) for r in events}) == len(known), "and says the same"
+    assert len(by_id) == len(found), "a repeated answer must be the same event"
+    assert len({json.dumps(r, sort_keys=True) for r in events}) == len(found), "with the same values"
 
     rows = asyncio.run(_rows(stack.settings.database_url, tenant))
-    spent = _get(f"{provider}/_simulator/stats")["credits_spent"]
+    spent = _get_json(f"{provider}/_simulator/stats")["credits_spent"]
     assert rows == COUNT
-    assert spent - len(known) <= KILLS * 256, "only what was in flight at a kill can have been paid for twice"
+    assert spent - len(found) <= KILLS * 256, "only a call in flight at a kill can be paid for twice"
 
 
 async def _rows(dsn: str, tenant: str) -> int:

@@ -1,4 +1,4 @@
-"""The waterfall over the real connector and its simulator, and over providers that misbehave."""
+"""The waterfall with the real connector and its simulator, and with scripted providers."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ UNKNOWN = next(f"lead{n}@example.com" for n in range(99) if simulator.person(f"e
 
 
 class Memory:
-    """CachedAnswer answers, in memory; the table itself is tried in test_requests.py."""
+    """An answer cache in memory; the one in Postgres is tested in test_requests.py."""
 
     def __init__(self) -> None:
-        self.kept: dict[tuple[str, bytes], CachedAnswer] = {}
-        self.away = 0
+        self.cached: dict[tuple[str, bytes], CachedAnswer] = {}
+        self.failures = 0
 
-    async def get(self, asked: Lookup) -> CachedAnswer | None:
-        return self.kept.get((asked.provider, asked.key))
+    async def get(self, lookup: Lookup) -> CachedAnswer | None:
+        return self.cached.get((lookup.provider, lookup.key))
 
-    async def put(self, asked: Lookup, answer: Found | NotFound, days: float) -> CachedAnswer:
+    async def put(self, lookup: Lookup, answer: Found | NotFound, days: float) -> CachedAnswer:
         assert days > 0
-        if self.away:
-            self.away -= 1
-            raise DependencyAway("Postgres", "gone")
-        return self.kept.setdefault((asked.provider, asked.key), CachedAnswer(answer, 1_770_000_000_000_000))
+        if self.failures:
+            self.failures -= 1
+            raise DependencyAway("Postgres", "connection refused")
+        return self.cached.setdefault((lookup.provider, lookup.key), CachedAnswer(answer, 1_770_000_000_000_000))
 
 
 class Scripted:
-    """A provider that answers what it was told to, the last answer for ever."""
+    """A provider that returns ``answers`` in order, then always the last one."""
 
     def __init__(self, name: str, *answers: Answer, rank: int = 100, slow_s: float = 0, clock: Any = None) -> None:
         self.name = name
@@ -106,7 +106,7 @@ async def real(tmp_path: Path) -> AsyncIterator[tuple[pdl.PeopleDataLabs, Callab
         )
 
 
-async def test_the_first_good_answer_wins_and_the_rest_is_not_asked() -> None:
+async def test_providers_after_the_first_good_answer_are_not_asked() -> None:
     first, second = Scripted("first", Found({"title": "CTO"}), rank=1), Scripted("second", Found({}), rank=2)
     result = await waterfall(second, first).enrich("acme", lead())
     assert result is not None
@@ -114,14 +114,14 @@ async def test_the_first_good_answer_wins_and_the_rest_is_not_asked() -> None:
     assert second.calls == 0
 
 
-async def test_who_knows_nothing_or_fails_is_passed_over() -> None:
+async def test_a_provider_that_finds_nothing_or_fails_is_followed_by_the_next() -> None:
     down, empty, good = Scripted("a", DOWN), Scripted("b", NotFound()), Scripted("c", Found({"title": "CTO"}))
     result = await waterfall(down, empty, good).enrich("acme", lead())
     assert result is not None
     assert result.provider == "c"
 
 
-async def test_a_failure_is_said_although_another_provider_knew_nothing() -> None:
+async def test_a_failure_takes_precedence_over_not_found_of_another_provider() -> None:
     for order in ((1, 2), (2, 1)):
         down, empty = Scripted("a", DOWN, rank=order[0]), Scripted("b", NotFound(), rank=order[1])
         result = await waterfall(down, empty).enrich("acme", lead())
@@ -129,14 +129,14 @@ async def test_a_failure_is_said_although_another_provider_knew_nothing() -> Non
         assert result.answer == DOWN
 
 
-async def test_nothing_to_ask_by_is_none() -> None:
+async def test_a_lead_without_a_value_to_look_up_has_no_result() -> None:
     provider = Scripted("a", Found({}))
     assert await waterfall(provider).enrich("acme", lead("")) is None
     assert await waterfall().enrich("acme", lead()) is None
     assert provider.calls == 0
 
 
-async def test_a_passing_failure_is_tried_again() -> None:
+async def test_a_retryable_failure_is_retried() -> None:
     provider = Scripted("a", DOWN, DOWN, Found({"title": "CTO"}))
     result = await waterfall(provider).enrich("acme", lead())
     assert result is not None
@@ -152,7 +152,7 @@ async def test_all_calls_about_a_lead_end_by_the_deadline() -> None:
     assert clock.now <= 3 + 3 * 0.5, "each provider gets at most one last call"
 
 
-async def test_what_will_not_get_better_is_not_tried_again() -> None:
+async def test_a_failure_that_is_not_retryable_is_not_retried() -> None:
     provider = Scripted("a", LookupFailed(Reason.QUOTA))
     result = await waterfall(provider).enrich("acme", lead())
     assert result is not None
@@ -162,25 +162,25 @@ async def test_what_will_not_get_better_is_not_tried_again() -> None:
 
 async def test_an_answer_is_paid_for_once(real: Any) -> None:
     provider, control = real
-    asking = waterfall(provider)
+    tested = waterfall(provider)
     for email in (KNOWN, UNKNOWN):
-        results = await asyncio.gather(*(asking.enrich("acme", lead(email)) for _ in range(5)))
-        results += [await asking.enrich("acme", lead(email))]
+        results = await asyncio.gather(*(tested.enrich("acme", lead(email)) for _ in range(5)))
+        results += [await tested.enrich("acme", lead(email))]
         assert len({result.answer.__class__ for result in results if result is not None}) == 1
     assert (await control("stats"))["calls"] == 2
-    await asking.enrich("other-tenant", lead(KNOWN))
+    await tested.enrich("other-tenant", lead(KNOWN))
     assert (await control("stats"))["calls"] == 3
 
 
-async def test_an_answer_that_could_not_be_kept_is_not_paid_for_again(real: Any) -> None:
+async def test_an_answer_that_could_not_be_cached_is_not_paid_for_again(real: Any) -> None:
     provider, control = real
     answers = Memory()
-    answers.away = 2
-    asking = waterfall(provider, answers=answers)
+    answers.failures = 2
+    tested = waterfall(provider, answers=answers)
     for _ in range(2):
         with pytest.raises(DependencyAway):
-            await asking.enrich("acme", lead(KNOWN))
-    result = await asking.enrich("acme", lead(KNOWN))
+            await tested.enrich("acme", lead(KNOWN))
+    result = await tested.enrich("acme", lead(KNOWN))
     assert result is not None
     assert isinstance(result.answer, Found)
     assert (await control("stats"))["credits_spent"] == 1
@@ -195,7 +195,7 @@ async def test_an_answer_that_could_not_be_kept_is_not_paid_for_again(real: Any)
         ("limits", {"credits": 0}, Reason.QUOTA),
     ],
 )
-async def test_trouble_at_the_provider_is_a_reason_not_an_error(
+async def test_a_failure_at_the_provider_is_a_reason_and_no_exception(
     real: Any, what: str, body: Any, reason: Reason
 ) -> None:
     provider, control = real
@@ -208,4 +208,4 @@ async def test_trouble_at_the_provider_is_a_reason_not_an_error(
     await control("limits", {"per_minute": 1000, "credits": 10})
     again = await waterfall(provider).enrich("acme", lead(KNOWN))
     assert again is not None
-    assert isinstance(again.answer, Found), "a failure is never kept"
+    assert isinstance(again.answer, Found), "a failure is never cached"

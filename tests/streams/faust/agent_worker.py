@@ -1,7 +1,7 @@
-"""A worker of the Faust foundation alone: ``python agent_worker.py GROUP TOPIC OUT``.
+"""A minimal worker on the Faust adapter: ``python agent_worker.py GROUP TOPIC OUT``.
 
-It copies each record to OUT after 5 to 45 ms, one in 200 after half a second: work whose order of completion is not
-the order of arrival.
+It copies each record to OUT after 5 to 45 ms, and one in 200 after half a second, so that records do not finish in the
+order of their offsets.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The Faust foundation on a real broker, in real processes: nothing is lost, whoever is killed."""
+"""The Faust adapter on a real broker in real processes: no record is lost when workers are killed."""
 
 from __future__ import annotations
 
@@ -45,48 +45,48 @@ def numbers(messages: list[Message]) -> list[int]:
 
 
 def assert_each_key_in_order(messages: list[Message]) -> None:
-    """Of each key, the first copy of every record comes in order; a repetition after a crash comes in order, too."""
+    """Check that the first copies of the records of each key are in order."""
     seen: set[int] = set()
     last: dict[bytes | None, int] = {}
     for message in messages:
         number = int(message.value() or b"-1")
         if number not in seen:
-            assert number > last.get(message.key(), -1), "a key's records have changed places"
+            assert number > last.get(message.key(), -1), "records of one key are out of order"
             last[message.key()] = number
         seen.add(number)
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("attempt", range(2))
-def test_a_fresh_group_of_three_workers_at_once_takes_every_record_that_is_there(scene: Scene, attempt: int) -> None:
+def test_three_workers_of_a_new_group_that_start_at_once_consume_every_record(scene: Scene, attempt: int) -> None:
     del attempt
     count = 3000
     scene.produce(range(count))
     for _ in range(3):
         scene.workers.start()
     messages = scene.broker.follow(scene.out, lambda read: set(numbers(read)) == set(range(count)))
-    assert set(numbers(messages)) == set(range(count)), scene.workers.said()
+    assert set(numbers(messages)) == set(range(count)), scene.workers.logs()
     assert_each_key_in_order(messages)
-    assert wait_until(scene.all_committed), scene.workers.said()
-    assert scene.workers.terminate() == [0, 0, 0], scene.workers.said()
+    assert wait_until(scene.all_committed), scene.workers.logs()
+    assert scene.workers.terminate() == [0, 0, 0], scene.workers.logs()
 
 
 @pytest.mark.integration
-def test_a_stop_finishes_what_is_in_hand_and_the_next_worker_goes_on_there(scene: Scene) -> None:
+def test_a_stop_finishes_the_records_in_flight_and_the_next_worker_continues_after_them(scene: Scene) -> None:
     scene.produce(range(2000))
     scene.workers.start()
     scene.broker.follow(scene.out, lambda read: len(read) > 300)
-    assert scene.workers.terminate() == [0], scene.workers.said()
+    assert scene.workers.terminate() == [0], scene.workers.logs()
     done = sum(scene.broker.committed(scene.name, scene.source).values())
     assert done == sum(scene.broker.ends(scene.out).values()), "a delivered record was not committed"
     scene.workers.start()
     messages = scene.broker.follow(scene.out, lambda read: len(read) >= 2000)
-    assert sorted(numbers(messages)) == list(range(2000)), "a clean stop neither loses nor repeats"
+    assert sorted(numbers(messages)) == list(range(2000)), "a clean stop must neither lose nor repeat a record"
 
 
 @pytest.mark.integration
 @pytest.mark.chaos
-def test_killed_again_and_again_nothing_is_lost(scene: Scene, rng: random.Random) -> None:
+def test_no_record_is_lost_when_workers_are_killed(scene: Scene, rng: random.Random) -> None:
     count = 12_000
     scene.produce(range(count))
     for _ in range(3):
@@ -96,6 +96,6 @@ def test_killed_again_and_again_nothing_is_lost(scene: Scene, rng: random.Random
         scene.broker.follow(scene.out, lambda read, enough=reached: len(read) >= enough, 90)  # type: ignore[misc]
         scene.workers.kill_and_restart(rng.randrange(3))
     messages = scene.broker.follow(scene.out, lambda read: len(set(numbers(read))) == count, 150)
-    assert set(numbers(messages)) == set(range(count)), scene.workers.said()
+    assert set(numbers(messages)) == set(range(count)), scene.workers.logs()
     assert_each_key_in_order(messages)
-    assert wait_until(scene.all_committed), scene.workers.said()
+    assert wait_until(scene.all_committed), scene.workers.logs()

@@ -1,4 +1,4 @@
-"""What may be accepted and what may be committed, without a broker."""
+"""The offset ledger without a broker: which records are accepted and which offset may be committed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ P1 = ("t", 1)
 
 
 class Reader:
-    """A ledger, and the rounds in which records are fetched for it."""
+    """A ledger, and records with their fetch rounds."""
 
     def __init__(self, start: int = 10) -> None:
         self.ledger = OffsetLedger()
@@ -27,10 +27,10 @@ class Reader:
         return [(offset, self.ledger.round) for offset in offsets]
 
     def offer(self, fetched: list[tuple[int, int]]) -> list[Admission]:
-        return [self.ledger.admit(P0, offset, fetched_in) for offset, fetched_in in fetched]
+        return [self.ledger.admit(P0, offset, fetch_round) for offset, fetch_round in fetched]
 
     def accepted(self, *offsets: int) -> list[int]:
-        """Fetch ``offsets`` now and return those that are accepted."""
+        """Fetch ``offsets`` in the current round and return those that are accepted."""
         answers = self.offer(self.fetch(*offsets))
         return [offset for offset, answer in zip(offsets, answers, strict=True) if answer is Admission.ACCEPTED]
 
@@ -52,61 +52,61 @@ def test_a_commit_never_passes_a_record_in_flight(reader: Reader) -> None:
     assert reader.ack(10) == 13
 
 
-def test_missing_records_are_read_again_before_anything_later_is_accepted(reader: Reader) -> None:
+def test_missing_records_are_read_again_before_a_later_record_is_accepted(reader: Reader) -> None:
     assert reader.offer(reader.fetch(15, 16)) == [Admission.READ_AGAIN, Admission.IGNORED]
     assert reader.ledger.expected(P0) == 10
     assert reader.accepted(*range(10, 17)) == list(range(10, 17))
 
 
-def test_a_gap_that_stays_is_skipped(reader: Reader) -> None:
+def test_a_gap_is_skipped_after_three_reads(reader: Reader) -> None:
     assert [reader.offer(reader.fetch(15)) for _ in range(3)] == [[Admission.READ_AGAIN]] * 3
     assert reader.accepted(15) == [15]
     assert reader.ack(15) == 16
 
 
-def test_what_was_accepted_is_not_accepted_again(reader: Reader) -> None:
+def test_a_record_is_accepted_once(reader: Reader) -> None:
     reader.accepted(10, 11, 12)
     assert reader.accepted(10, 11, 12, 13) == [13]
     assert reader.ack(10) == 11
 
 
-def test_one_seek_answers_for_all_that_follows_a_gap(reader: Reader) -> None:
+def test_records_after_a_gap_cause_one_seek(reader: Reader) -> None:
     fetched = reader.fetch(10, 11, 12)
     assert reader.offer(fetched[1:]) == [Admission.READ_AGAIN, Admission.IGNORED]
     assert reader.accepted(10, 11, 12) == [10, 11, 12]
 
 
-def test_what_was_fetched_before_an_assignment_overtakes_nothing(reader: Reader) -> None:
+def test_a_record_fetched_before_an_assignment_is_not_accepted_out_of_order(reader: Reader) -> None:
     stale = reader.fetch(10, 11, 12)
     reader.assign(10)
     assert Admission.ACCEPTED not in reader.offer(stale[1:])
     assert reader.accepted(10, 11, 12) == [10, 11, 12]
 
 
-def test_nothing_is_accepted_before_the_beginning_of_the_partition_is_known(reader: Reader) -> None:
+def test_no_record_is_accepted_before_the_first_offset_is_set(reader: Reader) -> None:
     reader.ledger.assign()
     assert reader.accepted(50, 51) == []
     assert reader.ledger.committable(P0) is None
     assert reader.ledger.partitions() == []
 
 
-def test_an_answer_about_an_earlier_assignment_is_ignored(reader: Reader) -> None:
-    asked = reader.ledger.assignment
+def test_offsets_requested_in_an_earlier_assignment_are_ignored(reader: Reader) -> None:
+    earlier = reader.ledger.assignment
     reader.ledger.assign()
-    reader.ledger.start({P0: 900}, asked)
+    reader.ledger.start({P0: 900}, earlier)
     assert reader.ledger.expected(P0) is None
     reader.ledger.start({P0: 10}, reader.ledger.assignment)
     assert reader.accepted(10, 11) == [10, 11]
 
 
-def test_an_ack_from_an_earlier_assignment_moves_nothing_that_is_open(reader: Reader) -> None:
+def test_an_ack_of_an_earlier_assignment_does_not_pass_an_open_record(reader: Reader) -> None:
     reader.accepted(10)
     reader.assign(10)
     reader.accepted(10, 11)
     assert reader.ack(10) == 11
 
 
-def test_partitions_do_not_mix(reader: Reader) -> None:
+def test_partitions_are_independent(reader: Reader) -> None:
     reader.ledger.start({P1: 3}, reader.ledger.assignment)
     reader.accepted(10)
     assert reader.ledger.admit(P1, 3, reader.ledger.round) is Admission.ACCEPTED
@@ -116,7 +116,7 @@ def test_partitions_do_not_mix(reader: Reader) -> None:
 
 _STEPS = st.lists(
     st.one_of(
-        st.tuples(st.just("drop"), st.integers(0, 3)),  # so many records are lost between fetch and agent
+        st.tuples(st.just("drop"), st.integers(0, 3)),  # Faust drops so many fetched records
         st.tuples(st.just("read"), st.integers(1, 5)),
         st.tuples(st.just("ack"), st.integers(0, 9)),
         st.tuples(st.just("assign"), st.just(0)),
@@ -126,10 +126,10 @@ _STEPS = st.lists(
 
 
 @given(_STEPS)
-def test_whatever_is_dropped_or_reassigned_each_record_is_accepted_in_order_and_none_is_committed_unacked(
+def test_records_are_accepted_in_order_and_never_committed_unacked_for_any_drops_and_assignments(
     steps: list[tuple[str, int]],
 ) -> None:
-    """A model: the log is 0, 1, 2, …; reading goes on where the last seek or fetch ended; acks come in any order."""
+    """The log has the records 0, 1, 2, …; reading continues after the last seek or fetch; acks come in any order."""
     ledger, position, committed, gaps = OffsetLedger(), 0, 0, 0
     ledger.assign()
     ledger.start({P0: 0}, ledger.assignment)
@@ -137,7 +137,7 @@ def test_whatever_is_dropped_or_reassigned_each_record_is_accepted_in_order_and_
     acked: set[int] = set()
     for step, number in steps:
         if step == "drop":
-            position += number if gaps < 3 else 0  # a fourth time at the same place would be a gap that stays
+            position += number if gaps < 3 else 0  # the ledger skips a gap at the fourth time
         elif step == "read":
             for offset in range(position, position + number):
                 answer = ledger.admit(P0, offset, ledger.round)

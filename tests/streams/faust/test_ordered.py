@@ -1,4 +1,4 @@
-"""In whatever order the work ends, only the finished prefix is acked; one key's records run one after the other."""
+"""The ordered pipe acks records in order, and processes the records of one key one after the other."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from hypothesis import strategies as st
 from infra.errors import DependencyAway
 from infra.kafka.producer import Output
 from streams.faust.ordered import OrderedPipe, Record
-from streams.faust.watchdog import Stall
+from streams.faust.watchdog import StallDetector
 
 
 class Work:
-    """Handlers that end when the test says so."""
+    """A pipe whose handlers return when the test calls :meth:`end`."""
 
-    def __init__(self, **given: Any) -> None:
+    def __init__(self, **options: Any) -> None:
         self.ends: dict[int, asyncio.Future[None]] = {}
         self.running: list[int] = []
         self.delivered: list[int] = []
         self.acked: list[int] = []
         self.fatal: list[str] = []
-        self.pipe = OrderedPipe("test", self.handle, self.deliver, fatal=self.fatal.append, sleep=no_sleep, **given)
+        self.pipe = OrderedPipe("test", self.handle, self.deliver, fatal=self.fatal.append, sleep=no_sleep, **options)
 
     async def handle(self, record: Record) -> Sequence[Output]:
         self.running.append(record.offset())
@@ -47,7 +47,7 @@ async def no_sleep(_: float) -> None:
 
 
 async def settle() -> None:
-    """Let everything that can go on go on."""
+    """Run the event loop until no task can make progress."""
     for _ in range(200):
         await asyncio.sleep(0)
 
@@ -89,7 +89,7 @@ def test_records_of_one_key_run_in_their_order_one_at_a_time(order: list[int], k
     asyncio.run(run())
 
 
-async def test_one_slow_record_holds_nobody_but_its_key_and_its_partition_s_acks() -> None:
+async def test_a_slow_record_delays_only_its_key_and_the_acks_of_its_partition() -> None:
     work = Work()
     await work.submit(0, b"slow")
     await work.submit(1, b"slow")
@@ -105,7 +105,7 @@ async def test_one_slow_record_holds_nobody_but_its_key_and_its_partition_s_acks
     assert work.acked == [7, 0, 1, 2]
 
 
-async def test_submit_waits_while_as_many_as_allowed_are_in_flight() -> None:
+async def test_submit_waits_while_the_maximum_is_in_flight() -> None:
     work = Work(max_inflight=2)
     await work.submit(0)
     await work.submit(1)
@@ -120,7 +120,7 @@ async def test_submit_waits_while_as_many_as_allowed_are_in_flight() -> None:
     await settle()
 
 
-async def test_what_a_slow_record_holds_back_is_bounded() -> None:
+async def test_the_records_that_wait_for_the_ack_of_a_slow_one_are_bounded() -> None:
     work = Work(max_inflight=2)
     for offset in range(1, 40):
         work.end(offset)
@@ -133,14 +133,14 @@ async def test_what_a_slow_record_holds_back_is_bounded() -> None:
     assert work.acked == list(range(40))
 
 
-async def test_a_lost_dependency_is_waited_for_in_place() -> None:
-    tries: list[int] = []
+async def test_a_record_is_retried_while_a_dependency_is_unavailable() -> None:
+    attempts: list[int] = []
     acked: list[int] = []
 
     async def handle(record: Record) -> Sequence[Output]:
-        tries.append(record.offset())
-        if len(tries) < 4:
-            raise DependencyAway("Postgres", "gone")
+        attempts.append(record.offset())
+        if len(attempts) < 4:
+            raise DependencyAway("Postgres", "connection refused")
         return []
 
     async def deliver(_: Sequence[Output]) -> None:
@@ -149,12 +149,12 @@ async def test_a_lost_dependency_is_waited_for_in_place() -> None:
     pipe = OrderedPipe("test", handle, deliver, sleep=no_sleep)
     await pipe.submit(Record(("t", 0), 5, b"k", b""), lambda: acked.append(5))
     await settle()
-    assert tries == [5] * 4
+    assert attempts == [5] * 4
     assert acked == [5]
     assert pipe.status.waiting == ""
 
 
-async def test_a_handler_that_fails_is_fatal_and_never_acked() -> None:
+async def test_a_failed_handler_is_fatal_and_its_record_is_not_acked() -> None:
     fatal: list[str] = []
     acked: list[int] = []
 
@@ -174,7 +174,7 @@ async def test_a_handler_that_fails_is_fatal_and_never_acked() -> None:
     assert fatal == ["handler failed: KeyError"]
 
 
-async def test_pausing_finishes_what_is_in_flight_and_lets_the_rest_go() -> None:
+async def test_a_pause_finishes_the_records_in_flight_and_drops_waiting_ones() -> None:
     work = Work(max_inflight=2)
     await work.submit(0)
     await work.submit(1)
@@ -190,12 +190,12 @@ async def test_pausing_finishes_what_is_in_flight_and_lets_the_rest_go() -> None
     assert work.running == [0, 1]
 
 
-async def test_what_outlives_a_pause_is_never_acked() -> None:
+async def test_a_record_that_is_in_flight_longer_than_a_pause_is_not_acked() -> None:
     work = Work()
     await work.submit(0)
     assert not await work.pipe.pause(0.01)
     await work.pipe.resume()
-    await work.submit(0)  # the same record again, from the new assignment
+    await work.submit(0)  # the same record, fetched in the new assignment
     await settle()
     work.end(0)
     await settle()
@@ -203,19 +203,19 @@ async def test_what_outlives_a_pause_is_never_acked() -> None:
 
 
 @pytest.mark.parametrize("excused", [True, False])
-def test_a_stall_is_work_without_a_commit(excused: bool) -> None:
+def test_records_without_a_commit_are_a_stall_unless_excused(excused: bool) -> None:
     now = [0.0]
-    stall = Stall(60, lambda: now[0])
-    assert stall.saw({"t/0": (5, 9)}, excused=excused) == ""
+    stall = StallDetector(60, lambda: now[0])
+    assert stall.check({"t/0": (5, 9)}, excused=excused) == ""
     now[0] = 59
-    assert stall.saw({"t/0": (5, 10)}, excused=excused) == ""
+    assert stall.check({"t/0": (5, 10)}, excused=excused) == ""
     now[0] = 61
-    assert bool(stall.saw({"t/0": (5, 10)}, excused=excused)) is not excused
+    assert bool(stall.check({"t/0": (5, 10)}, excused=excused)) is not excused
 
 
-def test_a_partition_that_commits_or_has_no_work_does_not_stall() -> None:
+def test_a_partition_with_commits_or_without_records_is_no_stall() -> None:
     now = [0.0]
-    stall = Stall(60, lambda: now[0])
+    stall = StallDetector(60, lambda: now[0])
     for step in range(10):
         now[0] = step * 50.0
-        assert stall.saw({"moves": (step, 100), "idle": (7, 7)}) == ""
+        assert stall.check({"moves": (step, 100), "idle": (7, 7)}) == ""

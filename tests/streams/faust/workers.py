@@ -1,4 +1,4 @@
-"""Real worker processes and what is on real topics."""
+"""Real worker processes, and a broker seen by a client."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from infra.settings import child_environment
 
 
 class Workers(AbstractContextManager["Workers"]):
-    """Starts ``command`` as processes, kills and restarts them, ends them all at the end."""
+    """Starts, kills and restarts processes of ``command``; kills all of them on exit."""
 
     def __init__(self, command: list[str], environment: Mapping[str, str], logs: Path) -> None:
         self._command = [sys.executable, *command]
         self._environment = child_environment(environment)
-        self._logs = logs
+        self._log_folder = logs
         self.processes: list[subprocess.Popen[bytes]] = []
         self._started = 0
 
     def start(self) -> subprocess.Popen[bytes]:
         self._started += 1
-        with (self._logs / f"worker-{self._started}.log").open("wb") as log:
+        with (self._log_folder / f"worker-{self._started}.log").open("wb") as log:
             process = subprocess.Popen(self._command, env=self._environment, stdout=log, stderr=log)
         self.processes.append(process)
         return process
@@ -46,8 +46,10 @@ class Workers(AbstractContextManager["Workers"]):
         self.processes.clear()
         return codes
 
-    def said(self) -> str:
-        return "\n".join(path.read_text(errors="replace")[-3000:] for path in sorted(self._logs.glob("worker-*.log")))
+    def logs(self) -> str:
+        return "\n".join(
+            path.read_text(errors="replace")[-3000:] for path in sorted(self._log_folder.glob("worker-*.log"))
+        )
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         for process in self.processes:
@@ -56,7 +58,7 @@ class Workers(AbstractContextManager["Workers"]):
 
 
 class Broker:
-    """A broker seen from outside."""
+    """A client of one broker."""
 
     def __init__(self, bootstrap: str) -> None:
         self._bootstrap = bootstrap
@@ -67,7 +69,7 @@ class Broker:
             future.result(30)
 
     def produce(self, topic: str, records: Iterable[tuple[bytes, bytes]]) -> None:
-        # Idempotent: else a batch that is sent again, to a topic that has just been made, comes after its successors.
+        # Without idempotence, a batch that is retried (the topic is new) could come after later batches.
         settings = {"enable.idempotence": True, "partitioner": "murmur2_random"}
         producer = Producer({"bootstrap.servers": self._bootstrap} | settings)
         for key, value in records:
@@ -82,12 +84,13 @@ class Broker:
         return ends
 
     def committed(self, group: str, topic: str) -> dict[int, int]:
-        asked = [TopicPartition(topic, p) for p in self.ends(topic)]
-        found = self._admin.list_consumer_group_offsets([ConsumerGroupTopicPartitions(group, asked)])[group].result(30)
-        return {p.partition: max(p.offset, 0) for p in found.topic_partitions}
+        partitions = [TopicPartition(topic, p) for p in self.ends(topic)]
+        request = ConsumerGroupTopicPartitions(group, partitions)
+        offsets = self._admin.list_consumer_group_offsets([request])[group].result(30)
+        return {p.partition: max(p.offset, 0) for p in offsets.topic_partitions}
 
     def follow(self, topic: str, enough: Callable[[list[Message]], bool], within_s: float = 120) -> list[Message]:
-        """Read ``topic`` from its beginning until what was read is ``enough``, at most so long; return all of it."""
+        """Read ``topic`` from its start until ``enough`` is true, at most ``within_s`` seconds; return the messages."""
         consumer = self._consumer()
         consumer.assign([TopicPartition(topic, p, 0) for p in self.ends(topic)])
         read: list[Message] = []
@@ -103,10 +106,10 @@ class Broker:
 
 
 def wait_until(condition: Callable[[], bool], within_s: float = 60) -> bool:
-    """Look again and again until ``condition`` holds, at most so long; return whether it does."""
-    pause = time.monotonic() + within_s
-    while time.monotonic() < pause:
+    """Poll ``condition`` for at most ``within_s`` seconds; return whether it became true."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
         if condition():
             return True
-        time.sleep(0.1)  # between two looks, not instead of one
+        time.sleep(0.1)
     return False

@@ -1,4 +1,4 @@
-"""People Data Labs: what is asked, and what of the documented answer is taken."""
+"""People Data Labs: requests, and the mapping of documented responses."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def ask(status: int, body: Any, seen: list[httpx.Request] | None = None) -
         return await provider.ask(provider.question(LEAD | {"email": "ada@example.com"}))
 
 
-async def test_the_documented_answer_becomes_fields_of_the_lead() -> None:
+async def test_the_documented_response_becomes_fields_of_the_lead() -> None:
     answer = await ask(200, DOCUMENTED)
 
     assert answer == Found(
@@ -61,7 +61,7 @@ async def test_the_documented_answer_becomes_fields_of_the_lead() -> None:
     )
 
 
-async def test_the_address_stands_in_the_body_and_the_key_in_its_header() -> None:
+async def test_the_e_mail_address_is_in_the_body_and_the_key_in_a_header() -> None:
     seen: list[httpx.Request] = []
     await ask(404, {"status": 404}, seen)
 
@@ -79,12 +79,12 @@ async def test_the_address_stands_in_the_body_and_the_key_in_its_header() -> Non
         (401, LookupFailed(Reason.UNAUTHORIZED, retryable=False, detail="status 401")),
     ],
 )
-async def test_what_its_errors_mean(status: int, expected: Answer) -> None:
+async def test_a_status_code_has_this_meaning(status: int, expected: Answer) -> None:
     assert await ask(status, {"status": status}) == expected
 
 
 @pytest.mark.parametrize(
-    ("known", "asked"),
+    ("known", "question"),
     [
         ({"email": "a@example.com", "company": "X"}, {"email": "a@example.com"}),
         (
@@ -94,7 +94,7 @@ async def test_what_its_errors_mean(status: int, expected: Answer) -> None:
         ({"first_name": "A", "company": "X"}, {}),
     ],
 )
-def test_what_it_is_asked_by(known: dict[str, str], asked: dict[str, str]) -> None:
+def test_the_question_for_a_lead_with_these_values(known: dict[str, str], question: dict[str, str]) -> None:
     provider = pdl.connect(pdl.Config(api_key="key"), httpx.AsyncClient())
 
-    assert provider.question(LEAD | known) == asked
+    assert provider.question(LEAD | known) == question

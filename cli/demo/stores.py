@@ -1,4 +1,4 @@
-"""The demonstration's books: every count is read from the store that it names, never from what was meant to happen."""
+"""Reads the demo's counts, each from the store that it is about: Kafka, Postgres, ClickHouse or a simulator."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from infra.kafka.client import metadata, reader
 from infra.kafka.lag import LagReader
 from infra.kafka_settings import KafkaSettings
 
-_OWN = "leadstream:%"
+_OWN_SOURCES = "leadstream:%"  # sources of events that the pipeline itself produces
 _TOPIC = "leads.received"
 
 
-class Books:
-    """Reads the stores for one ``tenant``; ``start`` are the ends of ``leads.received`` before the first event."""
+class StoreReader:
+    """Reads counts of one ``tenant`` from the stores. ``places`` is the state of the stack: addresses by part."""
 
     def __init__(
         self, tenant: str, pool: asyncpg.Pool, server: ClickHouse, places: Mapping[str, Any], settings: KafkaSettings
@@ -34,13 +34,13 @@ class Books:
         self._start: dict[int, int] = {}
         self._before: dict[str, int] = {}
 
-    async def open(self) -> None:
-        """Note where everything stood before the first event."""
+    async def read_baseline(self) -> None:
+        """Read the end offsets and the simulators' counts before the first event is sent; later counts exclude them."""
         self._start = await asyncio.to_thread(self._ends)
-        self._before = await self._outside()
+        self._before = await self._simulators()
 
-    async def glance(self) -> dict[str, int]:
-        """Return a few counts that are cheap enough to be read twice a second."""
+    async def read_progress(self) -> dict[str, int]:
+        """Return a few counts that are cheap enough to read twice a second."""
         row = await self._pool.fetchrow(
             """
             SELECT (SELECT count(*) FROM lead_history WHERE tenant = $1),
@@ -52,10 +52,10 @@ class Books:
         )
         return dict(zip(("accepted", "leads", "synced", "messages"), row, strict=True))
 
-    async def left(self) -> dict[str, int]:
-        """Return what is still under way: lag of each consumer group, and of the CRM and the messages behind theirs."""
+    async def read_pending(self) -> dict[str, int]:
+        """Return the counts above zero of unfinished work: lag by consumer group, CRM syncs that are due, messages."""
         groups = await asyncio.to_thread(self._lag.totals)
-        left = {name: lag.messages for name, lag in groups.items() if lag.messages}
+        pending = {name: lag.messages for name, lag in groups.items() if lag.messages}
         row = await self._pool.fetchrow(
             """
             SELECT (SELECT count(*) FROM crm_sync WHERE tenant = $1 AND synced_version < wanted_version
@@ -65,21 +65,26 @@ class Books:
             """,
             self._tenant,
         )
-        return left | {name: n for name, n in zip(("crm_sync", "messages_sent"), row, strict=True) if n}
+        return pending | {name: n for name, n in zip(("crm_sync", "messages_sent"), row, strict=True) if n}
 
-    async def close_books(self, sent_at: Mapping[str, float]) -> dict[str, Any]:
-        """Count everything once more, in full."""
-        outside = await self._outside()
+    async def read_counts(self, sent_at: Mapping[str, float]) -> dict[str, Any]:
+        """Return the final counts and latencies.
+
+        Args:
+            sent_at: event_id -> when the event was first sent, in seconds since 1970.
+
+        """
+        simulators = await self._simulators()
         ends = await asyncio.to_thread(self._ends)
         counts = await self._postgres()
         counts |= await self._clickhouse()
-        arrived = sum(end - self._start.get(partition, 0) for partition, end in ends.items())
-        counts["received"] = arrived - counts["own_events"] - counts.pop("own_duplicates")
-        counts["messages_duplicate"] = outside["smtp_duplicates"] - self._before["smtp_duplicates"]
-        counts["crm"]["hubspot"]["remote_records"] = outside["hubspot"] - self._before["hubspot"]
-        counts["mails_received"] = outside["smtp_unique"] - self._before["smtp_unique"]
+        produced = sum(end - self._start.get(partition, 0) for partition, end in ends.items())
+        counts["received"] = produced - counts["own_events"] - counts.pop("own_duplicates")
+        counts["messages_duplicate"] = simulators["smtp_duplicates"] - self._before["smtp_duplicates"]
+        counts["crm"]["hubspot"]["remote_records"] = simulators["hubspot"] - self._before["hubspot"]
+        counts["mails_received"] = simulators["smtp_unique"] - self._before["smtp_unique"]
         counts["latency_ms"] = await self._latencies(sent_at)
-        counts["lag_left"] = sum((await self.left()).values())
+        counts["lag_left"] = sum((await self.read_pending()).values())
         return counts
 
     def _ends(self) -> dict[int, int]:
@@ -90,8 +95,7 @@ class Books:
         finally:
             consumer.close()
 
-    async def _outside(self) -> dict[str, int]:
-        """Ask the simulators for their own records."""
+    async def _simulators(self) -> dict[str, int]:
         async with httpx.AsyncClient(trust_env=False) as http:
             crm = (await http.get(f"{self._places['hubspot']['url']}/_simulator/stats")).json()
             mail = (await http.get(f"{self._places['smtp']['inbox']}/_simulator/stats")).json()
@@ -110,7 +114,7 @@ class Books:
                     WHERE h.tenant = $1 AND h.source LIKE $2 AND h.event_type = 'enrichment_completed') AS enriched
             """,
             self._tenant,
-            _OWN,
+            _OWN_SOURCES,
         )
         crm = await self._pool.fetchrow(
             """
@@ -135,20 +139,20 @@ class Books:
                     WHERE tenant = {{t:String}} AND stage = 'intake' AND what = 'duplicate') AS own_duplicates,
                    (SELECT count() FROM dead_letters WHERE stage = 'intake' AND topic = '{_TOPIC}'
                     AND offset >= CAST(map({start.replace(":", ",")}), 'Map(Int32, Int64)')[partition]) AS dead
-            """,  # noqa: S608 - the offsets are numbers of ours
+            """,  # noqa: S608 - only integers are inserted
             t=self._tenant,
         )
         return {name: int(value) for name, value in rows[0].items()}
 
     async def _latencies(self, sent_at: Mapping[str, float]) -> dict[str, dict[str, float]]:
-        """From handing an event over to its commit in Postgres, its insert into ClickHouse, its lead in the CRM."""
+        """Return the quantiles of the time from sending an event to its commit in each store, in milliseconds."""
         committed = await self._pool.fetch(
             """
             SELECT event_id, extract(epoch FROM pg_xact_commit_timestamp(xmin))::float8 FROM lead_history
             WHERE tenant = $1 AND source NOT LIKE $2
             """,
             self._tenant,
-            _OWN,
+            _OWN_SOURCES,
         )
         inserted = await self._server.query(
             "SELECT event_id, toFloat64(inserted_at) AS at FROM lead_events WHERE tenant = {t:String} AND NOT own",
@@ -168,8 +172,8 @@ class Books:
             "crm": _quantiles(sent_at, [(r[0], r[1]) for r in synced]),
         }
 
-    async def examples(self) -> list[dict[str, Any]]:
-        """Return a few leads with what happened to them, most eventful first."""
+    async def read_examples(self) -> list[dict[str, Any]]:
+        """Return the three leads with the most changes, each with its first events."""
         rows = await self._pool.fetch(
             """
             SELECT lead_id::text, version, attributes->>'company' AS company, attributes->>'status' AS status
@@ -177,22 +181,22 @@ class Books:
             """,
             self._tenant,
         )
-        found = []
+        examples = []
         for row in rows:
             steps = await self._pool.fetch(
                 "SELECT version, event_type, source FROM lead_history WHERE lead_id = $1 ORDER BY version LIMIT 6",
                 row["lead_id"],
             )
-            found.append(dict(row) | {"steps": [f"{s['version']} {s['event_type']} ({s['source']})" for s in steps]})
-        return found
+            examples.append(dict(row) | {"steps": [f"{s['version']} {s['event_type']} ({s['source']})" for s in steps]})
+        return examples
 
     def close(self) -> None:
-        """Close the lag reader."""
+        """Close the Kafka clients."""
         self._lag.close()
 
 
-def _quantiles(sent_at: Mapping[str, float], seen: Sequence[tuple[str, float]]) -> dict[str, float]:
-    waits = sorted((at - sent_at[event_id]) * 1000 for event_id, at in seen if event_id in sent_at)
-    if not waits:
+def _quantiles(sent_at: Mapping[str, float], committed_at: Sequence[tuple[str, float]]) -> dict[str, float]:
+    latencies = sorted((at - sent_at[event_id]) * 1000 for event_id, at in committed_at if event_id in sent_at)
+    if not latencies:
         return {"p50": 0.0, "p99": 0.0}
-    return {name: round(waits[int(q * (len(waits) - 1))], 1) for name, q in (("p50", 0.5), ("p99", 0.99))}
+    return {name: round(latencies[int(q * (len(latencies) - 1))], 1) for name, q in (("p50", 0.5), ("p99", 0.99))}
