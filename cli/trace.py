@@ -14,6 +14,7 @@ from uuid import UUID
 
 import typer
 
+from infra.clock import to_datetime
 from infra.settings import Settings
 
 if TYPE_CHECKING:
@@ -230,7 +231,7 @@ class Teller:
             )
             story.merged = sorted(str(row["lead_id"]) for row in rows if row["merged_into"] is not None)
         for row in await self._connection.fetch(_CRM, [UUID(story.lead_id)]):
-            synced_at = row["synced_at"].isoformat() if row["synced_at"] else None
+            synced_at = to_datetime(row["synced_at"]).isoformat() if row["synced_at"] else None
             story.crm.append(dict(row) | {"synced_at": synced_at})
         return story
 
