@@ -94,7 +94,7 @@ class Settle(Generic[Row]):
         return self._clock() + seconds_us(max(parked.at_least_s, self._backoff.seconds(row.attempts + 1)))
 
     async def _write(self, step: Callable[[], Awaitable[Collection[str]]], rows: Sequence[Row]) -> Collection[str]:
-        """Write until Postgres answers; return the keys to report: where an answer was lost all, rather than too few."""
+        """Write until Postgres answers; return the keys to report: where an answer was lost, all of them."""
         tries = 0
 
         async def write() -> Collection[str]:

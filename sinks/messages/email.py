@@ -33,7 +33,7 @@ from pydantic import Field, SecretStr, field_validator
 
 from infra.errors import Verdict
 from infra.outcomes import Reason
-from sinks.messages import DeliveryConfig, Failed, HandingOver, Message, Result, Sent, Unsure
+from sinks.messages import DeliveryConfig, HandingOver, OutgoingMessage, SendFailed, SendResult, Sent, Unsure
 from sinks.messages.plain_text import plain_text
 
 NAME = "email"
@@ -56,20 +56,20 @@ class Config(DeliveryConfig):
 
 # What its errors mean: by reply code, else 4xx may pass and 5xx will not. A wait of 0: the engine's backoff.
 _CODES = {
-    421: Failed(Verdict.PAUSE, Reason.UNAVAILABLE),  # it closes: not about this mail
-    452: Failed(Verdict.RETRY, Reason.QUOTA),  # the mailbox or its server is full
-    454: Failed(Verdict.PAUSE, Reason.UNAUTHORIZED),
-    530: Failed(Verdict.PAUSE, Reason.UNAUTHORIZED, 60),
-    534: Failed(Verdict.PAUSE, Reason.UNAUTHORIZED, 60),
-    535: Failed(Verdict.PAUSE, Reason.UNAUTHORIZED, 60),
-    538: Failed(Verdict.PAUSE, Reason.UNAUTHORIZED, 60),
+    421: SendFailed(Verdict.PAUSE, Reason.UNAVAILABLE),  # it closes: not about this mail
+    452: SendFailed(Verdict.RETRY, Reason.QUOTA),  # the mailbox or its server is full
+    454: SendFailed(Verdict.PAUSE, Reason.UNAUTHORIZED),
+    530: SendFailed(Verdict.PAUSE, Reason.UNAUTHORIZED, 60),
+    534: SendFailed(Verdict.PAUSE, Reason.UNAUTHORIZED, 60),
+    535: SendFailed(Verdict.PAUSE, Reason.UNAUTHORIZED, 60),
+    538: SendFailed(Verdict.PAUSE, Reason.UNAUTHORIZED, 60),
 }
-_TEMPORARY = Failed(Verdict.RETRY, Reason.UNAVAILABLE)
-_REFUSED = Failed(Verdict.DEAD, Reason.REJECTED)
-_SENDER_REFUSED = Failed(Verdict.RETRY, Reason.MISCONFIGURED, 60)  # about the campaign's from, not about the person
-_NO_CONNECTION = Failed(Verdict.PAUSE, Reason.UNAVAILABLE)
-_NO_ANSWER = Failed(Verdict.PAUSE, Reason.TIMEOUT)
-_NOT_SUPPORTED = Failed(Verdict.PAUSE, Reason.MISCONFIGURED, 60)  # such as no STARTTLS where it has to be
+_TEMPORARY = SendFailed(Verdict.RETRY, Reason.UNAVAILABLE)
+_REFUSED = SendFailed(Verdict.DEAD, Reason.REJECTED)
+_SENDER_REFUSED = SendFailed(Verdict.RETRY, Reason.MISCONFIGURED, 60)  # about the campaign's from, not about the person
+_NO_CONNECTION = SendFailed(Verdict.PAUSE, Reason.UNAVAILABLE)
+_NO_ANSWER = SendFailed(Verdict.PAUSE, Reason.TIMEOUT)
+_NOT_SUPPORTED = SendFailed(Verdict.PAUSE, Reason.MISCONFIGURED, 60)  # such as no STARTTLS where it has to be
 _PERMANENT = 500
 _SERVER_CLOSES = 421
 _ADDRESS = re.compile(r"""([^\s@,;:<>()\[\]\\"]{1,64})@([^\s@,;:<>()\[\]\\"]{1,253})""")
@@ -100,13 +100,13 @@ class Email:
         self._config = config
         self._idle: list[aiosmtplib.SMTP] = []
 
-    async def send(self, message: Message, handing_over: HandingOver) -> Result:
+    async def send(self, message: OutgoingMessage, handing_over: HandingOver) -> SendResult:
         """Send one mail, over a kept connection where there is one."""
         try:
             sender, to = parse_sender(message.sender or self._config.from_address), parse_address(message.to)
             mail = compose(message, sender, to)
         except (ValueError, MessageError, LookupError) as error:
-            return Failed(Verdict.DEAD, Reason.REJECTED, detail=type(error).__name__)
+            return SendFailed(Verdict.DEAD, Reason.REJECTED, detail=type(error).__name__)
         while self._idle:
             result = await self._converse(self._idle.pop(), sender, to, mail, handing_over)
             if result is not _NO_CONNECTION:  # else the server has closed it meanwhile, which says nothing: another
@@ -127,14 +127,14 @@ class Email:
 
     async def _converse(
         self, client: aiosmtplib.SMTP, sender: Address, to: Address, mail: bytes, handing_over: HandingOver
-    ) -> Result:
+    ) -> SendResult:
         handed = keep = False
         wide = _wide(sender, to)
         encoding, options = ("utf-8", ["SMTPUTF8"]) if wide else ("ascii", [])
         try:
             if wide and not client.supports_extension("smtputf8"):
                 keep = True
-                return Failed(Verdict.DEAD, Reason.REJECTED, detail="SMTPUTF8")
+                return SendFailed(Verdict.DEAD, Reason.REJECTED, detail="SMTPUTF8")
             await client.mail(sender.addr_spec, options=options, encoding=encoding)
             await client.rcpt(to.addr_spec, encoding=encoding)
             await handing_over()
@@ -174,7 +174,7 @@ class Email:
         return client
 
 
-def compose(message: Message, sender: Address, to: Address) -> bytes:
+def compose(message: OutgoingMessage, sender: Address, to: Address) -> bytes:
     """Return the mail as it goes out; ValueError when a value would add to its headers."""
     mail = EmailMessage(policy=_WIDE if _wide(sender, to) else _HEADERS)
     mail["From"] = sender
@@ -229,7 +229,7 @@ async def _reset(client: aiosmtplib.SMTP) -> bool:
     return True
 
 
-def _meaning(error: aiosmtplib.SMTPResponseException) -> Failed | Unsure:
+def _meaning(error: aiosmtplib.SMTPResponseException) -> SendFailed | Unsure:
     if error.code < 400:  # noqa: PLR2004 - no refusal: an answer that nobody understands
         return Unsure(Reason.UNAVAILABLE)
     meaning = _CODES.get(error.code)
@@ -241,7 +241,7 @@ def _meaning(error: aiosmtplib.SMTPResponseException) -> Failed | Unsure:
     return replace(meaning, detail=f"{error.code} {enhanced[0]}" if enhanced else str(error.code))
 
 
-def _unconnected(error: Exception) -> Failed:
+def _unconnected(error: Exception) -> SendFailed:
     """Return what it means that no connection came about: never about the mail, whatever the code."""
     if isinstance(error, aiosmtplib.SMTPResponseException):
         return replace(_CODES.get(error.code, _NO_CONNECTION), detail=str(error.code))
