@@ -7,8 +7,8 @@ HubSpot/hubspot-api-nodejs#545. A contact's e-mail address is unique in an accou
 keys our upserts, so that repeating any call makes no second contact. No search before a create: its index lags.
 
 Set-up: a private app with crm.objects.contacts and crm.schemas.contacts, read and write; the properties of
-:data:`PROPERTIES` and ``leadstream_lead_id`` (single-line text, unique values). ``leadstream crm test hubspot`` says
-which are missing.
+:data:`PROPERTIES` and ``leadstream_lead_id`` (single-line text, unique values). Those that are missing are logged when
+the process starts.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Config(SyncConfig):
     base_url: str = Field("https://api.hubapi.com", pattern=r"^https?://")
     token: SecretStr = Field(min_length=1, description="A private app's access token.")
     requests_per_10s: int = Field(100, ge=1, le=10_000, description="Calls of this process; other apps share it.")
-    daily_pause_s: float = Field(900, ge=60, le=86_400, description="When the day's calls are used up, try so often.")
+    daily_pause_s: float = Field(900, ge=60, le=86_400, description="Seconds to wait when the day's calls are used up.")
 
 
 # Lead field -> contact property. A field that is not set is not sent (people may have filled it in HubSpot), except
@@ -84,7 +84,7 @@ _STATUSES = {
     477: SyncFailed(Verdict.PAUSE, Reason.UNAVAILABLE, 300),  # the account moves to another data centre
 }
 _POLICIES = {"SECONDLY": 1.0, "TEN_SECONDLY_ROLLING": 10.0}  # seconds; DAILY: daily_pause_s
-_ID_UNUSABLE = "non-unique"  # 400 "Unable to perform update/upsert by non-unique 0-1 property": ID_PROPERTY is amiss
+_ID_UNUSABLE = "non-unique"  # 400 "Unable to perform update/upsert by non-unique 0-1 property": it is about ID_PROPERTY
 _CODE = re.compile(r'"error":\s*"([A-Z_]+)"')
 _EXISTING = re.compile(r"Existing ID: (\d+)")
 _NO_RESULT = SyncFailed(Verdict.RETRY, Reason.UNAVAILABLE, detail="no_result")  # 2xx without the record
@@ -120,7 +120,7 @@ class HubSpot:
         return [results[record.lead_id] for record in records]
 
     async def _adopt(self, inputs: Mapping[str, Any], results: Mapping[str, SyncResult]) -> dict[str, SyncResult]:
-        """Write to contacts that have the lead's e-mail address and belong to no lead (made by hand, imported)."""
+        """Update contacts that have the lead's e-mail address and belong to no lead (made by hand, imported)."""
         in_the_way = {
             lead_id: result.remote_id
             for lead_id, result in results.items()

@@ -3,11 +3,11 @@
 Sources: RFC 5321 (4.2.1 and 4.2.2 reply codes; 4.5.3.2.6 and 6.1 what a lost answer to the final dot means), RFC 3463
 (enhanced codes), RFC 5322 (3.6.4 Message-ID), RFC 6531 (SMTPUTF8), RFC 4954 (AUTH codes).
 
-SMTP has no idempotency key: when the answer to the final dot is lost, or we crash before noting it, nobody can tell
-whether the mail was taken. Like every relay (RFC 5321 6.1) we send it again then: at least once, and never left out.
-It has the same Message-ID, which is deterministic (``<message_id@domain>``) and which many mailboxes fold into one.
-With ``LEADSTREAM_CHANNEL_EMAIL_WHEN_UNSURE=hold`` it is never sent twice instead: the message is held as ``unsure`` and
-told as dead, see :mod:`sinks.messages.delivery`.
+SMTP has no idempotency key: when the answer to the final dot is lost, or the process crashes before it is written,
+nobody can know whether the mail was accepted. Like every relay (RFC 5321 6.1) we then send it again: at-least-once. It
+has the same Message-ID, which is deterministic (``<message_id@domain>``) and by which many mailboxes show one mail.
+With ``LEADSTREAM_CHANNEL_EMAIL_WHEN_UNSURE=hold`` it is at-most-once instead: the message fails as ``unsure``, see
+:mod:`sinks.messages.delivery`.
 
 No value adds a header: addresses are single ones, EmailMessage refuses line ends, and because it decodes encoded words
 that a value brings (``=?utf-8?q?=0D=0ABcc:...?=``) and writes the line ends in them, those are broken up and the
@@ -43,7 +43,7 @@ class Config(DeliveryConfig):
     """LEADSTREAM_CHANNEL_EMAIL_*. smtp: STARTTLS where it is offered, with a password always; smtps: TLS at once."""
 
     url: str = Field(pattern=r"^smtps?://[^/@\s]+$", description="smtp://host:port or smtps://host:port.")
-    from_address: str = Field("Leadstream <leads@example.com>", min_length=3, description="Where a campaign has none.")
+    from_address: str = Field("Leadstream <leads@example.com>", min_length=3, description="If a campaign has none.")
     username: str = ""
     password: SecretStr = SecretStr("")
 
@@ -86,7 +86,7 @@ _END = b"\r\n--=_leadstream--\r\n"
 
 
 def connect(config: Config) -> Email:
-    """Return the channel; connections are made when first needed and kept."""
+    """Return the channel; a connection is opened when first needed, and kept."""
     return Email(config)
 
 
@@ -109,7 +109,7 @@ class Email:
             return SendFailed(Verdict.DEAD, Reason.REJECTED, detail=type(error).__name__)
         while self._idle:
             result = await self._converse(self._idle.pop(), sender, to, mail, handing_over)
-            if result is not _NO_CONNECTION:  # else the server has closed it meanwhile, which says nothing: another
+            if result is not _NO_CONNECTION:  # else the server has closed it meanwhile: try another
                 return result
         try:
             client = await self._connect()
@@ -118,7 +118,7 @@ class Email:
         return await self._converse(client, sender, to, mail, handing_over)
 
     async def close(self) -> None:
-        """Say goodbye on every kept connection."""
+        """Close every kept connection with QUIT."""
         while self._idle:
             client = self._idle.pop()
             with suppress(aiosmtplib.SMTPException, OSError):
@@ -191,7 +191,7 @@ def compose(message: OutgoingMessage, sender: Address, to: Address) -> bytes:
 
 
 def _part(subtype: str, text: str) -> bytes:
-    """Return one way of saying it. EmailMessage does the same, but takes a millisecond of parsing its own headers."""
+    """Return one part of the alternative. EmailMessage does the same, but parses its own headers for a millisecond."""
     lines = b"\n".join(text.encode().splitlines()) + b"\n"
     printable = b2a_qp(lines, istext=True).replace(b"\n", b"\r\n")
     return _PART % (subtype.encode(), printable)
@@ -221,7 +221,7 @@ def _wide(sender: Address, to: Address) -> bool:
 
 
 async def _reset(client: aiosmtplib.SMTP) -> bool:
-    """Make the connection fit for another mail; return whether it is."""
+    """Make the connection ready for another mail; return whether it is."""
     try:
         await client.rset()
     except (aiosmtplib.SMTPException, OSError):
@@ -230,7 +230,7 @@ async def _reset(client: aiosmtplib.SMTP) -> bool:
 
 
 def _meaning(error: aiosmtplib.SMTPResponseException) -> SendFailed | Unsure:
-    if error.code < 400:  # noqa: PLR2004 - no refusal: an answer that nobody understands
+    if error.code < 400:  # noqa: PLR2004 - no refusal: an unexpected answer
         return Unsure(Reason.UNAVAILABLE)
     meaning = _CODES.get(error.code)
     if meaning is None and isinstance(error, aiosmtplib.SMTPSenderRefused) and error.code >= _PERMANENT:
@@ -242,7 +242,7 @@ def _meaning(error: aiosmtplib.SMTPResponseException) -> SendFailed | Unsure:
 
 
 def _unconnected(error: Exception) -> SendFailed:
-    """Return what it means that no connection came about: never about the mail, whatever the code."""
+    """Return what a failed connection means: it is never about the mail, whatever the code."""
     if isinstance(error, aiosmtplib.SMTPResponseException):
         return replace(_CODES.get(error.code, _NO_CONNECTION), detail=str(error.code))
     if isinstance(error, aiosmtplib.SMTPTimeoutError | TimeoutError):
