@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
+from infra.clock import to_datetime
+
 if TYPE_CHECKING:
     import asyncpg
 
@@ -194,7 +196,7 @@ class TimelineReader:
             timeline.lead_id = str(survivor["lead_id"])
             timeline.merged = sorted(str(row["lead_id"]) for row in rows if row["merged_into"] is not None)
         for row in await self._postgres.fetch(_CRM, [UUID(timeline.lead_id)]):
-            synced_at = row["synced_at"].isoformat() if row["synced_at"] else None
+            synced_at = to_datetime(row["synced_at"]).isoformat() if row["synced_at"] else None
             timeline.crm.append(dict(row) | {"synced_at": synced_at})
         return timeline
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
+from types import ModuleType
+from typing import Any
 
 import asyncpg
 
 from infra import http, plugins
 from infra.clickhouse.client import ClickHouse
-from infra.clock import now_us
 from infra.kafka.batches import run_batches
+from infra.kafka.outcome_records import OutcomeRecords
 from infra.kafka.producer import Deliverer
+from infra.postgres.leased import LeasedWork, WorkLimits, first_error
+from infra.postgres.leased_outcomes import OutcomeQueue
+from infra.postgres.leased_pause import Backoff, Pause
 from infra.postgres.pool import connect
 from infra.runtime import Stop, log
 from infra.settings import Settings, SettingsError
@@ -18,14 +24,20 @@ from schemas.codec import Codec
 from sinks.clickhouse import STAGE, TOPICS, ClickHouseSink
 from sinks.crm import Connector, SyncConfig
 from sinks.crm.reconciler import Reconciler
-from sinks.crm.store import Store
-from sinks.crm.wanted import Wanted
-from sinks.messages import Channel, DeliveryConfig, requests
-from sinks.messages.delivery import Delivery
-from sinks.messages.store import Store as MessageStore
+from sinks.crm.sync_requests import SyncRequests
+from sinks.crm.sync_table import CrmSyncTable
+from sinks.messages import Channel, DeliveryConfig, message_requests
+from sinks.messages.delivery import MessageDelivery
+from sinks.messages.message_requests import MessageRequests
+from sinks.messages.messages_table import MessagesTable
 
-# A sink takes many records at a time, so the broker need not answer for each few: half as many requests of it.
+# A sink consumes many records at a time, so the broker need not answer for each few: half as many requests of it.
 _FETCH = {"fetch.min.bytes": 65_536, "fetch.wait.max.ms": 200}
+_BESIDE = 3  # connections beside those of the work: the consumer, the listener, the claim
+_CRM_PAUSE_MAX_S = 5.0
+_CHANNEL_PAUSE_MAX_S = 30.0
+_AHEAD = 7  # messages claimed ahead, times connections: one statement for many, and no connection waits for it
+_STOP_SHARE = 0.8  # of the time to shut down in; the rest is for the clients
 
 
 async def crm(settings: Settings, stop: Stop, name: str) -> None:
@@ -35,12 +47,9 @@ async def crm(settings: Settings, stop: Stop, name: str) -> None:
         SettingsError: there is no such CRM, or its settings (``LEADSTREAM_CRM_<NAME>_*``) are wrong.
 
     """
-    try:
-        module = plugins.find("sinks.crm", name)
-    except plugins.PluginError as error:
-        raise SettingsError(str(error)) from None
+    module = _connector("sinks.crm", name)
     config: SyncConfig = settings.section(f"crm_{name}", module.Config)
-    pool = await connect(settings.database_url, size=config.in_flight + 2, application=f"crm-{name}")
+    pool = await connect(settings.database_url, size=config.in_flight + _BESIDE, application=f"crm-{name}")
     deliverer = Deliverer(settings, f"crm-{name}", on_fatal=stop.fail)
     client = http.client(config.base_url, timeout_s=config.timeout_s, connections=config.in_flight * 2)
     try:
@@ -72,42 +81,19 @@ async def clickhouse(settings: Settings, stop: Stop) -> None:
 
 
 async def messages(settings: Settings, stop: Stop, name: str) -> None:
-    """Send the messages that the channel ``name`` is asked for.
+    """Send the messages that are requested of the channel ``name``.
 
     Raises:
         SettingsError: there is no such channel, or its settings (``LEADSTREAM_CHANNEL_<NAME>_*``) are wrong.
 
     """
-    try:
-        module = plugins.find("sinks.messages", name)
-    except plugins.PluginError as error:
-        raise SettingsError(str(error)) from None
+    module = _connector("sinks.messages", name)
     config: DeliveryConfig = settings.section(f"channel_{name}", module.Config)
-    stage, codec, wake = f"messages-{name}", Codec(), asyncio.Event()
-    pool = await connect(settings.database_url, size=config.max_connections + 2, application=stage)
-    deliverer = Deliverer(settings, stage, on_fatal=stop.fail)
+    pool = await connect(settings.database_url, size=config.max_connections + _BESIDE, application=f"messages-{name}")
+    deliverer = Deliverer(settings, f"messages-{name}", on_fatal=stop.fail)
     channel: Channel = module.connect(config)
-    asked = MessageStore(pool, name, lease_s=config.lease_s, clock=now_us)
-    delivery = Delivery(
-        asked, channel, config, stage=stage, emit=deliverer.deliver, wake=wake, codec=codec, clock=now_us
-    )
     try:
-        async with asyncio.TaskGroup() as loops:
-            loops.create_task(delivery.run(stop))
-            loops.create_task(
-                run_batches(
-                    settings,
-                    group=stage,
-                    topics=[requests.TOPIC],
-                    processor=requests.Requests(asked, codec, channel=name, stage=stage, wake=wake, clock=now_us),
-                    stop=stop,
-                    size=settings.batch_size,
-                    linger_ms=settings.batch_linger_ms,
-                    deliverer=deliverer,
-                )
-            )
-    except BaseExceptionGroup as group:
-        raise group.exceptions[0] from None  # the first loop to fail ended the other
+        await _deliver(settings, stop, name, config, channel, pool, deliverer)
     finally:
         await channel.close()
         await deliverer.close()
@@ -123,30 +109,101 @@ async def _sync(
     pool: asyncpg.Pool,
     deliverer: Deliverer,
 ) -> None:
-    stage = f"crm-{name}"
-    wake = asyncio.Event()
-    codec = Codec()
-    store = Store(pool, name, lease_s=config.lease_s, clock=now_us)
-    reconciler = Reconciler(
-        store, connector, config, stage=stage, emit=deliverer.deliver, wake=wake, codec=codec, clock=now_us
+    stage, codec, wake = f"crm-{name}", Codec(), asyncio.Event()
+    table = CrmSyncTable(pool, name, lease_s=config.lease_s)
+    pause = Pause(stage, name, Backoff(config.backoff_s, _CRM_PAUSE_MAX_S))
+    work = LeasedWork(
+        stage,
+        table,
+        Reconciler(table, connector, pause, stage).handle,
+        limits=WorkLimits(
+            in_flight=config.in_flight,
+            batch_max=connector.batch_max,
+            poll_s=config.poll_s,
+            stop_s=settings.shutdown_s * _STOP_SHARE,
+        ),
+        backoff=Backoff(config.backoff_s, config.backoff_max_s),
+        pause=pause,
+        outcomes=OutcomeQueue(deliverer.deliver),
+        records=OutcomeRecords(stage, codec.encoder("outcome")),
+        wake=wake,
+        ready=connector.ready,
+        status=stop.status,
     )
     for wrong in await connector.test():
         log(stage).warning("not ready", extra={"fields": {"crm": name, "detail": wrong}})
+    requests = run_batches(
+        settings,
+        group=stage,
+        topics=[f"leads.crm-{name}"],
+        processor=SyncRequests(table, codec, stage, wake),
+        stop=stop,
+        size=settings.batch_size,
+        linger_ms=settings.batch_linger_ms,
+        deliverer=deliverer,
+        config=_FETCH,
+    )
+    await _together(work.run(stop), requests)
+
+
+async def _deliver(
+    settings: Settings,
+    stop: Stop,
+    name: str,
+    config: DeliveryConfig,
+    channel: Channel,
+    pool: asyncpg.Pool,
+    deliverer: Deliverer,
+) -> None:
+    stage, codec, wake = f"messages-{name}", Codec(), asyncio.Event()
+    table = MessagesTable(pool, name, lease_s=config.lease_s)
+    pause = Pause(stage, name, Backoff(config.backoff_s, _CHANNEL_PAUSE_MAX_S))
+    records = OutcomeRecords(stage, codec.encoder("outcome"))
+    work = LeasedWork(
+        stage,
+        table,
+        MessageDelivery(table, channel, config, pause=pause, codec=codec, stage=stage).handle,
+        limits=WorkLimits(
+            in_flight=config.max_connections,
+            ahead=_AHEAD * config.max_connections,
+            poll_s=config.poll_s,
+            stop_s=settings.shutdown_s * _STOP_SHARE,
+        ),
+        backoff=Backoff(config.backoff_s, config.backoff_max_s),
+        pause=pause,
+        outcomes=OutcomeQueue(deliverer.deliver),
+        records=records,
+        wake=wake,
+        status=stop.status,
+    )
+    requests = run_batches(
+        settings,
+        group=stage,
+        topics=[message_requests.TOPIC],
+        processor=MessageRequests(table, codec, records, channel=name, stage=stage, wake=wake),
+        stop=stop,
+        size=settings.batch_size,
+        linger_ms=settings.batch_linger_ms,
+        deliverer=deliverer,
+    )
+    await _together(work.run(stop), requests)
+
+
+def _connector(package: str, name: str) -> ModuleType:
     try:
-        async with asyncio.TaskGroup() as loops:
-            loops.create_task(reconciler.run(stop))
-            loops.create_task(
-                run_batches(
-                    settings,
-                    group=stage,
-                    topics=[f"leads.crm-{name}"],
-                    processor=Wanted(store, codec, stage, wake),
-                    stop=stop,
-                    size=settings.batch_size,
-                    linger_ms=settings.batch_linger_ms,
-                    deliverer=deliverer,
-                    config=_FETCH,
-                )
-            )
-    except BaseExceptionGroup as group:
-        raise group.exceptions[0] from None  # the first loop to fail ended the other
+        return plugins.find(package, name)
+    except plugins.PluginError as error:
+        raise SettingsError(str(error)) from None
+
+
+async def _together(*loops: Coroutine[Any, Any, None]) -> None:
+    """Run ``loops`` beside one another; the first to fail ends the others and is what is raised."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for loop in loops:
+                group.create_task(loop)
+    except BaseExceptionGroup as errors:
+        failed = first_error(errors)
+    else:
+        return
+    raise failed  # out here, so that its context is not the group that holds it

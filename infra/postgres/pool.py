@@ -1,4 +1,8 @@
-"""Connections to the canonical record, and which of its errors mean that it is away."""
+"""Connections to the canonical record: times as integers, and which errors mean that Postgres is unavailable.
+
+Every connection of a pool maps ``timestamptz`` to integer microseconds since 1970 UTC, the unit of :mod:`infra.clock`,
+in arguments, results, arrays and COPY. :data:`INFINITY` and :data:`MINUS_INFINITY` are Postgres's own two.
+"""
 
 from __future__ import annotations
 
@@ -22,28 +26,49 @@ AWAY = (
     asyncpg.ReadOnlySQLTransactionError,  # a replica after a fail-over, until the address points to the new primary
 )
 
+_EPOCH = 946_684_800_000_000  # 2000-01-01 in microseconds since 1970: what timestamptz counts from
+INFINITY = 2**63 - 1 + _EPOCH
+MINUS_INFINITY = -(2**63) + _EPOCH
 
-async def connect(
-    dsn: str, *, size: int, application: str, init: Callable[[asyncpg.Connection], Awaitable[None]] | None = None
-) -> asyncpg.Pool:
-    """Open a pool of up to ``size`` connections, made when first needed, so that it opens while Postgres is away.
+Init = Callable[[asyncpg.Connection], Awaitable[None]]
 
-    ``application`` shows in ``pg_stat_activity``: give the process's name. ``init`` is called with each new connection.
+
+async def connect(dsn: str, *, size: int, application: str, init: Init | None = None) -> asyncpg.Pool:
+    """Open a pool of up to ``size`` connections; each is made when first needed, so Postgres may be unavailable now.
+
+    ``application`` is the process's name, shown in ``pg_stat_activity``. ``init`` is called with each new connection.
     """
+
+    async def prepare(connection: asyncpg.Connection) -> None:
+        await connection.set_type_codec(
+            "timestamptz",
+            schema="pg_catalog",
+            format="tuple",
+            encoder=lambda at_us: (at_us - _EPOCH,),
+            decoder=lambda row: row[0] + _EPOCH,
+        )
+        if init is not None:
+            await init(connection)
+
     return await asyncpg.create_pool(
         dsn,
         min_size=0,
         max_size=size,
         timeout=5,
         command_timeout=60,
-        init=init,
+        init=prepare,
         server_settings={"application_name": f"leadstream-{application}", "jit": "off"},
     )
 
 
 @asynccontextmanager
 async def transaction(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
-    """Run the body in one transaction; a lost server becomes DependencyAway, and then nothing of it is certain."""
+    """Run the body in one transaction.
+
+    Raises:
+        DependencyAway: Postgres is unavailable, or was lost; the transaction may or may not be committed.
+
+    """
     try:
         async with pool.acquire() as connection, connection.transaction():
             yield connection
@@ -55,7 +80,12 @@ async def transaction(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
 
 @asynccontextmanager
 async def connection(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
-    """Lend a connection outside a transaction; a lost server becomes DependencyAway."""
+    """Lend a connection, outside a transaction.
+
+    Raises:
+        DependencyAway: Postgres is unavailable, or was lost; the statement may or may not have had its effect.
+
+    """
     try:
         async with pool.acquire() as lent:
             yield lent

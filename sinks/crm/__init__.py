@@ -16,24 +16,25 @@ from infra.outcomes import Reason
 
 
 class SyncConfig(BaseModel):
-    """What every CRM's settings hold: where it is and how the reconciler works for it."""
+    """What every CRM's settings hold: where it is and how the engine works for it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     base_url: str = Field(pattern=r"^https?://")
-    timeout_s: float = Field(10, gt=0, le=60, description="Longest wait for an answer to one call.")
-    in_flight: int = Field(4, ge=1, le=64, description="Most batches under way at once.")
-    lease_s: float = Field(60, ge=5, le=3600, description="After a crash, leads in hand are free again after this.")
-    backoff_s: float = Field(0.5, gt=0, le=60, description="Wait after a lead's first failure; doubles with each.")
-    backoff_max_s: float = Field(300, ge=1, le=86_400)
+    timeout_s: float = Field(10, gt=0, le=60, description="Longest wait for the answer to one call.")
+    in_flight: int = Field(4, ge=1, le=64, description="Most batches in progress at once.")
+    lease_s: float = Field(60, ge=5, le=3600, description="After a crash, leads that were claimed are free after this.")
+    backoff_s: float = Field(0.5, gt=0, le=60, description="Mean wait after a lead's first failure; doubles with each.")
+    backoff_max_s: float = Field(300, ge=1, le=86_400, description="Longest mean wait after a failure.")
     poll_s: float = Field(0.5, gt=0, le=1, description="How often to look for work that nobody announced.")
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A live lead as of ``version``. ``attributes``: the fields of lead.avsc that are set. ``remote_id``: "" or its.
+    """A live lead as of ``version``. ``attributes``: the fields of lead.avsc that are set.
 
-    ``erased``: somebody asked to be forgotten; whatever the CRM has of the lead besides ``attributes`` has to go.
+    ``remote_id``: the CRM's own id of its record, "" where none is known. ``erased``: the lead was erased; whatever the
+    CRM has of it besides ``attributes`` has to go.
     """
 
     lead_id: str
@@ -59,15 +60,15 @@ class Gone:
 
 
 @dataclass(frozen=True, slots=True)
-class Done:
+class Synced:
     """The CRM has it. ``remote_id``: of the lead's record; of the survivor's after a retirement."""
 
     remote_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Failed:
-    """The CRM did not take it; ``verdict`` says what to do, ``wait_s`` for how long with PAUSE.
+class SyncFailed:
+    """The CRM did not accept it. ``verdict`` says what to do; with PAUSE for ``wait_s`` seconds (0: by backoff).
 
     ``detail`` is the CRM's own error code, never its message (it quotes values). ``remote_id``: the record in the way.
     """
@@ -79,7 +80,7 @@ class Failed:
     remote_id: str = ""
 
 
-Result = Done | Failed
+SyncResult = Synced | SyncFailed
 
 
 class Connector(Protocol):
@@ -92,11 +93,11 @@ class Connector(Protocol):
         """Wait until the CRM's rate limit allows a call."""
         ...
 
-    async def upsert(self, records: Sequence[Snapshot]) -> Sequence[Result]:
+    async def upsert(self, records: Sequence[Snapshot]) -> Sequence[SyncResult]:
         """Create or update up to ``batch_max`` records, of different leads; results in the same order. Never raises."""
         ...
 
-    async def retire(self, gone: Sequence[Gone]) -> Sequence[Result]:
+    async def retire(self, gone: Sequence[Gone]) -> Sequence[SyncResult]:
         """Make the records of ``gone`` (up to ``batch_max``) vanish or become the survivor's. Never raises."""
         ...
 

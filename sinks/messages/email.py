@@ -3,11 +3,11 @@
 Sources: RFC 5321 (4.2.1 and 4.2.2 reply codes; 4.5.3.2.6 and 6.1 what a lost answer to the final dot means), RFC 3463
 (enhanced codes), RFC 5322 (3.6.4 Message-ID), RFC 6531 (SMTPUTF8), RFC 4954 (AUTH codes).
 
-SMTP has no idempotency key: when the answer to the final dot is lost, or we crash before noting it, nobody can tell
-whether the mail was taken. Like every relay (RFC 5321 6.1) we send it again then: at least once, and never left out.
-It has the same Message-ID, which is deterministic (``<message_id@domain>``) and which many mailboxes fold into one.
-With ``LEADSTREAM_CHANNEL_EMAIL_WHEN_UNSURE=hold`` it is never sent twice instead: the message is held as ``unsure`` and
-told as dead, see :mod:`sinks.messages.delivery`.
+SMTP has no idempotency key: when the answer to the final dot is lost, or the process crashes before it is written,
+nobody can know whether the mail was accepted. Like every relay (RFC 5321 6.1) we then send it again: at-least-once. It
+has the same Message-ID, which is deterministic (``<message_id@domain>``) and by which many mailboxes show one mail.
+With ``LEADSTREAM_CHANNEL_EMAIL_WHEN_UNSURE=hold`` it is at-most-once instead: the message fails as ``unsure``, see
+:mod:`sinks.messages.delivery`.
 
 No value adds a header: addresses are single ones, EmailMessage refuses line ends, and because it decodes encoded words
 that a value brings (``=?utf-8?q?=0D=0ABcc:...?=``) and writes the line ends in them, those are broken up and the
@@ -34,7 +34,7 @@ from pydantic import Field, SecretStr, field_validator
 from infra.errors import Verdict
 from infra.outcomes import Reason
 from schemas.addresses import normal_domain
-from sinks.messages import DeliveryConfig, Failed, HandingOver, Message, Result, Sent, Unsure
+from sinks.messages import DeliveryConfig, HandingOver, OutgoingMessage, SendFailed, SendResult, Sent, Unsure
 from sinks.messages.plain_text import plain_text
 
 NAME = "email"
@@ -44,7 +44,7 @@ class Config(DeliveryConfig):
     """LEADSTREAM_CHANNEL_EMAIL_*. smtp: STARTTLS where it is offered, with a password always; smtps: TLS at once."""
 
     url: str = Field(pattern=r"^smtps?://[^/@\s]+$", description="smtp://host:port or smtps://host:port.")
-    from_address: str = Field("Leadstream <leads@example.com>", min_length=3, description="Where a campaign has none.")
+    from_address: str = Field("Leadstream <leads@example.com>", min_length=3, description="If a campaign has none.")
     username: str = ""
     password: SecretStr = SecretStr("")
 
@@ -57,20 +57,20 @@ class Config(DeliveryConfig):
 
 # What its errors mean: by reply code, else 4xx may pass and 5xx will not. A wait of 0: the engine's backoff.
 _CODES = {
-    421: Failed(Verdict.PAUSE, Reason.UNAVAILABLE),  # it closes: not about this mail
-    452: Failed(Verdict.RETRY, Reason.QUOTA),  # the mailbox or its server is full
-    454: Failed(Verdict.PAUSE, Reason.UNAUTHORIZED),
-    530: Failed(Verdict.PAUSE, Reason.UNAUTHORIZED, 60),
-    534: Failed(Verdict.PAUSE, Reason.UNAUTHORIZED, 60),
-    535: Failed(Verdict.PAUSE, Reason.UNAUTHORIZED, 60),
-    538: Failed(Verdict.PAUSE, Reason.UNAUTHORIZED, 60),
+    421: SendFailed(Verdict.PAUSE, Reason.UNAVAILABLE),  # it closes: not about this mail
+    452: SendFailed(Verdict.RETRY, Reason.QUOTA),  # the mailbox or its server is full
+    454: SendFailed(Verdict.PAUSE, Reason.UNAUTHORIZED),
+    530: SendFailed(Verdict.PAUSE, Reason.UNAUTHORIZED, 60),
+    534: SendFailed(Verdict.PAUSE, Reason.UNAUTHORIZED, 60),
+    535: SendFailed(Verdict.PAUSE, Reason.UNAUTHORIZED, 60),
+    538: SendFailed(Verdict.PAUSE, Reason.UNAUTHORIZED, 60),
 }
-_TEMPORARY = Failed(Verdict.RETRY, Reason.UNAVAILABLE)
-_REFUSED = Failed(Verdict.DEAD, Reason.REJECTED)
-_SENDER_REFUSED = Failed(Verdict.RETRY, Reason.MISCONFIGURED, 60)  # about the campaign's from, not about the person
-_NO_CONNECTION = Failed(Verdict.PAUSE, Reason.UNAVAILABLE)
-_NO_ANSWER = Failed(Verdict.PAUSE, Reason.TIMEOUT)
-_NOT_SUPPORTED = Failed(Verdict.PAUSE, Reason.MISCONFIGURED, 60)  # such as no STARTTLS where it has to be
+_TEMPORARY = SendFailed(Verdict.RETRY, Reason.UNAVAILABLE)
+_REFUSED = SendFailed(Verdict.DEAD, Reason.REJECTED)
+_SENDER_REFUSED = SendFailed(Verdict.RETRY, Reason.MISCONFIGURED, 60)  # about the campaign's from, not about the person
+_NO_CONNECTION = SendFailed(Verdict.PAUSE, Reason.UNAVAILABLE)
+_NO_ANSWER = SendFailed(Verdict.PAUSE, Reason.TIMEOUT)
+_NOT_SUPPORTED = SendFailed(Verdict.PAUSE, Reason.MISCONFIGURED, 60)  # such as no STARTTLS where it has to be
 _PERMANENT = 500
 _SERVER_CLOSES = 421
 _ADDRESS = re.compile(r"""([^\s@,;:<>()\[\]\\"]{1,64})@([^\s@,;:<>()\[\]\\"]{1,253})""")
@@ -87,7 +87,7 @@ _END = b"\r\n--=_leadstream--\r\n"
 
 
 def connect(config: Config) -> Email:
-    """Return the channel; connections are made when first needed and kept."""
+    """Return the channel; a connection is opened when first needed, and kept."""
     return Email(config)
 
 
@@ -101,16 +101,16 @@ class Email:
         self._config = config
         self._idle: list[aiosmtplib.SMTP] = []
 
-    async def send(self, message: Message, handing_over: HandingOver) -> Result:
+    async def send(self, message: OutgoingMessage, handing_over: HandingOver) -> SendResult:
         """Send one mail, over a kept connection where there is one."""
         try:
             sender, to = parse_sender(message.sender or self._config.from_address), parse_address(message.to)
             mail = compose(message, sender, to)
         except (ValueError, MessageError, LookupError) as error:
-            return Failed(Verdict.DEAD, Reason.REJECTED, detail=type(error).__name__)
+            return SendFailed(Verdict.DEAD, Reason.REJECTED, detail=type(error).__name__)
         while self._idle:
             result = await self._converse(self._idle.pop(), sender, to, mail, handing_over)
-            if result is not _NO_CONNECTION:  # else the server has closed it meanwhile, which says nothing: another
+            if result is not _NO_CONNECTION:  # else the server has closed it meanwhile: try another
                 return result
         try:
             client = await self._connect()
@@ -119,7 +119,7 @@ class Email:
         return await self._converse(client, sender, to, mail, handing_over)
 
     async def close(self) -> None:
-        """Say goodbye on every kept connection."""
+        """Close every kept connection with QUIT."""
         while self._idle:
             client = self._idle.pop()
             with suppress(aiosmtplib.SMTPException, OSError):
@@ -128,14 +128,14 @@ class Email:
 
     async def _converse(
         self, client: aiosmtplib.SMTP, sender: Address, to: Address, mail: bytes, handing_over: HandingOver
-    ) -> Result:
+    ) -> SendResult:
         handed = keep = False
         wide = _wide(sender, to)
         encoding, options = ("utf-8", ["SMTPUTF8"]) if wide else ("ascii", [])
         try:
             if wide and not client.supports_extension("smtputf8"):
                 keep = True
-                return Failed(Verdict.DEAD, Reason.REJECTED, detail="SMTPUTF8")
+                return SendFailed(Verdict.DEAD, Reason.REJECTED, detail="SMTPUTF8")
             await client.mail(sender.addr_spec, options=options, encoding=encoding)
             await client.rcpt(to.addr_spec, encoding=encoding)
             await handing_over()
@@ -175,7 +175,7 @@ class Email:
         return client
 
 
-def compose(message: Message, sender: Address, to: Address) -> bytes:
+def compose(message: OutgoingMessage, sender: Address, to: Address) -> bytes:
     """Return the mail as it goes out; ValueError when a value would add to its headers."""
     mail = EmailMessage(policy=_WIDE if _wide(sender, to) else _HEADERS)
     mail["From"] = sender
@@ -192,7 +192,7 @@ def compose(message: Message, sender: Address, to: Address) -> bytes:
 
 
 def _part(subtype: str, text: str) -> bytes:
-    """Return one way of saying it. EmailMessage does the same, but takes a millisecond of parsing its own headers."""
+    """Return one part of the alternative. EmailMessage does the same, but parses its own headers for a millisecond."""
     lines = b"\n".join(text.encode().splitlines()) + b"\n"
     printable = b2a_qp(lines, istext=True).replace(b"\n", b"\r\n")
     return _PART % (subtype.encode(), printable)
@@ -222,7 +222,7 @@ def _wide(sender: Address, to: Address) -> bool:
 
 
 async def _reset(client: aiosmtplib.SMTP) -> bool:
-    """Make the connection fit for another mail; return whether it is."""
+    """Make the connection ready for another mail; return whether it is."""
     try:
         await client.rset()
     except (aiosmtplib.SMTPException, OSError):
@@ -230,8 +230,8 @@ async def _reset(client: aiosmtplib.SMTP) -> bool:
     return True
 
 
-def _meaning(error: aiosmtplib.SMTPResponseException) -> Failed | Unsure:
-    if error.code < 400:  # noqa: PLR2004 - no refusal: an answer that nobody understands
+def _meaning(error: aiosmtplib.SMTPResponseException) -> SendFailed | Unsure:
+    if error.code < 400:  # noqa: PLR2004 - no refusal: an unexpected answer
         return Unsure(Reason.UNAVAILABLE)
     meaning = _CODES.get(error.code)
     if meaning is None and isinstance(error, aiosmtplib.SMTPSenderRefused) and error.code >= _PERMANENT:
@@ -242,8 +242,8 @@ def _meaning(error: aiosmtplib.SMTPResponseException) -> Failed | Unsure:
     return replace(meaning, detail=f"{error.code} {enhanced[0]}" if enhanced else str(error.code))
 
 
-def _unconnected(error: Exception) -> Failed:
-    """Return what it means that no connection came about: never about the mail, whatever the code."""
+def _unconnected(error: Exception) -> SendFailed:
+    """Return what a failed connection means: it is never about the mail, whatever the code."""
     if isinstance(error, aiosmtplib.SMTPResponseException):
         return replace(_CODES.get(error.code, _NO_CONNECTION), detail=str(error.code))
     if isinstance(error, aiosmtplib.SMTPTimeoutError | TimeoutError):

@@ -17,7 +17,7 @@ import pytest
 
 from infra import plugins, processes
 from infra.errors import DependencyAway, Verdict
-from sinks.messages import Channel, DeliveryConfig, Failed, LeaseLost, Message, Sent, Unsure
+from sinks.messages import Channel, DeliveryConfig, LeaseLost, OutgoingMessage, SendFailed, Sent, Unsure
 
 CHANNELS = plugins.discover("sinks.messages")
 every_channel = pytest.mark.parametrize("module", CHANNELS.values(), ids=CHANNELS)
@@ -29,9 +29,9 @@ async def nothing() -> None:
     return
 
 
-def message(module: ModuleType, number: int = 1, **changes: Any) -> Message:
+def message(module: ModuleType, number: int = 1, **changes: Any) -> OutgoingMessage:
     given = {"message_id": f"{number:032x}", "to": SIMULATORS[module.NAME][2], "sender": "", "subject": "Hello"}
-    return Message(**{"body": "<p>Hello</p>"} | given | changes)
+    return OutgoingMessage(**{"body": "<p>Hello</p>"} | given | changes)
 
 
 @asynccontextmanager
@@ -138,7 +138,7 @@ async def test_being_cancelled_it_sends_nothing_more(module: ModuleType, tmp_pat
 async def test_a_provider_that_is_not_there_rests_the_channel(module: ModuleType) -> None:
     channel = module.connect(module.Config(url=SIMULATORS[module.NAME][1].format(port=1), timeout_s=5))
     result = await channel.send(message(module), nothing)
-    assert isinstance(result, Failed)
+    assert isinstance(result, SendFailed)
     assert result.verdict is Verdict.PAUSE
     await channel.close()
 
@@ -149,7 +149,7 @@ async def test_a_line_end_in_a_value_is_refused_or_harmless(module: ModuleType, 
     async with simulated(module, tmp_path) as (channel, client):
         value = f"{SIMULATORS[module.NAME][2]}\r\nBcc: eve@example.com"
         result = await channel.send(replace(message(module), **{field: value}), nothing)
-        assert isinstance(result, Failed | Sent)
+        assert isinstance(result, SendFailed | Sent)
         for kept in (await client.get("/_simulator/messages")).json()["messages"]:
             assert "Bcc" not in dict(kept["headers"])
             assert not any("eve" in to for to in kept["to"])

@@ -16,7 +16,7 @@ import pytest
 from infra import http, plugins
 from infra.errors import Verdict
 from infra.outcomes import Reason
-from sinks.crm import Connector, Done, Failed, Gone, Snapshot, SyncConfig
+from sinks.crm import Connector, Gone, Snapshot, SyncConfig, Synced, SyncFailed
 
 CRMS = plugins.discover("sinks.crm")
 every_crm = pytest.mark.parametrize("module", CRMS.values(), ids=CRMS)
@@ -77,7 +77,7 @@ async def test_the_same_lead_twice_is_one_record(module: ModuleType, tmp_path: P
         one = lead()
         first = await crm.upsert([one])
         second = await crm.upsert([lead("moved@example.com", one.lead_id, 2)])
-        assert isinstance(first[0], Done)
+        assert isinstance(first[0], Synced)
         assert first[0].remote_id
         assert first == second
         assert await records(client) == 1
@@ -88,7 +88,7 @@ async def test_a_full_batch_goes_through_in_order(module: ModuleType, tmp_path: 
     async with simulated(module, tmp_path) as (crm, client):
         leads = [lead() for _ in range(crm.batch_max)]
         results = await crm.upsert(leads)
-        assert [isinstance(r, Done) for r in results] == [True] * crm.batch_max
+        assert [isinstance(r, Synced) for r in results] == [True] * crm.batch_max
         again = await crm.upsert(leads[::-1])
         assert list(again) == list(results)[::-1]
         assert await records(client) == crm.batch_max
@@ -99,8 +99,8 @@ async def test_a_bad_lead_fails_alone(module: ModuleType, tmp_path: Path) -> Non
     async with simulated(module, tmp_path) as (crm, client):
         good, bad, other = lead(), lead("this is no address"), lead()
         results = await crm.upsert([good, bad, other])
-        assert [type(r) for r in results] == [Done, Failed, Done]
-        assert isinstance(results[1], Failed)
+        assert [type(r) for r in results] == [Synced, SyncFailed, Synced]
+        assert isinstance(results[1], SyncFailed)
         assert (results[1].verdict, results[1].reason) == (Verdict.DEAD, Reason.REJECTED)
         assert "address" not in results[1].detail
         assert await records(client) == 2
@@ -111,7 +111,7 @@ async def test_anothers_address_is_a_conflict_that_may_pass(module: ModuleType, 
     async with simulated(module, tmp_path) as (crm, client):
         await crm.upsert([lead("same@example.com")])
         (result,) = await crm.upsert([lead("same@example.com")])
-        assert isinstance(result, Failed)
+        assert isinstance(result, SyncFailed)
         assert (result.verdict, result.reason) == (Verdict.RETRY, Reason.CONFLICT)
         assert await records(client) == 1
 
@@ -124,14 +124,14 @@ async def test_an_erased_leads_address_is_free_again(module: ModuleType, tmp_pat
         await crm.upsert([Snapshot(known.lead_id, "acme", 2, {"status": "new"}, erased=True)])
         assert await records(client) == 1
         (result,) = await crm.upsert([lead("ada@example.com")])
-        assert isinstance(result, Done)
+        assert isinstance(result, Synced)
 
 
 @every_crm
 async def test_retiring_leaves_one_record_a_living_lead_and_may_be_repeated(module: ModuleType, tmp_path: Path) -> None:
     async with simulated(module, tmp_path) as (crm, client):
         leads = [lead() for _ in range(6)]
-        ids = [r.remote_id for r in await crm.upsert(leads) if isinstance(r, Done)]
+        ids = [r.remote_id for r in await crm.upsert(leads) if isinstance(r, Synced)]
         survivor, heir = leads[0].lead_id, str(uuid.uuid4())
         gone = [
             Gone(leads[1].lead_id, ids[1], survivor, ids[0]),
@@ -142,10 +142,10 @@ async def test_retiring_leaves_one_record_a_living_lead_and_may_be_repeated(modu
         ]
         for _ in range(2):
             results = await crm.retire(gone)
-            assert all(isinstance(r, Done) for r in results), results
+            assert all(isinstance(r, Synced) for r in results), results
             assert await records(client) == 3
         (result,) = await crm.upsert([lead(lead_id=heir)])
-        assert result == Done(ids[3])
+        assert result == Synced(ids[3])
         assert await records(client) == 3
 
 
@@ -169,7 +169,7 @@ async def test_answers_of_the_whole_call_are_classified(
     async with answering(module, lambda _: httpx.Response(status, content=body)) as crm:
         results = [*await crm.upsert([lead(), lead()]), *await crm.retire([Gone(str(uuid.uuid4()), "1")] * 1)]
     for result in results:
-        assert isinstance(result, Failed)
+        assert isinstance(result, SyncFailed)
         assert result.verdict in verdicts
         assert result.reason in reasons
         assert result.wait_s > 0 or result.verdict is not Verdict.PAUSE
@@ -179,7 +179,7 @@ async def test_answers_of_the_whole_call_are_classified(
 async def test_a_success_that_does_not_speak_of_the_lead_is_no_success(module: ModuleType) -> None:
     async with answering(module, lambda _: httpx.Response(200, json={})) as crm:
         (result,) = await crm.upsert([lead()])
-        assert isinstance(result, Failed)
+        assert isinstance(result, SyncFailed)
         assert result.verdict is Verdict.RETRY
 
 
@@ -194,7 +194,7 @@ async def test_no_answer_is_tried_again_later_for_all(module: ModuleType, error:
 
     async with answering(module, handler) as crm:
         results = await crm.upsert([lead(), lead()])
-        assert results == [Failed(Verdict.RETRY, reason)] * 2
+        assert results == [SyncFailed(Verdict.RETRY, reason)] * 2
 
 
 @every_crm
@@ -215,5 +215,5 @@ async def test_a_lost_answer_makes_no_second_record(module: ModuleType, tmp_path
     async with app.router.lifespan_context(app), http.client(settings.base_url, transport=Losing()) as client:
         results = await module.connect(settings, client).upsert([lead(), lead()])
         assert lost
-        assert all(isinstance(r, Done) for r in results)
+        assert all(isinstance(r, Synced) for r in results)
         assert await records(client) == 2

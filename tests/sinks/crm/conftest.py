@@ -1,4 +1,4 @@
-"""A canonical record in a real Postgres, and HubSpot's simulator in process, clock and chance in the test's hand."""
+"""A canonical record in a real Postgres, and HubSpot's simulator in process; clock and chance are the test's."""
 
 from __future__ import annotations
 
@@ -15,16 +15,21 @@ import orjson
 import pytest
 
 from infra import http
+from infra.kafka.outcome_records import OutcomeRecords
 from infra.kafka.producer import Output
+from infra.postgres.leased import LeasedWork, WorkLimits
+from infra.postgres.leased_outcomes import OutcomeQueue
+from infra.postgres.leased_pause import Backoff, Pause
 from infra.postgres.pool import connect
 from schemas.codec import Codec
 from simulators import hubspot as simulator
 from sinks.crm import hubspot
 from sinks.crm.reconciler import Reconciler
-from sinks.crm.store import Store, Want
+from sinks.crm.sync_table import CrmSyncTable, SyncRow, WantedVersion
 
 CODEC = Codec()
 START = 1_770_000_000_000_000
+STAGE = "crm-hubspot"
 
 
 @pytest.fixture
@@ -49,6 +54,7 @@ class Clock:
 class World:
     """One destination of its own, so that tests do not see one another."""
 
+    dsn: str
     pool: asyncpg.Pool
     http: httpx.AsyncClient
     simulator: httpx.AsyncClient
@@ -58,24 +64,28 @@ class World:
     outputs: list[Output] = field(default_factory=list)
     wake: asyncio.Event = field(default_factory=asyncio.Event)
 
-    @property
-    def store(self) -> Store:
-        return Store(self.pool, self.destination, lease_s=60, clock=self.clock)
+    def table(self, lease_s: float = 60) -> CrmSyncTable:
+        return CrmSyncTable(self.pool, self.destination, lease_s=lease_s, clock=self.clock)
 
-    def reconciler(self, connector: Any = None, **config: Any) -> Reconciler:
-        settings = hubspot.Config(
-            base_url="http://hubspot", token="pat-test", requests_per_10s=10_000, **({"poll_s": 0.05} | config)
-        )
-        return Reconciler(
-            self.store,
-            connector or hubspot.connect(settings, self.http),
-            settings,
-            stage="crm-hubspot",
-            emit=self.emit,
+    def sync(self, connector: Any = None, lease_s: float = 60) -> LeasedWork[SyncRow]:
+        """Return the engine with the reconciler, as the process has it."""
+        config = hubspot.Config(base_url="http://hubspot", token="pat-test", requests_per_10s=10_000, poll_s=0.05)
+        crm = connector or hubspot.connect(config, self.http)
+        table = self.table(lease_s)
+        backoff = Backoff(config.backoff_s, config.backoff_max_s, lambda: 0.5)
+        pause = Pause(STAGE, self.destination, Backoff(config.backoff_s, 5, lambda: 0.5), self.clock)
+        return LeasedWork(
+            STAGE,
+            table,
+            Reconciler(table, crm, pause, STAGE).handle,
+            limits=WorkLimits(in_flight=config.in_flight, batch_max=crm.batch_max, poll_s=config.poll_s),
+            backoff=backoff,
+            pause=pause,
+            outcomes=OutcomeQueue(self.emit),
+            records=OutcomeRecords(STAGE, CODEC.encoder("outcome"), self.clock),
             wake=self.wake,
-            codec=CODEC,
+            ready=crm.ready,
             clock=self.clock,
-            chance=lambda: 0.5,
         )
 
     async def emit(self, outputs: Sequence[Output]) -> None:
@@ -101,7 +111,10 @@ class World:
         return lead_id
 
     async def want(self, lead_id: str, version: int) -> None:
-        await self.store.want([Want(lead_id, "acme", version, self.clock())])
+        await self.table().want([WantedVersion(lead_id, "acme", version, self.clock())])
+
+    async def erase(self, lead_id: str) -> None:
+        await self.pool.execute("UPDATE leads SET erased_at = $2 WHERE lead_id = $1", lead_id, self.clock())
 
     async def merge(self, loser: str, survivor: str) -> None:
         await self.pool.execute(
@@ -132,7 +145,7 @@ class World:
 
 
 @pytest.fixture
-async def world(pool: asyncpg.Pool, tmp_path: Path) -> AsyncIterator[World]:
+async def world(stack: Any, pool: asyncpg.Pool, tmp_path: Path) -> AsyncIterator[World]:
     app = simulator.app(tmp_path)
     transport = httpx.ASGITransport(app=app)
     headers = {"authorization": "Bearer pat-test"}
@@ -141,6 +154,6 @@ async def world(pool: asyncpg.Pool, tmp_path: Path) -> AsyncIterator[World]:
         http.client("http://hubspot", transport=transport) as client,
         httpx.AsyncClient(base_url="http://hubspot", transport=transport, headers=headers) as user,
     ):
-        world = World(pool, client, user)
+        world = World(stack.dsn, pool, client, user)
         await world.set("limits", per_10s=100_000)
         yield world

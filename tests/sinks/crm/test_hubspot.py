@@ -16,7 +16,7 @@ from infra.errors import Verdict
 from infra.outcomes import Reason
 from infra.settings import Settings, SettingsError
 from simulators import hubspot as simulator
-from sinks.crm import Done, Failed, Gone, Snapshot, hubspot
+from sinks.crm import Gone, Snapshot, Synced, SyncFailed, hubspot
 
 CONFIG = hubspot.Config(token="pat-test")
 AUTH = {"authorization": "Bearer pat-test"}
@@ -92,8 +92,8 @@ async def test_without_trace_ids_the_bad_one_is_found_by_halving(tmp_path: Path)
     leads = [lead(f"l{i}", email="no address" if i == 37 else f"p{i}@example.com") for i in range(100)]
     async with account(tmp_path, no_traces) as (crm, wire, _):
         results = await crm.upsert(leads)
-    assert [i for i, r in enumerate(results) if isinstance(r, Failed)] == [37]
-    assert isinstance(results[37], Failed)
+    assert [i for i, r in enumerate(results) if isinstance(r, SyncFailed)] == [37]
+    assert isinstance(results[37], SyncFailed)
     assert results[37].verdict is Verdict.DEAD
     assert len(wire.calls()) <= 15
 
@@ -104,7 +104,9 @@ async def test_halving_ends_when_the_limit_is_met(tmp_path: Path) -> None:
         await client.post("/_simulator/limits", json={"per_10s": 1})
         results = await crm.upsert(leads)
         assert len(wire.calls()) == 2
-    assert {(r.verdict, r.reason) for r in results if isinstance(r, Failed)} == {(Verdict.PAUSE, Reason.RATE_LIMITED)}
+    assert {(r.verdict, r.reason) for r in results if isinstance(r, SyncFailed)} == {
+        (Verdict.PAUSE, Reason.RATE_LIMITED)
+    }
     assert len(results) == 8
 
 
@@ -120,23 +122,23 @@ async def test_a_contact_made_by_hand_becomes_the_leads(tmp_path: Path) -> None:
                 lead("c", email="c@example.com"),
             ]
         )
-        assert results[0] == Done(made)
-        assert isinstance(results[1], Failed)
+        assert results[0] == Synced(made)
+        assert isinstance(results[1], SyncFailed)
         assert results[1].reason is Reason.CONFLICT
-        assert isinstance(results[2], Done)
+        assert isinstance(results[2], Synced)
         contact = (await client.get(f"/crm/v3/objects/contacts/{made}")).json()["properties"]
         assert (contact["leadstream_lead_id"], contact["jobtitle"], contact["phone"]) == ("a", "Countess", "1")
-        assert await crm.upsert([lead("a", email="ada@example.com")]) == [Done(made)]
+        assert await crm.upsert([lead("a", email="ada@example.com")]) == [Synced(made)]
     assert len(wire.calls("/crm/v3/objects/contacts/batch/read")) == 1
 
 
 async def test_a_survivor_whose_contact_was_deleted_takes_over_the_losers(tmp_path: Path) -> None:
     async with account(tmp_path) as (crm, _, client):
         results = await crm.upsert([lead("survivor"), lead("loser", email="a@example.com")])
-        ids = [r.remote_id for r in results if isinstance(r, Done)]
+        ids = [r.remote_id for r in results if isinstance(r, Synced)]
         await client.post("/crm/v3/objects/contacts/batch/archive", json={"inputs": [{"id": ids[0]}]})
-        assert await crm.retire([Gone("loser", ids[1], "survivor", ids[0])]) == [Done(ids[1])]
-        assert await crm.upsert([lead("survivor", email="a@example.com")]) == [Done(ids[1])]
+        assert await crm.retire([Gone("loser", ids[1], "survivor", ids[0])]) == [Synced(ids[1])]
+        assert await crm.upsert([lead("survivor", email="a@example.com")]) == [Synced(ids[1])]
 
 
 @pytest.mark.parametrize(
@@ -174,11 +176,11 @@ async def test_values_never_come_back_in_details() -> None:
     assert {r.detail for r in results} == {"INVALID_EMAIL"}
 
 
-async def _answered(status: int, body: dict[str, str]) -> Sequence[Failed]:
+async def _answered(status: int, body: dict[str, str]) -> Sequence[SyncFailed]:
     transport = httpx.MockTransport(lambda _: httpx.Response(status, json=body))
     async with http.client(CONFIG.base_url, transport=transport) as client:
         results = await hubspot.connect(CONFIG, client).upsert([lead("a"), lead("b")])
-    return [r for r in results if isinstance(r, Failed)]
+    return [r for r in results if isinstance(r, SyncFailed)]
 
 
 async def test_a_wrong_token_and_missing_properties_are_said_in_words(tmp_path: Path) -> None:

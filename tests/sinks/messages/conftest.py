@@ -1,4 +1,4 @@
-"""A real Postgres, the SMTP simulator on localhost, and delivery with clock and chance in the test's hand."""
+"""A real Postgres, the SMTP simulator on localhost, and the engine with the test's clock and chance."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import uuid
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +16,22 @@ import httpx
 import orjson
 import pytest
 
+from infra.kafka.outcome_records import OutcomeRecords
 from infra.kafka.producer import Output
+from infra.postgres.leased import LeasedWork, WorkLimits
+from infra.postgres.leased_outcomes import OutcomeQueue
+from infra.postgres.leased_pause import Backoff, Pause
 from infra.postgres.pool import connect
 from schemas.codec import Codec
 from simulators import smtp as simulator
 from sinks.messages import Channel, email
-from sinks.messages.delivery import Delivery
-from sinks.messages.requests import Requests
-from sinks.messages.store import Store
+from sinks.messages.delivery import MessageDelivery
+from sinks.messages.message_requests import MessageRequests
+from sinks.messages.messages_table import MessageRow, MessagesTable
 
 CODEC = Codec()
 START = 1_770_000_000_000_000
+STAGE = "messages-email"
 
 
 class Clock:
@@ -89,39 +93,52 @@ class World:
         self.channels.append(channel)
         return channel
 
-    def store(self, **changes: Any) -> Store:
-        return Store(self.pool, self.name, lease_s=self.config(**changes).lease_s, clock=self.clock)
+    def table(self, **changes: Any) -> MessagesTable:
+        return MessagesTable(self.pool, self.name, lease_s=self.config(**changes).lease_s, clock=self.clock)
+
+    @property
+    def records(self) -> OutcomeRecords:
+        return OutcomeRecords(STAGE, CODEC.encoder("outcome"), self.clock)
 
     async def emit(self, outputs: Any) -> None:
         self.outcomes += [CODEC.decode(output.value).record for output in outputs]
 
-    def delivery(self, channel: Channel | None = None, *, store: Store | None = None, **changes: Any) -> Delivery:
-        return Delivery(
-            store or self.store(**changes),
+    def delivery(
+        self, channel: Channel | None = None, *, table: MessagesTable | None = None, **changes: Any
+    ) -> LeasedWork[MessageRow]:
+        """Return the engine with the delivery, as the process has it."""
+        table, channel, config = (
+            table or self.table(**changes),
             channel or self.channel(**changes),
             self.config(**changes),
-            stage="messages-email",
-            emit=self.emit,
+        )
+        pause = Pause(STAGE, self.name, Backoff(config.backoff_s, 30, lambda: 0.5), self.clock)
+        delivery = MessageDelivery(table, channel, config, pause=pause, codec=CODEC, stage=STAGE, clock=self.clock)
+        return LeasedWork(
+            STAGE,
+            table,
+            delivery.handle,
+            limits=WorkLimits(in_flight=config.max_connections, ahead=7 * config.max_connections, poll_s=config.poll_s),
+            backoff=Backoff(config.backoff_s, config.backoff_max_s, lambda: 0.5),
+            pause=pause,
+            outcomes=OutcomeQueue(self.emit),
+            records=self.records,
             wake=asyncio.Event(),
-            codec=CODEC,
             clock=self.clock,
-            chance=lambda: 0.5,
         )
 
-    def requests(self) -> Requests:
-        return Requests(
-            self.store(), CODEC, channel=self.name, stage="messages-email", wake=asyncio.Event(), clock=self.clock
-        )
+    def requests(self) -> MessageRequests:
+        return MessageRequests(self.table(), CODEC, self.records, channel=self.name, stage=STAGE, wake=asyncio.Event())
 
     async def lead(self, lead_id: str = "", *, erased_at: int = 0, **attributes: Any) -> str:
         lead_id = lead_id or str(uuid.uuid4())
         await self.pool.execute(
-            "INSERT INTO leads (lead_id, tenant, version, created_at, updated_at, attributes, provenance) "
-            "VALUES ($1, 'acme', 1, now(), now(), $2, $3) ON CONFLICT (lead_id) DO UPDATE "
-            "SET attributes = EXCLUDED.attributes, provenance = EXCLUDED.provenance",
+            "INSERT INTO leads (lead_id, tenant, version, created_at, updated_at, attributes, provenance, erased_at) "
+            "VALUES ($1, 'acme', 1, now(), now(), $2, '{}', $3) ON CONFLICT (lead_id) DO UPDATE "
+            "SET attributes = EXCLUDED.attributes, erased_at = EXCLUDED.erased_at",
             lead_id,
             orjson.dumps(attributes).decode(),
-            orjson.dumps({"_erased": [4, erased_at, "gone"]} if erased_at else {}).decode(),
+            erased_at or None,
         )
         return lead_id
 
@@ -133,7 +150,7 @@ class World:
             "'form_submitted', 'web', $3, '{}' FROM lead_history WHERE lead_id = $1",
             lead_id,
             event_id,
-            datetime.fromtimestamp(at / 1e6, UTC),
+            at,
         )
 
     def request(self, lead_id: str, **changes: Any) -> Record:
@@ -154,15 +171,15 @@ class World:
         }
         return Record(CODEC.encoder("message_request")(record | changes), next(self.offsets))
 
-    async def take(self, *records: Record) -> list[Output]:
+    async def consume(self, *records: Record) -> list[Output]:
         """Do with ``records`` what the batch loop does."""
         requests = self.requests()
         return list((await requests.apply(requests.prepare(records))).to_deliver())
 
-    async def ask(self, lead_id: str = "", **changes: Any) -> str:
-        """Ask for one message and return its id."""
+    async def requested(self, lead_id: str = "", **changes: Any) -> str:
+        """Request one message and return its id."""
         message_id: str = changes.setdefault("message_id", uuid.uuid4().hex)
-        await self.take(self.request(lead_id or await self.lead(), **changes))
+        await self.consume(self.request(lead_id or await self.lead(), **changes))
         return message_id
 
     async def row(self, message_id: str) -> Any:
@@ -179,7 +196,7 @@ class World:
     async def faults(self, **faults: Any) -> None:
         await self.http.post("/_simulator/faults", json=faults)
 
-    def told(self) -> list[tuple[str, str]]:
+    def reported(self) -> list[tuple[str, str]]:
         return [(outcome["what"], outcome["reason"]) for outcome in self.outcomes]
 
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
 from email import message_from_bytes
 from email.policy import default
 from typing import Any
@@ -13,7 +16,7 @@ from pydantic import ValidationError
 from infra.errors import Verdict
 from infra.outcomes import Reason
 from infra.settings import Settings, SettingsError
-from sinks.messages import Failed, Message, Result, Sent, Unsure, email
+from sinks.messages import OutgoingMessage, SendFailed, SendResult, Sent, Unsure, email
 from sinks.messages.plain_text import plain_text
 
 pytestmark = pytest.mark.integration
@@ -23,13 +26,50 @@ async def nothing() -> None:
     return
 
 
-def message(**changes: Any) -> Message:
+def message(**changes: Any) -> OutgoingMessage:
     given = {"message_id": "0" * 32, "to": "ada@example.com", "sender": "", "subject": "Hello", "body": "<p>Hello</p>"}
-    return Message(**given | changes)
+    return OutgoingMessage(**given | changes)
 
 
-async def send(world: Any, **changes: Any) -> Result:
-    result: Result = await world.channel().send(message(**changes), nothing)
+@dataclass
+class Wire:
+    """What is between the channel and the server: counts connections, and cuts them."""
+
+    port: int = 0
+    opened: int = 0
+    open_ends: list[asyncio.StreamWriter] = field(default_factory=list)
+
+    def hang_up(self) -> None:
+        for end in self.open_ends:
+            end.transport.abort()
+        self.open_ends.clear()
+
+
+@asynccontextmanager
+async def counting(server_port: int) -> AsyncIterator[Wire]:
+    wire = Wire()
+
+    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(65_536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        wire.opened += 1
+        server_reader, server_writer = await asyncio.open_connection("127.0.0.1", server_port)
+        wire.open_ends += [writer, server_writer]
+        await asyncio.gather(carry(reader, server_writer), carry(server_reader, writer))
+
+    async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
+        wire.port = server.sockets[0].getsockname()[1]
+        yield wire
+        wire.hang_up()
+
+
+async def send(world: Any, **changes: Any) -> SendResult:
+    result: SendResult = await world.channel().send(message(**changes), nothing)
     return result
 
 
@@ -97,7 +137,7 @@ async def test_a_campaigns_own_sender(world: Any) -> None:
 )
 async def test_no_value_adds_a_header_or_a_recipient(world: Any, changes: dict[str, str]) -> None:
     result = await send(world, **changes)
-    assert isinstance(result, Failed), result
+    assert isinstance(result, SendFailed), result
     assert (result.verdict, result.reason) == (Verdict.DEAD, Reason.REJECTED)
     assert "example" not in result.detail
     assert (await world.stats())["messages"] == 0
@@ -130,20 +170,21 @@ async def test_addresses_beyond_ascii(world: Any) -> None:
 
 
 async def test_connections_are_kept_and_a_stale_one_is_replaced(world: Any) -> None:
-    channel = world.channel()
-    await channel.send(message(), nothing)
-    (kept,) = channel._idle
-    await channel.send(message(), nothing)
-    assert channel._idle == [kept]
-    kept.transport.abort()  # as when the server closes it
-    assert isinstance(await channel.send(message(), nothing), Sent)
-    assert (await world.stats())["messages"] == 3
-    await world.faults(code=451)
-    assert isinstance(await channel.send(message(), nothing), Failed)
-    await world.faults()
-    (kept,) = channel._idle
-    assert isinstance(await channel.send(message(), nothing), Sent)
-    assert channel._idle == [kept]  # a refusal of one mail is no reason to hang up
+    async with counting(world.smtp_port) as wire:
+        channel = world.channel(url=f"smtp://127.0.0.1:{wire.port}")
+        for _ in range(2):
+            assert isinstance(await channel.send(message(), nothing), Sent)
+        assert wire.opened == 1
+        wire.hang_up()
+        assert isinstance(await channel.send(message(), nothing), Sent)
+        assert wire.opened == 2
+        assert (await world.stats())["messages"] == 3
+        await world.faults(code=451)
+        assert isinstance(await channel.send(message(), nothing), SendFailed)
+        await world.faults()
+        assert isinstance(await channel.send(message(), nothing), Sent)
+        assert wire.opened == 2  # a refusal of one mail is no reason to hang up
+        await channel.close()
 
 
 @pytest.mark.parametrize(
@@ -162,7 +203,7 @@ async def test_connections_are_kept_and_a_stale_one_is_replaced(world: Any) -> N
 async def test_what_its_errors_mean(world: Any, code: int, at: str, verdict: Verdict, reason: Reason) -> None:
     await world.faults(code=code, at=at)
     result = await send(world)
-    assert isinstance(result, Failed)
+    assert isinstance(result, SendFailed)
     assert (result.verdict, result.reason) == (verdict, reason)
     assert result.detail.startswith(f"{code} ")
     await world.faults()
@@ -178,7 +219,7 @@ async def test_silence_before_the_message_is_certain_and_after_it_is_not(world: 
         port = server.sockets[0].getsockname()[1]
         channel = world.channel(url=f"smtp://127.0.0.1:{port}", timeout_s=0.2)
         result = await channel.send(message(), nothing)
-    assert isinstance(result, Failed)
+    assert isinstance(result, SendFailed)
     assert (result.verdict, result.reason) == (Verdict.PAUSE, Reason.TIMEOUT)
     await world.faults(latency_ms=2000)
     assert await world.channel(timeout_s=0.2).send(message(), nothing) == Unsure(Reason.TIMEOUT)
@@ -186,7 +227,7 @@ async def test_silence_before_the_message_is_certain_and_after_it_is_not(world: 
 
 async def test_a_password_never_goes_out_in_the_clear(world: Any) -> None:
     result = await world.channel(username="us", password="secret").send(message(), nothing)
-    assert isinstance(result, Failed)
+    assert isinstance(result, SendFailed)
     assert (result.verdict, result.reason) == (Verdict.PAUSE, Reason.MISCONFIGURED)
     assert (await world.stats())["messages"] == 0
 

@@ -1,0 +1,79 @@
+"""Backoff with full jitter, and the pause of a whole destination."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from infra import metrics
+from infra.clock import Clock, now_us, seconds_us
+from infra.outcomes import Reason
+from infra.runtime import log
+
+Chance = Callable[[], float]  # uniform in [0, 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Exponential backoff with full jitter: uniform between 0 and twice a mean, which doubles from ``base_s``.
+
+    ``max_s`` bounds the mean.
+    Source: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+    """
+
+    base_s: float
+    max_s: float
+    chance: Chance = random.random
+
+    def seconds(self, attempt: int) -> float:
+        """Return how long to wait after failure number ``attempt`` (from 1)."""
+        mean: float = min(self.max_s, self.base_s * 2 ** min(attempt - 1, 30))
+        return 2 * mean * self.chance()
+
+
+class Pause:
+    """When a destination wants no calls: rate limit, quota, token, set-up, no connection.
+
+    A pause ends when its time is over, never before, whatever work arrives. It is logged, and exported as the metric
+    ``leadstream_waiting`` with the labels ``stage`` and ``destination``. It lives in this process only.
+    """
+
+    def __init__(self, stage: str, destination: str, backoff: Backoff, clock: Clock = now_us) -> None:
+        self._gauge = metrics.WAITING.labels(stage, destination)
+        self._log = log(stage)
+        self._destination = destination
+        self._backoff = backoff
+        self._clock = clock
+        self._in_a_row = 0
+        self.until = 0
+
+    @property
+    def active(self) -> bool:
+        """Whether the destination wants no calls now."""
+        return self._clock() < self.until
+
+    def begin(self, reason: Reason, *, wait_s: float = 0, detail: str = "") -> int:
+        """Pause for the ``wait_s`` that the destination asked for; 0: for the backoff of this pause in a row.
+
+        A pause under way is never shortened. ``detail``: a code, never an answer's text.
+
+        Returns:
+            When it ends, in microseconds since 1970.
+
+        """
+        self._in_a_row += 1
+        until = self._clock() + seconds_us(wait_s or self._backoff.seconds(self._in_a_row))
+        if until > self.until:
+            self.until = until
+            self._gauge.set(1)
+            seconds = round((until - self._clock()) / 1e6, 1)
+            fields = {"for": self._destination, "reason": reason.value, "seconds": seconds, "detail": detail}
+            self._log.warning("paused", extra={"fields": fields})
+        return self.until
+
+    def answered(self) -> None:
+        """Note that the destination did what it was asked, or refused one item: it is in no trouble as a whole."""
+        self._in_a_row = 0
+        if not self.active:
+            self._gauge.set(0)

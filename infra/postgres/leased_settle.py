@@ -1,0 +1,124 @@
+"""The work on one lease: have its rows handled, write what became of each, and report it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from typing import Generic
+
+from infra.clock import Clock, seconds_us
+from infra.errors import DependencyAway
+from infra.kafka.outcome_records import OutcomeRecords
+from infra.kafka.producer import Output
+from infra.kafka.retry import Retry
+from infra.outcomes import Reason, What
+from infra.postgres.leased_outcomes import OutcomeQueue
+from infra.postgres.leased_pause import Backoff
+from infra.postgres.leased_rows import Done, Lease, Parked, Released, Row
+from infra.postgres.leased_table import LeasedTable
+from infra.runtime import log
+
+_UNAVAILABLE_S = 1.0  # rows whose work met an unavailable dependency are due again after this
+
+Settled = Sequence[tuple[Row, Done | Parked | Released]]
+Handle = Callable[[Lease[Row]], Awaitable[Settled[Row]]]
+
+
+class Settle(Generic[Row]):
+    """Settles leases, several at once. ``backoff`` is that of a parked row."""
+
+    def __init__(
+        self,
+        stage: str,
+        table: LeasedTable[Row],
+        handle: Handle[Row],
+        *,
+        backoff: Backoff,
+        outcomes: OutcomeQueue,
+        records: OutcomeRecords,
+        retry: Retry,
+        clock: Clock,
+    ) -> None:
+        self._table = table
+        self._handle = handle
+        self._backoff = backoff
+        self._outcomes = outcomes
+        self._records = records
+        self._retry = retry
+        self._clock = clock
+        self._log = log(stage)
+
+    async def __call__(self, lease: Lease[Row]) -> None:
+        """Have the rows handled, write what became of each, and report it."""
+        limit = lease.begin(self._table.lease_s)
+        try:
+            async with limit:
+                settled = await self._handle(lease)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            settled = [(row, Parked(Reason.TIMEOUT)) for row in lease.rows]
+        except DependencyAway as away:
+            self._log.warning("released", extra={"fields": {"why": str(away), "rows": len(lease.rows)}})
+            settled = [(row, Released(_UNAVAILABLE_S)) for row in lease.rows]
+        if len(settled) != len(lease.rows):
+            raise RuntimeError(f"handle settled {len(settled)} of {len(lease.rows)} rows")
+        await self._finish(lease, [(row, as_) for row, as_ in settled if isinstance(as_, Done)])
+        await self._park(lease, [(row, as_) for row, as_ in settled if isinstance(as_, Parked)])
+        await self._release(lease, [(row, as_) for row, as_ in settled if isinstance(as_, Released)])
+
+    async def _finish(self, lease: Lease[Row], done: Sequence[tuple[Row, Done]]) -> None:
+        if not done:
+            return
+        ours = await self._write(lambda: self._table.finish(lease, done), [row for row, _ in done])
+        await self._outcomes.put(
+            [self._outcome(row, each.what, each.reason, each) for row, each in done if row.key in ours]
+        )
+
+    async def _park(self, lease: Lease[Row], parked: Sequence[tuple[Row, Parked]]) -> None:
+        if not parked:
+            return
+        waits = [(row, each, self._due_at(row, each)) for row, each in parked]
+        ours = await self._write(lambda: self._table.park(lease, waits), [row for row, _ in parked])
+        news = [(row, each) for row, each in parked if row.key in ours and row.last_error != each.reason.value]
+        await self._outcomes.put([self._outcome(row, What.PARKED, each.reason, each) for row, each in news])
+
+    async def _release(self, lease: Lease[Row], released: Sequence[tuple[Row, Released]]) -> None:
+        for after_s in {each.after_s for _, each in released}:
+            rows = [row for row, each in released if each.after_s == after_s]
+            due_at = self._clock() + seconds_us(after_s) if after_s else 0
+            await self._retry.until_available(lambda rows=rows, at=due_at: self._table.release(lease, rows, at))  # type: ignore[misc]
+
+    def _due_at(self, row: Row, parked: Parked) -> int:
+        if parked.until is not None:
+            return parked.until
+        return self._clock() + seconds_us(max(parked.at_least_s, self._backoff.seconds(row.attempts + 1)))
+
+    async def _write(self, step: Callable[[], Awaitable[Collection[str]]], rows: Sequence[Row]) -> Collection[str]:
+        """Write until Postgres answers; return the keys to report: where an answer was lost, all of them."""
+        tries = 0
+
+        async def write() -> Collection[str]:
+            nonlocal tries
+            tries += 1
+            return await step()
+
+        ours = await self._retry.until_available(write)
+        keys = {row.key for row in rows}
+        if tries > 1:
+            return keys
+        if lost := keys - set(ours):
+            self._log.error("not written, the lease was lost", extra={"fields": {"keys": sorted(lost)}})
+        return ours
+
+    def _outcome(self, row: Row, what: What, reason: Reason | None, said: Done | Parked) -> Output:
+        about = row.subject
+        return self._records.build(
+            what,
+            reason,
+            tenant=about.tenant,
+            event_id=about.event_id,
+            lead_id=about.lead_id,
+            version=said.version or about.version,
+            source=about.source,
+            detail=said.detail,
+        )

@@ -1,0 +1,78 @@
+"""What the consumer of ``leads.crm-<crm>`` does: note which version of which lead is wanted, nothing else.
+
+Guarantee: when :meth:`SyncRequests.apply` returns, ``crm_sync`` wants at least the versions of the batch, so the
+offsets may be committed. It never calls the CRM: a slow CRM does not hold the topic. Repeating a batch changes nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from confluent_kafka import Message
+
+from infra.kafka.dead_letters import dead_letter
+from infra.kafka.processor import Effects
+from infra.kafka.producer import Output
+from infra.outcomes import Dead, Problem, Reason
+from schemas.codec import Codec, DecodeError
+from sinks.crm.sync_table import CrmSyncTable, WantedVersion
+
+RECORD = "crm_wanted"
+
+
+@dataclass(slots=True)
+class WantedBatch:
+    """The newest wanted version of each lead in the batch, and the dead letters of records that cannot be read."""
+
+    wanted: dict[str, WantedVersion] = field(default_factory=dict)
+    dead: list[Output] = field(default_factory=list)
+
+
+class SyncRequests:
+    """The batch loop's processor. Sets ``wake`` when there is work for the engine of this process."""
+
+    def __init__(self, table: CrmSyncTable, codec: Codec, stage: str, wake: asyncio.Event) -> None:
+        self._table = table
+        self._codec = codec
+        self._stage = stage
+        self._wake = wake
+
+    def prepare(self, messages: Sequence[Message]) -> WantedBatch:
+        """Decode, and keep one request a lead: that of the highest version."""
+        batch = WantedBatch()
+        for message in messages:
+            wanted = _read(self._codec, message.value() or b"")
+            if isinstance(wanted, Dead):
+                batch.dead.append(dead_letter(message, self._stage, wanted))
+                continue
+            known = batch.wanted.get(wanted.lead_id)
+            if known is None or known.version < wanted.version:
+                batch.wanted[wanted.lead_id] = wanted
+        return batch
+
+    async def apply(self, prepared: WantedBatch) -> Effects:
+        """Upsert what is wanted in one statement and wake the engine."""
+        if prepared.wanted:
+            await self._table.want(list(prepared.wanted.values()))
+            self._wake.set()
+        return Effects(outputs=prepared.dead, dead=len(prepared.dead))
+
+
+def _read(codec: Codec, payload: bytes) -> WantedVersion | Dead:
+    if not payload:
+        return Dead(Reason.EMPTY)
+    try:
+        decoded = codec.decode(payload)
+    except DecodeError as error:
+        return error.dead
+    if decoded.type != RECORD:
+        return Dead(Reason.UNKNOWN_EVENT_TYPE, (Problem("", f"only {RECORD} belongs on this topic"),))
+    record = decoded.record
+    try:
+        uuid.UUID(record["lead_id"])
+    except ValueError:
+        return Dead(Reason.INVALID_FIELD, (Problem("/lead_id", "is not a UUID"),))
+    return WantedVersion(record["lead_id"], record["tenant"], record["version"], record["decided_at"])

@@ -1,0 +1,126 @@
+"""What the consumer of ``leads.messages-requested`` does: note which messages its channel has to send, nothing else.
+
+Guarantee: when :meth:`MessageRequests.apply` returns, every message of the batch has its row, so the offsets may be
+committed. It calls no provider: a slow one does not hold the topic. Repeating a batch changes nothing, nor does a
+request of the same ``message_id`` by another event (``once_per: lead``); the latter is reported as skipped.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from confluent_kafka import Message
+
+from infra.kafka.dead_letters import dead_letter
+from infra.kafka.outcome_records import OutcomeRecords
+from infra.kafka.processor import Effects
+from infra.kafka.producer import Output
+from infra.outcomes import Dead, Problem, Reason, What
+from schemas.codec import Codec, DecodeError
+from sinks.messages.messages_table import MessageRequest, MessagesTable
+
+TOPIC = "leads.messages-requested"
+RECORD = "message_request"
+_TEXTS = ("message_id", "tenant", "event_id", "campaign", "channel", "purpose")
+_LATEST = 4_102_444_800_000_000  # 2100-01-01 in microseconds
+
+
+@dataclass(slots=True)
+class RequestedBatch:
+    """The channel's requests of a batch in their order, and the dead letters of records that cannot be read."""
+
+    requests: list[MessageRequest] = field(default_factory=list)
+    dead: list[Output] = field(default_factory=list)
+
+
+class MessageRequests:
+    """The batch loop's processor. Sets ``wake`` when there is work for the engine of this process."""
+
+    def __init__(
+        self,
+        table: MessagesTable,
+        codec: Codec,
+        records: OutcomeRecords,
+        *,
+        channel: str,
+        stage: str,
+        wake: asyncio.Event,
+    ) -> None:
+        self._table = table
+        self._codec = codec
+        self._records = records
+        self._channel = channel
+        self._stage = stage
+        self._wake = wake
+
+    def prepare(self, messages: Sequence[Message]) -> RequestedBatch:
+        """Decode, and keep what is for this channel."""
+        batch = RequestedBatch()
+        for message in messages:
+            request = _read(self._codec, message)
+            if isinstance(request, Dead):
+                batch.dead.append(dead_letter(message, self._stage, request))
+            elif request.channel == self._channel:
+                batch.requests.append(request)
+        return batch
+
+    async def apply(self, prepared: RequestedBatch) -> Effects:
+        """Insert the rows in one statement and wake the engine."""
+        if not prepared.requests:
+            return Effects(outputs=prepared.dead, dead=len(prepared.dead))
+        firsts: dict[str, MessageRequest] = {}
+        for request in prepared.requests:
+            firsts.setdefault(request.message_id, request)
+        before = await self._table.add(list(firsts.values()))
+        self._wake.set()
+        event_ids = {message_id: request.event_id for message_id, request in firsts.items()} | before
+        others = [request for request in prepared.requests if event_ids[request.message_id] != request.event_id]
+        return Effects(outputs=[*prepared.dead, *map(self._skipped, others)], dead=len(prepared.dead))
+
+    def _skipped(self, request: MessageRequest) -> Output:
+        return self._records.build(
+            What.SKIPPED,
+            Reason.ALREADY_ASKED,
+            tenant=request.tenant,
+            event_id=request.event_id,
+            lead_id=request.lead_id,
+            source=(request.topic, request.partition, request.offset),
+            detail=request.campaign,
+        )
+
+
+def _read(codec: Codec, message: Message) -> MessageRequest | Dead:
+    payload = message.value()
+    if not payload:
+        return Dead(Reason.EMPTY)
+    try:
+        decoded = codec.decode(payload)
+    except DecodeError as error:
+        return error.dead
+    if decoded.type != RECORD:
+        return Dead(Reason.UNKNOWN_EVENT_TYPE, (Problem("", f"only {RECORD} belongs on this topic"),))
+    record = decoded.record
+    try:
+        uuid.UUID(record["lead_id"])
+    except ValueError:
+        return Dead(Reason.INVALID_FIELD, (Problem("/lead_id", "is not a UUID"),))
+    if any("\0" in record[name] for name in _TEXTS) or not 0 <= record["requested_at"] < _LATEST:
+        return Dead(Reason.INVALID_FIELD, (Problem("", "holds a NUL character, or requested_at is out of bounds"),))
+    return MessageRequest(
+        message_id=record["message_id"],
+        tenant=record["tenant"],
+        lead_id=record["lead_id"],
+        event_id=record["event_id"],
+        campaign=record["campaign"],
+        channel=record["channel"],
+        purpose=record["purpose"],
+        once_per=record["once_per"],
+        topic=message.topic() or "",
+        partition=message.partition() or 0,
+        offset=message.offset() or 0,
+        requested_at=record["requested_at"],
+        request=payload,
+    )
