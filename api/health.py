@@ -9,7 +9,7 @@ from confluent_kafka import KafkaException
 from confluent_kafka.admin import AdminClient
 
 from api.ingest.accept import TOPIC
-from infra.errors import DependencyAway
+from infra.errors import DependencyUnavailable
 from infra.kafka.client import metadata
 
 _TIMEOUT_S = 2.0
@@ -21,6 +21,6 @@ async def kafka_unavailable(admin: AdminClient) -> str:
         found = await asyncio.to_thread(partial(metadata, admin, TOPIC, timeout_s=_TIMEOUT_S))
     except KafkaException as error:
         return f"waiting for Kafka: {error.args[0].name()}"
-    except DependencyAway as error:
+    except DependencyUnavailable as error:
         return f"waiting for Kafka: {error}"
     return f"waiting for the topic {TOPIC}; run leadstream topics apply" if found.topics[TOPIC].error else ""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from infra.clock import to_datetime
-from infra.errors import DependencyAway
+from infra.errors import DependencyUnavailable
 from infra.settings import Settings
 
 if TYPE_CHECKING:
@@ -124,9 +124,9 @@ def _read(settings: Settings) -> Iterator[Message]:
                     left.discard(message.partition() or 0)
             last_answer = time.monotonic() if messages else last_answer
             if time.monotonic() - last_answer > _SILENT_S:
-                raise DependencyAway("Kafka", f"no answer for {_SILENT_S:.0f} s")
+                raise DependencyUnavailable("Kafka", f"no answer for {_SILENT_S:.0f} s")
     except KafkaException as error:
-        raise DependencyAway("Kafka", error.args[0].name()) from error
+        raise DependencyUnavailable("Kafka", error.args[0].name()) from error
     finally:
         consumer.close()
 

@@ -9,7 +9,7 @@ import sys
 import typer
 
 import cli
-from infra.errors import DependencyAway
+from infra.errors import DependencyUnavailable
 from infra.runtime import EX_CONFIG
 from infra.settings import SettingsError
 
@@ -43,6 +43,6 @@ def main() -> None:
             raise
         sys.stderr.write(_NO_EMBEDDED_STACK)
         raise SystemExit(1) from None
-    except DependencyAway as error:
+    except DependencyUnavailable as error:
         sys.stderr.write(f"{error}\nCheck that the stack is running: `leadstream status`.\n")
         raise SystemExit(1) from None

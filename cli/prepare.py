@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from infra.errors import DependencyAway
+from infra.errors import DependencyUnavailable
 from infra.settings import Settings
 
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
@@ -59,7 +59,9 @@ def _run_in_parallel(steps: dict[str, Callable[[], str]], *, as_json: bool) -> N
             try:
                 results[name] = future.result()
             except Exception as error:  # noqa: BLE001 - an error of one step must not hide the results of the others
-                errors[name] = str(error) if isinstance(error, DependencyAway) else f"{type(error).__name__}: {error}"
+                errors[name] = (
+                    str(error) if isinstance(error, DependencyUnavailable) else f"{type(error).__name__}: {error}"
+                )
                 typer.echo(f"{name:<11}FAILED {errors[name]}", err=True)
             else:
                 typer.echo(f"{name:<11}{results[name]}", err=as_json)

@@ -1,7 +1,7 @@
 """Classify errors once.
 
     Exception
-    ├── DependencyAway      a dependency is unavailable: retry the same work with backoff, nothing is lost
+    ├── DependencyUnavailable      a dependency is unavailable: retry the same work with backoff, nothing is lost
     ├── ClientFailed        a client can never work again: end the process, it is restarted with a new one
     ├── TooManyDead         a window holds more dead records than is plausible: stop, do not empty the topic
     └── anything else       a bug: the process stops with the exception logged and its offsets uncommitted
@@ -15,13 +15,13 @@ from __future__ import annotations
 from enum import StrEnum
 
 
-class DependencyAway(Exception):  # noqa: N818 - a state of the dependency, not a defect
+class DependencyUnavailable(Exception):  # noqa: N818 - a state of the dependency, not a defect
     """The dependency ``name`` is unavailable; the caller retries the same work with backoff."""
 
     def __init__(self, name: str, cause: BaseException | str) -> None:
         detail = cause if isinstance(cause, str) else f"{type(cause).__name__}: {cause}"
         super().__init__(f"{name} is unavailable: {detail}")
-        self.who = name
+        self.name = name
 
 
 class ClientFailed(Exception):  # noqa: N818 - a state of the client, not a defect

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import httpx
 
-from infra.errors import DependencyAway
+from infra.errors import DependencyUnavailable
 
 _WHO = "the schema registry"
 _ASK_AGAIN_S = 30.0  # an id that the registry did not know may be registered since
@@ -22,7 +22,7 @@ def schema_fetch(url: str, *, transport: httpx.BaseTransport | None = None) -> C
     """Return how to ask the registry at ``url`` for a schema; None without a URL. User and password may be in it.
 
     The function blocks for at most a few seconds. It raises KeyError for an id that the registry does not know (asked
-    again after 30 s) and DependencyAway when it does not answer.
+    again after 30 s) and DependencyUnavailable when it does not answer.
     """
     if not url:
         return None
@@ -40,14 +40,14 @@ def schema_fetch(url: str, *, transport: httpx.BaseTransport | None = None) -> C
                 unknown[schema_id] = time.monotonic() + _ASK_AGAIN_S
                 raise KeyError(schema_id)
             if answer.status_code != httpx.codes.OK:
-                raise DependencyAway(_WHO, f"it answered {answer.status_code}")
+                raise DependencyUnavailable(_WHO, f"it answered {answer.status_code}")
             found = answer.json()
             if found.get("schemaType", "AVRO") != "AVRO":
                 raise KeyError(schema_id)
             return str(found["schema"])
         except httpx.TransportError as error:
-            raise DependencyAway(_WHO, type(error).__name__) from None
+            raise DependencyUnavailable(_WHO, type(error).__name__) from None
         except (ValueError, AttributeError):
-            raise DependencyAway(_WHO, "its answer is no JSON object") from None
+            raise DependencyUnavailable(_WHO, "its answer is no JSON object") from None
 
     return fetch

@@ -35,7 +35,7 @@ _SYNC = b"leadstream-block"  # the sync marker between the blocks of a container
 # Everything that fastavro raises for bytes that are not a datum of the schema. Found by fuzzing, which a test repeats.
 _INVALID_DATUM = (EOFError, IndexError, KeyError, MemoryError, OverflowError, TypeError, ValueError)
 
-# Schema id -> the writer's schema as JSON. Raises KeyError for an unknown id, DependencyAway when it cannot ask.
+# Schema id -> the writer's schema as JSON. Raises KeyError for an unknown id, DependencyUnavailable when it cannot ask.
 FetchSchema = Callable[[int], str]
 
 
@@ -103,7 +103,7 @@ class Codec:
         Raises:
             DecodeError: the payload has none of the three wire formats, is truncated or invalid, its schema is unknown,
                 or a field of its JSON is wrong.
-            DependencyAway: the external registry must be asked for a schema id and is unavailable.
+            DependencyUnavailable: the external registry must be asked for a schema id and is unavailable.
 
         """
         first = payload[:1]

@@ -16,8 +16,9 @@ from infra.kafka.outcome_records import OutcomeRecords
 from infra.kafka.producer import Deliverer
 from infra.postgres.leased import LeasedWork, WorkLimits, first_error
 from infra.postgres.leased_outcomes import OutcomeQueue
-from infra.postgres.leased_pause import Backoff, Pause
+from infra.postgres.leased_pause import Pause
 from infra.postgres.pool import connect
+from infra.retry import Backoff
 from infra.runtime import Stop, log
 from infra.settings import Settings, SettingsError
 from schemas.codec import Codec

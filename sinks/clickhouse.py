@@ -110,7 +110,7 @@ class ClickHouseSink:
         """Insert every group.
 
         Raises:
-            DependencyAway: ClickHouse cannot take it now.
+            DependencyUnavailable: ClickHouse cannot take it now.
             ClickHouseError: it refuses whatever we send, so that nothing is wrong with the records.
 
         """

@@ -18,7 +18,7 @@ from cli.demo.send import Sent, send
 from cli.demo.stores import StoreReader
 from infra.clickhouse.client import ClickHouse
 from infra.clock import now_us
-from infra.errors import DependencyAway
+from infra.errors import DependencyUnavailable
 from infra.kafka.producer import Deliverer
 from infra.postgres.pool import connect
 from infra.settings import Settings
@@ -94,7 +94,7 @@ async def _wait_until_processed(
             sending.result()
         try:
             counts, pending = await stores.read_progress(), await stores.read_pending()
-        except DependencyAway:
+        except DependencyUnavailable:
             continue
         idle_polls = idle_polls + 1 if sending.done() and not pending else 0
         if live is not None:

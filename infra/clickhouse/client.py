@@ -12,7 +12,7 @@ from urllib.parse import unquote, urlsplit
 import httpx
 import orjson
 
-from infra.errors import DependencyAway
+from infra.errors import DependencyUnavailable
 
 # Codes that say "not now": timeouts, too many queries or parts, no memory or disk, read-only, network, shutting down.
 _NOT_NOW = frozenset({159, 160, 164, 202, 203, 209, 210, 236, 241, 242, 243, 252, 319, 394, 425, 439, 499, 999})
@@ -31,8 +31,8 @@ class ClickHouseError(Exception):
 class ClickHouse:
     """A client of the server at ``url`` (``http://user:password@host:port/database``); close it or use ``async with``.
 
-    Every method raises DependencyAway while the server is not reachable or not able, and ClickHouseError when it says
-    no for good.
+    Every method raises DependencyUnavailable while the server is not reachable or not able, and ClickHouseError when it
+    says no for good.
     """
 
     def __init__(self, url: str, *, database: str | None = None, timeout_s: float = 60) -> None:
@@ -69,12 +69,12 @@ class ClickHouse:
         try:
             answer = await self._http.post("/", params={"database": self._database} | params, content=body)
         except httpx.TransportError as error:
-            raise DependencyAway("ClickHouse", type(error).__name__) from error
+            raise DependencyUnavailable("ClickHouse", type(error).__name__) from error
         if answer.status_code < _FAILED:
             return answer.content
         code = int(answer.headers.get("x-clickhouse-exception-code", "999"))
         if code in _NOT_NOW:
-            raise DependencyAway("ClickHouse", f"code {code}")
+            raise DependencyUnavailable("ClickHouse", f"code {code}")
         raise ClickHouseError(code, answer.text[:500])
 
     async def close(self) -> None:

@@ -32,7 +32,7 @@ async def migrate(url: str, folder: Path = FOLDER) -> list[str]:
 
     Raises:
         MigrationError: naming the file; the statements before the one that failed are applied.
-        DependencyAway: ClickHouse is unavailable.
+        DependencyUnavailable: ClickHouse is unavailable.
 
     """
     database = urlsplit(url).path.strip("/") or "default"

@@ -34,7 +34,7 @@ from infra.kafka.assignment import IDLE_S, Assignment, Fetched
 from infra.kafka.dead_letters import DeadShare
 from infra.kafka.processor import Batch, Effects, Processor
 from infra.kafka.producer import Deliverer
-from infra.kafka.retry import Retry
+from infra.retry import Retry
 from infra.runtime import Stop
 from infra.settings import Settings
 
@@ -75,7 +75,7 @@ async def run_batches(
     Raises:
         TooManyDead: see the module's guarantees.
         ClientFailed: the consumer can never work again.
-        Exception: whatever ``processor`` raises besides DependencyAway; nothing of that batch is committed.
+        Exception: whatever ``processor`` raises besides DependencyUnavailable; nothing of that batch is committed.
 
     """
     consumer = client.member(settings, group, instance=settings.instance, config=config, on_fatal=stop.fail)

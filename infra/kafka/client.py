@@ -25,7 +25,7 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, Producer
 from confluent_kafka.admin import AdminClient
 
-from infra.errors import ClientFailed, DependencyAway
+from infra.errors import ClientFailed, DependencyUnavailable
 from infra.kafka.statistics import Statistics
 from infra.kafka_settings import KafkaSettings
 from infra.runtime import log
@@ -165,7 +165,7 @@ def metadata(client: Any, topic: str | None = None, *, timeout_s: float) -> Any:
     Returns confluent-kafka's ClusterMetadata.
 
     Raises:
-        DependencyAway: the brokers refuse the login; noticed after about a second, whatever ``timeout_s`` is.
+        DependencyUnavailable: the brokers refuse the login; noticed after about a second, whatever ``timeout_s`` is.
         KafkaException: there is no answer within ``timeout_s`` seconds.
 
     """
@@ -177,7 +177,7 @@ def metadata(client: Any, topic: str | None = None, *, timeout_s: float) -> Any:
             last = error
             client.poll(0)  # serves the error callback
             if client.errors.refusal:
-                raise DependencyAway("Kafka", client.errors.refusal) from error
+                raise DependencyUnavailable("Kafka", client.errors.refusal) from error
     raise last
 
 

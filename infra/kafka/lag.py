@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from confluent_kafka import TIMESTAMP_NOT_AVAILABLE, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import OffsetSpec
 
-from infra.errors import DependencyAway
+from infra.errors import DependencyUnavailable
 from infra.kafka.client import admin, metadata, reader
 from infra.kafka_settings import KafkaSettings
 
@@ -119,14 +119,14 @@ class LagReader:
         Topics that the broker does not have are left out; ``leadstream topics diff`` names them.
 
         Raises:
-            DependencyAway: Kafka cannot be asked.
+            DependencyUnavailable: Kafka cannot be asked.
 
         """
         asked = {group: topics for group, topics in self._groups.items() if not only or group in set(only)}
         try:
             return self._read(asked)
         except KafkaException as error:
-            raise DependencyAway("Kafka", error.args[0].name()) from error
+            raise DependencyUnavailable("Kafka", error.args[0].name()) from error
 
     def totals(self) -> dict[str, Lag]:
         """Return the lag of each group as a whole; a group whose topics do not exist yet has none."""

@@ -40,7 +40,7 @@ class Processor(Protocol[Batch]):
         Called in a thread of its own, one call at a time, while ``apply`` processes the batch before.
 
         Raises:
-            DependencyAway: call again later with the same ``messages``.
+            DependencyUnavailable: call again later with the same ``messages``.
 
         """
         ...
@@ -49,7 +49,7 @@ class Processor(Protocol[Batch]):
         """Write the batch's effects.
 
         Raises:
-            DependencyAway: call again later with the same ``batch``.
+            DependencyUnavailable: call again later with the same ``batch``.
 
         """
         ...

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message
 
-from infra.errors import DependencyAway
+from infra.errors import DependencyUnavailable
 from infra.kafka.client import OnFatal, producer
 from infra.kafka_settings import KafkaSettings
 
@@ -98,7 +98,7 @@ class Deliverer:
         """Produce ``outputs`` in order and wait until the broker has them all.
 
         Raises:
-            DependencyAway: Kafka did not confirm them in time; call again with the same outputs.
+            DependencyUnavailable: Kafka did not confirm them in time; call again with the same outputs.
             KafkaException: the broker refuses one for good (too large, no such topic, not allowed).
 
         """
@@ -157,6 +157,6 @@ class Deliverer:
 
 def _as_exception(error: KafkaError) -> Exception:
     if error.code() in _UNAVAILABLE or error.retriable():
-        return DependencyAway("Kafka", error.name())
+        return DependencyUnavailable("Kafka", error.name())
     refused: Exception = KafkaException(error)
     return refused

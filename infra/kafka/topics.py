@@ -31,7 +31,7 @@ from confluent_kafka.admin import (
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from infra import processes
-from infra.errors import DependencyAway
+from infra.errors import DependencyUnavailable
 from infra.kafka.client import admin as admin_client
 from infra.kafka.client import metadata
 from infra.kafka_settings import KafkaSettings
@@ -148,7 +148,7 @@ def diff(settings: KafkaSettings, topics: Mapping[str, Topic] | None = None) -> 
     """Compare the broker with ``topics`` (the file's); an empty list means that they agree.
 
     Raises:
-        DependencyAway: Kafka is unavailable, or refuses the login.
+        DependencyUnavailable: Kafka is unavailable, or refuses the login.
 
     """
     return _compare(admin_client(settings, "topics"), load_topics() if topics is None else topics)
@@ -158,7 +158,7 @@ def apply(settings: KafkaSettings, topics: Mapping[str, Topic] | None = None) ->
     """Make the broker agree with ``topics`` (the file's) and return the differences that were found, corrected or not.
 
     Raises:
-        DependencyAway: Kafka is unavailable; what was done so far stays, call again.
+        DependencyUnavailable: Kafka is unavailable; what was done so far stays, call again.
         TopicsError: the broker refuses some of it (not allowed, no such setting, too few brokers).
 
     """
@@ -246,7 +246,7 @@ def _await_all(asked: Mapping[str, Future[Any]], done_already: int | None = None
         except KafkaException as error:
             if error.args[0].code() != done_already:
                 classified = _classified(error, name)
-                if isinstance(classified, DependencyAway):
+                if isinstance(classified, DependencyUnavailable):
                     raise classified from error
                 wrong.append(str(classified))
     if wrong:
@@ -257,7 +257,7 @@ def _await_leaders(admin: AdminClient, wanted: Mapping[str, Topic]) -> None:
     deadline = time.monotonic() + _SHOW_S
     while missing := _without_leader(_metadata(admin), wanted):
         if time.monotonic() > deadline:
-            raise DependencyAway("Kafka", f"no leader yet for {', '.join(missing)}")
+            raise DependencyUnavailable("Kafka", f"no leader yet for {', '.join(missing)}")
         time.sleep(_LOOK_AGAIN_S)
 
 
@@ -274,4 +274,4 @@ def _without_leader(shown: Mapping[str, Any], wanted: Mapping[str, Topic]) -> li
 def _classified(error: KafkaException, subject: str) -> Exception:
     cause: KafkaError = error.args[0]
     unavailable = cause.code() in _UNAVAILABLE
-    return DependencyAway("Kafka", cause.name()) if unavailable else TopicsError(f"{subject}: {cause.str()}")
+    return DependencyUnavailable("Kafka", cause.name()) if unavailable else TopicsError(f"{subject}: {cause.str()}")

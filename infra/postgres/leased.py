@@ -14,7 +14,8 @@ Guarantees:
 - What ``handle`` returns is written, however long Postgres is unavailable, before more work is claimed in its place.
 - One outcome for each change of state, after its write, never dropped while the process lives: when Kafka is
   unavailable for long, work waits. If the publisher of outcomes dies, :meth:`LeasedWork.run` raises.
-- When ``handle`` raises DependencyAway its rows are released. Whatever else it raises ends :meth:`LeasedWork.run`.
+- When ``handle`` raises DependencyUnavailable its rows are released. Whatever else it raises ends
+  :meth:`LeasedWork.run`.
 
 Crash: rows that were claimed are due again when their lease ends; at most those are handled once more. An outcome whose
 row was written may be missing.
@@ -30,12 +31,12 @@ from typing import Any, Generic
 
 from infra.clock import Clock, now_us, seconds_us
 from infra.kafka.outcome_records import OutcomeRecords
-from infra.kafka.retry import Retry
 from infra.postgres.leased_outcomes import OutcomeQueue
-from infra.postgres.leased_pause import Backoff, Pause
+from infra.postgres.leased_pause import Pause
 from infra.postgres.leased_rows import Lease, Row
 from infra.postgres.leased_settle import Handle, Settle
 from infra.postgres.leased_table import LeasedTable
+from infra.retry import Backoff, Retry
 from infra.runtime import Status, Stop, log
 
 _LISTEN_AGAIN_S = 1.0

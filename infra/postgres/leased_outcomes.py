@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 
 from infra.kafka.producer import Output
-from infra.kafka.retry import Retry
+from infra.retry import Retry
 
 _LIMIT = 1000
 
@@ -30,7 +30,7 @@ class OutcomeQueue:
             await self._waiting.put(output)
 
     async def publish(self, retry: Retry) -> None:
-        """Deliver until cancelled, as many at once as there are. Raises what ``emit`` raises but DependencyAway."""
+        """Deliver until cancelled, as many at once as there are. Raises what ``emit`` raises, outages excepted."""
         while True:
             await self._deliver([await self._waiting.get()], retry)
 

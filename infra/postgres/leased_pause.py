@@ -1,35 +1,12 @@
-"""Backoff with full jitter, and the pause of a whole destination."""
+"""The pause of a whole destination."""
 
 from __future__ import annotations
-
-import random
-from collections.abc import Callable
-from dataclasses import dataclass
 
 from infra import metrics
 from infra.clock import Clock, now_us, seconds_us
 from infra.outcomes import Reason
+from infra.retry import Backoff
 from infra.runtime import log
-
-Chance = Callable[[], float]  # uniform in [0, 1)
-
-
-@dataclass(frozen=True, slots=True)
-class Backoff:
-    """Exponential backoff with full jitter: uniform between 0 and twice a mean, which doubles from ``base_s``.
-
-    ``max_s`` bounds the mean.
-    Source: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
-    """
-
-    base_s: float
-    max_s: float
-    chance: Chance = random.random
-
-    def seconds(self, attempt: int) -> float:
-        """Return how long to wait after failure number ``attempt`` (from 1)."""
-        mean: float = min(self.max_s, self.base_s * 2 ** min(attempt - 1, 30))
-        return 2 * mean * self.chance()
 
 
 class Pause:

@@ -6,15 +6,14 @@ from collections.abc import Awaitable, Callable, Collection, Sequence
 from typing import Generic
 
 from infra.clock import Clock, seconds_us
-from infra.errors import DependencyAway
+from infra.errors import DependencyUnavailable
 from infra.kafka.outcome_records import OutcomeRecords
 from infra.kafka.producer import Output
-from infra.kafka.retry import Retry
 from infra.outcomes import Reason, What
 from infra.postgres.leased_outcomes import OutcomeQueue
-from infra.postgres.leased_pause import Backoff
 from infra.postgres.leased_rows import Done, Lease, Parked, Released, Row
 from infra.postgres.leased_table import LeasedTable
+from infra.retry import Backoff, Retry
 from infra.runtime import log
 
 _UNAVAILABLE_S = 1.0  # rows whose work met an unavailable dependency are due again after this
@@ -57,7 +56,7 @@ class Settle(Generic[Row]):
             if not limit.expired():
                 raise
             settled = [(row, Parked(Reason.TIMEOUT)) for row in lease.rows]
-        except DependencyAway as away:
+        except DependencyUnavailable as away:
             self._log.warning("released", extra={"fields": {"why": str(away), "rows": len(lease.rows)}})
             settled = [(row, Released(_UNAVAILABLE_S)) for row in lease.rows]
         if len(settled) != len(lease.rows):

@@ -50,7 +50,7 @@ class WorkColumns:
 
 
 class LeasedTable(ABC, Generic[Row]):
-    """The work of one ``scope`` (a destination, a channel, a queue). All methods raise DependencyAway."""
+    """The work of one ``scope`` (a destination, a channel, a queue). All methods raise DependencyUnavailable."""
 
     def __init__(
         self, pool: asyncpg.Pool, columns: WorkColumns, scope: str, *, lease_s: float, clock: Clock = now_us

@@ -11,7 +11,7 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 
-from infra.errors import DependencyAway
+from infra.errors import DependencyUnavailable
 
 AWAY = (
     OSError,
@@ -66,7 +66,7 @@ async def transaction(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
     """Run the body in one transaction.
 
     Raises:
-        DependencyAway: Postgres is unavailable, or was lost; the transaction may or may not be committed.
+        DependencyUnavailable: Postgres is unavailable, or was lost; the transaction may or may not be committed.
 
     """
     try:
@@ -75,7 +75,7 @@ async def transaction(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
     except AWAY as error:
         if isinstance(error, ValueError):  # asyncpg's InterfaceError is one where a value does not fit its type: a bug
             raise
-        raise DependencyAway("Postgres", error) from error
+        raise DependencyUnavailable("Postgres", error) from error
 
 
 @asynccontextmanager
@@ -83,7 +83,7 @@ async def connection(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
     """Lend a connection, outside a transaction.
 
     Raises:
-        DependencyAway: Postgres is unavailable, or was lost; the statement may or may not have had its effect.
+        DependencyUnavailable: Postgres is unavailable, or was lost; the statement may or may not have had its effect.
 
     """
     try:
@@ -92,4 +92,4 @@ async def connection(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
     except AWAY as error:
         if isinstance(error, ValueError):  # asyncpg's InterfaceError is one where a value does not fit its type: a bug
             raise
-        raise DependencyAway("Postgres", error) from error
+        raise DependencyUnavailable("Postgres", error) from error

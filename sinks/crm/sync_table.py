@@ -3,7 +3,7 @@
 Claiming, parking and releasing are the engine's (:class:`LeasedTable`); here is what is CRM sync's own: a row is
 unfinished while it wants a higher version than is synced, and versions never go down. Rows are locked in the order of
 their lead_id by every method, except by the claim, which waits for no lock: so they cannot deadlock. No transaction is
-open while a CRM is called. All methods raise DependencyAway. Times are microseconds since 1970 UTC.
+open while a CRM is called. All methods raise DependencyUnavailable. Times are microseconds since 1970 UTC.
 """
 
 from __future__ import annotations

@@ -95,8 +95,8 @@ class Channel(Protocol):
         """Send one message.
 
         Await ``handing_over`` right before the first byte after which the provider might accept the message; where that
-        raises (LeaseLost, DependencyAway), let it through and hand nothing over. Raises nothing else. May be cancelled
-        at any point, and must then not be sending any more.
+        raises (LeaseLost, DependencyUnavailable), let it through and hand nothing over. Raises nothing else. May be
+        cancelled at any point, and must then not be sending any more.
         """
         ...
 

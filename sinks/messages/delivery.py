@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 
 from infra.clock import Clock, now_us, seconds_us
-from infra.errors import DependencyAway, Verdict
+from infra.errors import DependencyUnavailable, Verdict
 from infra.outcomes import Reason, What
 from infra.postgres.leased_pause import Pause
 from infra.postgres.leased_rows import Done, Lease, Parked, Released
@@ -102,7 +102,7 @@ class MessageDelivery:
         except LeaseLost:
             self._log.warning("lease lost before sending", extra={"fields": {"message_id": row.key}})
             return Released()
-        except DependencyAway:
+        except DependencyUnavailable:
             # Postgres. Nothing was handed over, so ``sending``, if that was written, can be taken back.
             until = self._clock() + seconds_us(_UNAVAILABLE_S)
             return Parked(Reason.UNAVAILABLE, row.campaign, until=until, attempts=0)

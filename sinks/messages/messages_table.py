@@ -2,8 +2,8 @@
 
 Claiming, parking and releasing are the engine's (:class:`LeasedTable`); here is what is the messages' own: requests
 that were made before, the state ``sending``, and the standing of the lead when its message is claimed. Every method is
-one statement; none is open while a provider is called. All methods raise DependencyAway. Times are microseconds since
-1970 UTC.
+one statement; none is open while a provider is called. All methods raise DependencyUnavailable. Times are microseconds
+since 1970 UTC.
 """
 
 from __future__ import annotations

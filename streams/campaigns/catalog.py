@@ -20,7 +20,7 @@ from pathlib import Path
 import asyncpg
 
 from infra import metrics
-from infra.errors import DependencyAway
+from infra.errors import DependencyUnavailable
 from infra.postgres.pool import transaction
 from infra.runtime import Stop, log
 from infra.settings import SettingsError
@@ -82,7 +82,7 @@ class Catalog:
         while True:
             try:
                 await register_signals(pool, event_types(campaigns.campaigns))
-            except DependencyAway as error:
+            except DependencyUnavailable as error:
                 log(CONSUMER).warning("registration of event types is retried", extra={"fields": {"error": str(error)}})
                 if await stop.wait(_RETRY_S):
                     return
@@ -94,7 +94,7 @@ async def register_signals(pool: asyncpg.Pool, types: Collection[str]) -> None:
     """Replace the registered event types by ``types``, in one transaction.
 
     Raises:
-        DependencyAway: Postgres is unavailable; nothing was changed.
+        DependencyUnavailable: Postgres is unavailable; nothing was changed.
 
     """
     async with transaction(pool) as connection:

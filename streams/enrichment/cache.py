@@ -56,7 +56,7 @@ class Lookup:
 
 
 class AnswerCache(Protocol):
-    """Stores answers until they expire. Both methods raise DependencyAway when the store is unavailable."""
+    """Stores answers until they expire. Both methods raise DependencyUnavailable when the store is unavailable."""
 
     async def get(self, lookup: Lookup) -> CachedAnswer | None:
         """Return the cached answer, or None if there is none or it has expired."""

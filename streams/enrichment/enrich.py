@@ -41,7 +41,7 @@ class EnrichmentHandler:
         """Return the outcome of one request and the lead event if the lead was found, or a dead letter.
 
         Raises:
-            DependencyAway: Postgres is unavailable; call again with the same record.
+            DependencyUnavailable: Postgres is unavailable; call again with the same record.
 
         """
         try:

@@ -11,17 +11,17 @@ Guarantees:
 from __future__ import annotations
 
 import asyncio
-import random
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from infra.outcomes import Reason
+from infra.retry import Backoff
 from streams.enrichment.cache import AnswerCache, CachedAnswer, Lookup
 from streams.enrichment.providers import Answer, Found, LookupFailed, NotFound, Provider, ProviderConfig, Question
 
-_BACKOFF_S = 0.1
+_BACKOFF = Backoff(0.1, 3.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class Waterfall:
             NotFound. None if the lead has no value that a provider can look up.
 
         Raises:
-            DependencyAway: the cache is unavailable.
+            DependencyUnavailable: the cache is unavailable.
 
         """
         budget = _Budget(self._deadline_s)
@@ -121,8 +121,9 @@ class Waterfall:
         return cached
 
     async def _ask(self, provider: Provider, question: Question, budget: _Budget) -> Answer:
-        wait = _BACKOFF_S
+        attempt = 0
         while True:
+            attempt += 1
             # Limit calls here: many requests that wait inside the HTTP client for a connection cost it more CPU than
             # the calls themselves.
             async with self._connections[provider.name]:
@@ -134,12 +135,11 @@ class Waterfall:
                 except TimeoutError:
                     answer = LookupFailed(Reason.TIMEOUT, retryable=True)
                 budget.left -= self._clock() - started_at
-            pause = wait * random.uniform(0.5, 1.5)  # noqa: S311 - jitter
+            pause = _BACKOFF.seconds(attempt)
             if not isinstance(answer, LookupFailed) or not answer.retryable or budget.left <= pause:
                 return answer
             await self._sleep(pause)
             budget.left -= pause
-            wait *= 2
 
 
 def _days(config: ProviderConfig, answer: Found | NotFound) -> float:

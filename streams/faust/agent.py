@@ -24,7 +24,7 @@ from confluent_kafka import KafkaException
 from faust.transport.drivers import aiokafka as driver
 from yarl import URL
 
-from infra.errors import DependencyAway
+from infra.errors import DependencyUnavailable
 from infra.kafka import client
 from infra.kafka.producer import Deliverer
 from infra.runtime import Stop, log
@@ -108,7 +108,7 @@ async def run_agent(
         group: the consumer group.
         topic: must exist; otherwise this waits for it.
         handler: is called with one record and returns its outputs. It must return in bounded time. If it raises
-            DependencyAway, it is called again with the same record.
+            DependencyUnavailable, it is called again with the same record.
         deliverer: publishes the outputs. A record is acked when the broker has all of its outputs.
         max_inflight: maximum number of records that are processed at the same time. Records of one key are processed
             in order.
@@ -149,7 +149,7 @@ async def _topic_exists(settings: Settings, stop: Stop, topic: str) -> bool:
         try:
             known = await asyncio.to_thread(functools.partial(client.metadata, admin, topic, timeout_s=5))
             waiting = f"waiting for topic {topic}" if known.topics[topic].error else ""
-        except (KafkaException, DependencyAway):
+        except (KafkaException, DependencyUnavailable):
             waiting = "waiting for Kafka"
         stop.status.waiting = waiting
         if not waiting:

@@ -6,8 +6,8 @@ Guarantees:
   partition is acked.
 - Records of one key are processed one after the other, in order. Records of different keys are processed concurrently,
   at most ``max_inflight`` at a time; ``submit`` waits until there is capacity (back-pressure).
-- When a handler raises DependencyAway, it is retried with backoff and jitter. Any other exception ends the process with
-  exit code 70, and the record is not acked.
+- When a handler raises DependencyUnavailable, it is retried with backoff and jitter. Any other exception ends the
+  process with exit code 70, and the record is not acked.
 
 Crash: the records that were not acked are processed again.
 """
@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 
 from infra import metrics, telemetry
 from infra.kafka.producer import Output
-from infra.kafka.retry import Retry
+from infra.retry import Retry
 from infra.runtime import Status, log
 
 EX_SOFTWARE = 70

@@ -11,7 +11,7 @@ from schemas.codec import Codec, Decoded, DecodeError
 def decode(message: Message, codec: Codec, max_bytes: int) -> Decoded | Dead:
     """Decode one message in any of the three wire forms; return Dead with its reason where that is impossible.
 
-    Raises DependencyAway where its schema has to be fetched and the registry is unavailable.
+    Raises DependencyUnavailable where its schema has to be fetched and the registry is unavailable.
     """
     payload = message.value()
     if not payload:

@@ -175,7 +175,7 @@ class Store:
     async def transaction(self) -> AsyncIterator[Transaction]:
         """Run the body in one transaction.
 
-        Raises Contended: it is rolled back. DependencyAway: it may or may not be committed.
+        Raises Contended: it is rolled back. DependencyUnavailable: it may or may not be committed.
         """
         try:
             async with transaction(self._pool) as connection:

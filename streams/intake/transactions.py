@@ -8,13 +8,13 @@ committed; where a later one fails, the batch is repeated and the committed even
 from __future__ import annotations
 
 import asyncio
-import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 from infra import metrics
-from infra.errors import DependencyAway
+from infra.errors import DependencyUnavailable
+from infra.retry import Backoff
 from infra.runtime import log
 from streams.intake.decide import Decision
 from streams.intake.event import Event
@@ -23,7 +23,7 @@ from streams.intake.store import Contended
 
 _TRIES = 2  # of a part with several events, before it is split
 _TRIES_ALONE = 10
-_BACKOFF_S = (0.01, 1.0)  # full jitter: a random part of a time that doubles from the first to the second
+_BACKOFF = Backoff(0.005, 0.5)
 _log = log(STAGE)
 
 
@@ -50,7 +50,7 @@ async def decide_all(
 ) -> Decided:
     """Decide ``events`` by ``decide``, which decides those that it is called with in one transaction.
 
-    Raises DependencyAway where a single event contends too often; the transactions before it are committed.
+    Raises DependencyUnavailable where a single event contends too often; the transactions before it are committed.
     """
     run = _Run(decide, sleep)
     parts = deque([events] if events else [])
@@ -85,13 +85,13 @@ class _Run:
                 self._failures = 0
                 return []
         if len(events) == 1:
-            raise DependencyAway("Postgres", f"other workers were faster {_TRIES_ALONE} times, at a single event")
+            raise DependencyUnavailable(
+                "Postgres", f"other workers were faster {_TRIES_ALONE} times, at a single event"
+            )
         return [events[: len(events) // 2], events[len(events) // 2 :]]
 
     async def _back_off(self, contended: Contended, events: int) -> None:
         metrics.CONTENTION.labels(STAGE, contended.what).inc()
         _log.info("contended", extra={"fields": {"what": contended.what, "events": events}})
-        first, most = _BACKOFF_S
-        wait = min(most, first * 2 ** min(self._failures, 16))
         self._failures += 1
-        await self._sleep(random.uniform(0, wait))  # noqa: S311 - jitter
+        await self._sleep(_BACKOFF.seconds(self._failures))

@@ -16,7 +16,7 @@ import httpx
 import pytest
 
 from infra import plugins, processes
-from infra.errors import DependencyAway, Verdict
+from infra.errors import DependencyUnavailable, Verdict
 from sinks.messages import Channel, DeliveryConfig, LeaseLost, OutgoingMessage, SendFailed, Sent, Unsure
 
 CHANNELS = plugins.discover("sinks.messages")
@@ -83,7 +83,7 @@ async def test_what_it_sends_arrives_once_also_side_by_side(module: ModuleType, 
 
 
 @every_channel
-@pytest.mark.parametrize("error", [LeaseLost(), DependencyAway("Postgres", "gone")])
+@pytest.mark.parametrize("error", [LeaseLost(), DependencyUnavailable("Postgres", "gone")])
 async def test_it_hands_nothing_over_when_it_may_not(module: ModuleType, tmp_path: Path, error: Exception) -> None:
     async def refused() -> None:
         raise error

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from infra.clickhouse.client import ClickHouse, ClickHouseError
-from infra.errors import DependencyAway
+from infra.errors import DependencyUnavailable
 from infra.kafka.dead_letters import TOPIC as DEAD
 from infra.kafka.dead_letters import dead_letter
 from infra.kafka.processor import Effects
@@ -259,5 +259,5 @@ async def test_a_server_that_refuses_everything_makes_no_dead_letters(stack: Sta
 async def test_a_server_that_is_away_is_waited_for(unique: str) -> None:
     async with ClickHouse("http://127.0.0.1:1/leadstream") as away:
         sink = ClickHouseSink(away, CODEC)
-        with pytest.raises(DependencyAway, match="ClickHouse"):
+        with pytest.raises(DependencyUnavailable, match="ClickHouse"):
             await put(sink, messages(change(unique, 1)))

@@ -11,7 +11,7 @@ import pytest
 
 from infra.clickhouse.client import ClickHouse
 from infra.clickhouse.migrate import FOLDER, migrate
-from infra.errors import DependencyAway
+from infra.errors import DependencyUnavailable
 from infra.migrations import MigrationError
 from tests.conftest import Stack
 
@@ -97,5 +97,5 @@ async def test_a_broken_file_is_named_and_can_be_mended(url: str, folder: Path, 
 
 
 async def test_a_server_that_is_away_is_said() -> None:
-    with pytest.raises(DependencyAway, match="ClickHouse"):
+    with pytest.raises(DependencyUnavailable, match="ClickHouse"):
         await migrate("http://127.0.0.1:1/leadstream")

@@ -9,7 +9,7 @@ import pytest
 from confluent_kafka import Message
 from prometheus_client import REGISTRY
 
-from infra.errors import DependencyAway
+from infra.errors import DependencyUnavailable
 from tests.conftest import eventually
 from tests.infra.kafka.conftest import QUICK_GROUP, Place, Recorder, numbers
 
@@ -55,7 +55,7 @@ async def test_the_same_batch_is_tried_until_the_dependency_is_back(place: Calla
     def away(_: list[Message]) -> None:
         if left and left[0]:
             left[0] -= 1
-            raise DependencyAway("Postgres", "refused")
+            raise DependencyUnavailable("Postgres", "refused")
         if left:
             left.pop(0)
 
@@ -77,7 +77,7 @@ async def test_what_is_away_while_preparing_is_waited_for_too(place: Callable[..
     def away(_: Sequence[Message]) -> None:
         if left[0]:
             left[0] -= 1
-            raise DependencyAway("the schema registry", "refused")
+            raise DependencyUnavailable("the schema registry", "refused")
 
     processor = Recorder(here.out, preparing=away)
     await here.send(*numbers(60))
@@ -96,7 +96,7 @@ async def test_a_blocked_batch_pauses_its_partitions_and_the_group_stays(place: 
 
     def away(_: list[Message]) -> None:
         if not back:
-            raise DependencyAway("Postgres", "refused")
+            raise DependencyUnavailable("Postgres", "refused")
 
     def statistics(text: str) -> None:
         topics = json.loads(text)["topics"]

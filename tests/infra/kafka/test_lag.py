@@ -11,7 +11,7 @@ import pytest
 from confluent_kafka import TopicPartition
 from confluent_kafka.admin import NewTopic
 
-from infra.errors import DependencyAway
+from infra.errors import DependencyUnavailable
 from infra.kafka import client
 from infra.kafka.lag import LagReader, PartitionLag, totals
 from infra.kafka_settings import KafkaSettings
@@ -239,6 +239,6 @@ def test_a_topic_that_does_not_exist_is_left_out(stack: Any) -> None:
 
 def test_a_broker_that_is_away_is_said() -> None:
     reader = LagReader(KafkaSettings(kafka_bootstrap="127.0.0.1:1"), {"nobody": ["leads.received"]})
-    with pytest.raises(DependencyAway, match="Kafka"):
+    with pytest.raises(DependencyUnavailable, match="Kafka"):
         reader.read()
     reader.close()

@@ -15,7 +15,7 @@ import pytest
 from confluent_kafka import Message
 from confluent_kafka.admin import NewTopic
 
-from infra.errors import ClientFailed, DependencyAway
+from infra.errors import ClientFailed, DependencyUnavailable
 from infra.kafka import client, topics
 from infra.kafka.lag import LagReader
 from infra.kafka.producer import Deliverer, Output
@@ -96,7 +96,7 @@ async def test_faust_works_through_the_same_login(
 @pytest.mark.parametrize(("mechanism", "tls"), WAYS)
 def test_a_wrong_password_is_one_clear_error_of_the_command_line(broker: Secured, mechanism: str, *, tls: bool) -> None:
     settings = Settings.load(broker.environment(mechanism, tls=tls, password=WRONG))
-    with pytest.raises(DependencyAway, match=r"(?i)authentication|oauth") as caught:
+    with pytest.raises(DependencyUnavailable, match=r"(?i)authentication|oauth") as caught:
         topics.diff(settings)
     assert WRONG not in str(caught.value)
 

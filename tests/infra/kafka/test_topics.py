@@ -13,7 +13,7 @@ import pytest
 from confluent_kafka.admin import ConfigResource, NewTopic, ResourceType
 
 from infra import processes
-from infra.errors import DependencyAway
+from infra.errors import DependencyUnavailable
 from infra.kafka import client
 from infra.kafka.topics import Difference, Topic, TopicsError, apply, diff, groups, load_topics
 from infra.kafka_settings import KafkaSettings
@@ -140,7 +140,7 @@ def test_what_the_broker_refuses_is_named(settings: Settings, wanted: Any) -> No
 
 
 def test_a_broker_that_is_away_is_said() -> None:
-    with pytest.raises(DependencyAway, match="Kafka"):
+    with pytest.raises(DependencyUnavailable, match="Kafka"):
         diff(KafkaSettings(kafka_bootstrap="127.0.0.1:1"))
 
 

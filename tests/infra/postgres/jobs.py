@@ -16,11 +16,12 @@ from infra.kafka.producer import Output
 from infra.outcomes import What
 from infra.postgres.leased import LeasedWork, WorkLimits
 from infra.postgres.leased_outcomes import Emit, OutcomeQueue
-from infra.postgres.leased_pause import Backoff, Pause
+from infra.postgres.leased_pause import Pause
 from infra.postgres.leased_rows import ClaimedRow, Done, Lease, Subject
 from infra.postgres.leased_settle import Handle
 from infra.postgres.leased_table import LeasedTable, WorkColumns
 from infra.postgres.pool import connection
+from infra.retry import Backoff
 from infra.runtime import Stop
 from schemas.codec import Codec
 

@@ -11,10 +11,11 @@ from typing import Any
 import asyncpg
 import pytest
 
-from infra.errors import DependencyAway
+from infra.errors import DependencyUnavailable
 from infra.outcomes import Reason
-from infra.postgres.leased_pause import Backoff, Pause
+from infra.postgres.leased_pause import Pause
 from infra.postgres.leased_rows import NEVER, Done, Lease, Parked, Released
+from infra.retry import Backoff
 from tests.conftest import eventually
 from tests.infra.postgres.jobs import DONE, Job, JobsTable, Outcomes, all_done, engine, running
 
@@ -209,7 +210,7 @@ async def test_rows_whose_dependency_is_unavailable_are_released(
     await jobs.add(1)
 
     async def handle(_: Lease[Job]) -> list[tuple[Job, Done]]:
-        raise DependencyAway("Redis", "test")
+        raise DependencyUnavailable("Redis", "test")
 
     assert await engine(jobs, handle, outcomes.emit).once() == 1
     row = await jobs.row()
@@ -232,7 +233,7 @@ async def test_a_result_outlives_a_database_that_is_unavailable_and_is_reported(
                 failures -= 1
                 if committed:
                     await super().finish(lease, done)
-                raise DependencyAway("Postgres", "test")
+                raise DependencyUnavailable("Postgres", "test")
             return await super().finish(lease, done)
 
     await jobs.add(1)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
-from infra.errors import DependencyAway
+from infra.errors import DependencyUnavailable
 from infra.kafka.producer import Output
 from infra.postgres.leased_rows import Done, Lease
 from infra.postgres.pool import connect
@@ -114,7 +114,7 @@ async def test_while_kafka_is_unavailable_work_waits_and_no_outcome_is_lost(
 
     async def emit(outputs: Sequence[Output]) -> None:
         if failing:
-            raise DependencyAway("Kafka", "test")
+            raise DependencyUnavailable("Kafka", "test")
         await outcomes.emit(outputs)
 
     async with running(engine(jobs, all_done, emit, batch_max=50)):
@@ -135,7 +135,7 @@ async def test_a_stop_while_kafka_is_unavailable_is_bounded(jobs: JobsTable) -> 
     await jobs.add(1)
 
     async def emit(_: Sequence[Output]) -> None:
-        raise DependencyAway("Kafka", "test")
+        raise DependencyUnavailable("Kafka", "test")
 
     async with running(engine(jobs, all_done, emit, stop_s=0.1)):
         await eventually(partial(_is, jobs, 1, "state = 'done'"))

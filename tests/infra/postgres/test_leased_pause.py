@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
 from infra.outcomes import Reason
-from infra.postgres.leased_pause import Backoff, Pause
+from infra.postgres.leased_pause import Pause
+from infra.retry import Backoff
 
 
 def waiting(name: str) -> float | None:

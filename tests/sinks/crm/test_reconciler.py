@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from infra.errors import DependencyAway, Verdict
+from infra.errors import DependencyUnavailable, Verdict
 from infra.kafka.producer import Output
 from infra.outcomes import Reason, What
 from infra.postgres.leased_rows import Done, Parked
@@ -208,7 +208,7 @@ async def test_an_outcome_that_cannot_be_delivered_does_not_lose_the_sync(world:
         nonlocal failures
         if failures:
             failures -= 1
-            raise DependencyAway("Kafka", "test")
+            raise DependencyUnavailable("Kafka", "test")
         await deliver(outputs)
 
     deliver, world.emit = world.emit, emit

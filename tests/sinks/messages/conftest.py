@@ -20,8 +20,9 @@ from infra.kafka.outcome_records import OutcomeRecords
 from infra.kafka.producer import Output
 from infra.postgres.leased import LeasedWork, WorkLimits
 from infra.postgres.leased_outcomes import OutcomeQueue
-from infra.postgres.leased_pause import Backoff, Pause
+from infra.postgres.leased_pause import Pause
 from infra.postgres.pool import connect
+from infra.retry import Backoff
 from schemas.codec import Codec
 from simulators import smtp as simulator
 from sinks.messages import Channel, email

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from infra.errors import DependencyAway
+from infra.errors import DependencyUnavailable
 from infra.postgres.leased_rows import Lease
 from infra.runtime import Stop
 from sinks.messages import HandingOver, OutgoingMessage, SendResult
@@ -175,7 +175,7 @@ async def test_a_database_that_is_lost_before_handing_over_leaves_nothing_unsure
     class Lost(MessagesTable):
         async def sending(self, lease: Lease[MessageRow], row: MessageRow) -> bool:
             await super().sending(lease, row)
-            raise DependencyAway("Postgres", "its answer was lost")
+            raise DependencyUnavailable("Postgres", "its answer was lost")
 
     lost = Lost(world.pool, world.name, lease_s=300, clock=world.clock)
     await world.delivery(table=lost, when_unsure="hold").once()

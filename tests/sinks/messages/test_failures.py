@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from infra.errors import DependencyAway
+from infra.errors import DependencyUnavailable
 from infra.postgres.leased_rows import Done, Lease
 from infra.postgres.pool import MINUS_INFINITY
 from infra.runtime import Stop
@@ -138,7 +138,7 @@ async def test_an_unavailable_database_at_the_wrong_moment_loses_no_result(world
         async def finish(self, lease: Lease[MessageRow], done: Sequence[tuple[MessageRow, Done]]) -> Collection[str]:
             calls.append(done[0][0].key)
             if len(calls) < 3:
-                raise DependencyAway("Postgres", "gone")
+                raise DependencyUnavailable("Postgres", "gone")
             return await super().finish(lease, done)
 
     delivery = world.delivery(table=Flaky(world.pool, world.name, lease_s=300, clock=world.clock))

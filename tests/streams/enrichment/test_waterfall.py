@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from infra import http
-from infra.errors import DependencyAway
+from infra.errors import DependencyUnavailable
 from infra.outcomes import Reason
 from simulators import pdl as simulator
 from streams.enrichment.cache import CachedAnswer, Lookup
@@ -39,7 +39,7 @@ class Memory:
         assert days > 0
         if self.failures:
             self.failures -= 1
-            raise DependencyAway("Postgres", "connection refused")
+            raise DependencyUnavailable("Postgres", "connection refused")
         return self.cached.setdefault((lookup.provider, lookup.key), CachedAnswer(answer, 1_770_000_000_000_000))
 
 
@@ -178,7 +178,7 @@ async def test_an_answer_that_could_not_be_cached_is_not_paid_for_again(real: An
     answers.failures = 2
     tested = waterfall(provider, answers=answers)
     for _ in range(2):
-        with pytest.raises(DependencyAway):
+        with pytest.raises(DependencyUnavailable):
             await tested.enrich("acme", lead(KNOWN))
     result = await tested.enrich("acme", lead(KNOWN))
     assert result is not None

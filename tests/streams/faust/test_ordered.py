@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infra.errors import DependencyAway
+from infra.errors import DependencyUnavailable
 from infra.kafka.producer import Output
 from streams.faust.ordered import OrderedPipe, Record
 from streams.faust.watchdog import StallDetector
@@ -140,7 +140,7 @@ async def test_a_record_is_retried_while_a_dependency_is_unavailable() -> None:
     async def handle(record: Record) -> Sequence[Output]:
         attempts.append(record.offset())
         if len(attempts) < 4:
-            raise DependencyAway("Postgres", "connection refused")
+            raise DependencyUnavailable("Postgres", "connection refused")
         return []
 
     async def deliver(_: Sequence[Output]) -> None:

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
-from infra.errors import DependencyAway
+from infra.errors import DependencyUnavailable
 from streams.intake.decide import Decision
 from streams.intake.event import Event
 from streams.intake.store import Contended, Store, Transaction
@@ -78,7 +78,7 @@ async def test_what_contends_twice_is_decided_alone_and_the_rest_in_large_parts(
 async def test_an_event_that_always_contends_makes_the_loop_retry_the_batch() -> None:
     server = Server({5: 1_000_000})
 
-    with pytest.raises(DependencyAway, match="Postgres"):
+    with pytest.raises(DependencyUnavailable, match="Postgres"):
         await decide_all(EVENTS, server.decide, server.sleep)
 
     assert server.committed == [[0, 1, 2, 3], [4]]
@@ -132,7 +132,7 @@ class Breaks(Store):
     async def transaction(self) -> AsyncIterator[Transaction]:
         async with super().transaction() as real:
             if not self.commits:
-                raise DependencyAway("Postgres", "test")
+                raise DependencyUnavailable("Postgres", "test")
             yield _Pairs(real.connection)
         self.commits -= 1
 
@@ -153,7 +153,7 @@ async def test_a_crash_between_two_parts_of_a_batch_loses_and_doubles_nothing(
         payload("form_submitted", f"e-{n}", tenant=unique, email=f"{n % 3}@example.com", form_id="f") for n in range(8)
     ]
     batch = [message(value, offset=n) for n, value in enumerate(values)]
-    with pytest.raises(DependencyAway):
+    with pytest.raises(DependencyUnavailable):
         await put(intake(Breaks(pool, commits)), *batch)
     rows = "SELECT event_id, lead_id::text, version FROM lead_history WHERE tenant = $1"
     before = {tuple(row) for row in await pool.fetch(rows, unique)}

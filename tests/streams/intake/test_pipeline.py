@@ -8,7 +8,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from infra.errors import DependencyAway
+from infra.errors import DependencyUnavailable
 from tests.events import HOUR, NOW, message, payload
 from tests.streams.intake.conftest import EVENT_PART, intake, leads, open_pool, put, state
 
@@ -181,5 +181,5 @@ async def test_a_tenant_never_sees_anothers_lead(pool: asyncpg.Pool, unique: str
 
 async def test_postgres_away_is_a_dependency_away(unique: str) -> None:
     async with open_pool("postgresql://leadstream@127.0.0.1:1/leadstream") as away:
-        with pytest.raises(DependencyAway, match="Postgres"):
+        with pytest.raises(DependencyUnavailable, match="Postgres"):
             await put(intake(away), message(payload("lead_updated", tenant=unique, email="a@example.com")))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from infra import metrics
-from infra.errors import DependencyAway
+from infra.errors import DependencyUnavailable
 from infra.runtime import Status, log
 
 _LOG_AGAIN_S = 30.0
@@ -19,19 +19,23 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Pauses in seconds: ``first_s``, doubled up to ``most_s``, each times 1 - ``jitter`` to 1 + ``jitter``."""
+    """Exponential backoff with full jitter: uniform between 0 and twice a mean, which doubles from ``base_s``.
 
-    first_s: float = 0.1
-    most_s: float = 5.0
-    jitter: float = 0.5
+    ``max_s`` bounds the mean. ``chance`` is uniform in [0, 1).
+    Source: M. Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
+    """
 
-    def pause_s(self, retries: int) -> float:
-        """Return the pause before retry number ``retries`` (from 0), drawn anew each time."""
-        pause = min(self.first_s * 2.0 ** min(retries, 32), self.most_s)
-        return pause * random.uniform(1 - self.jitter, 1 + self.jitter)  # noqa: S311 - jitter
+    base_s: float
+    max_s: float
+    chance: Callable[[], float] = random.random
+
+    def seconds(self, attempt: int) -> float:
+        """Return how long to wait after failure number ``attempt`` (from 1)."""
+        mean: float = min(self.max_s, self.base_s * 2 ** min(attempt - 1, 30))
+        return 2 * mean * self.chance()
 
 
-DEFAULT = Backoff()
+_DEPENDENCY = Backoff(0.1, 5.0)
 
 
 class Retry:
@@ -45,7 +49,7 @@ class Retry:
         group: str,
         status: Status,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
-        backoff: Backoff = DEFAULT,
+        backoff: Backoff = _DEPENDENCY,
     ) -> None:
         self.unavailable: set[str] = set()
         self._group = group
@@ -56,30 +60,30 @@ class Retry:
         self._logged_at: dict[str, float] = {}
 
     async def until_available(self, step: Callable[[], Awaitable[Result]]) -> Result:
-        """Await ``step`` until it does not raise DependencyAway, and return its result; it has to be repeatable."""
-        retries = 0
+        """Repeat ``step`` until it raises no DependencyUnavailable; return its result. ``step`` has to be repeatable."""
+        failures = 0
         seen: set[str] = set()
         while True:
             try:
                 result = await step()
-            except DependencyAway as error:
-                seen.add(error.who)
+            except DependencyUnavailable as error:
+                seen.add(error.name)
                 self._is_unavailable(error)
-                await self._sleep(self._backoff.pause_s(retries))
-                retries += 1
+                failures += 1
+                await self._sleep(self._backoff.seconds(failures))
             else:
                 for who in seen & self.unavailable:
                     self._is_available(who)
                 return result
 
-    def _is_unavailable(self, error: DependencyAway) -> None:
-        if error.who not in self.unavailable or time.monotonic() >= self._logged_at[error.who] + _LOG_AGAIN_S:
+    def _is_unavailable(self, error: DependencyUnavailable) -> None:
+        if error.name not in self.unavailable or time.monotonic() >= self._logged_at[error.name] + _LOG_AGAIN_S:
             self._log.warning(
-                "dependency unavailable, retrying", extra={"fields": {"dependency": error.who, "reason": str(error)}}
+                "dependency unavailable, retrying", extra={"fields": {"dependency": error.name, "reason": str(error)}}
             )
-            self._logged_at[error.who] = time.monotonic()
-        self.unavailable.add(error.who)
-        metrics.WAITING.labels(self._group, error.who).set(1)
+            self._logged_at[error.name] = time.monotonic()
+        self.unavailable.add(error.name)
+        metrics.WAITING.labels(self._group, error.name).set(1)
         self._show()
 
     def _is_available(self, who: str) -> None:
