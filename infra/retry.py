@@ -60,7 +60,7 @@ class Retry:
         self._logged_at: dict[str, float] = {}
 
     async def until_available(self, step: Callable[[], Awaitable[Result]]) -> Result:
-        """Repeat ``step`` until it raises no DependencyUnavailable; return its result. ``step`` has to be repeatable."""
+        """Repeat ``step``, which has to be repeatable, until it raises no DependencyUnavailable; return its result."""
         failures = 0
         seen: set[str] = set()
         while True:

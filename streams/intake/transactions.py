@@ -85,9 +85,7 @@ class _Run:
                 self._failures = 0
                 return []
         if len(events) == 1:
-            raise DependencyUnavailable(
-                "Postgres", f"other workers were faster {_TRIES_ALONE} times, at a single event"
-            )
+            raise DependencyUnavailable("Postgres", f"a single event contended with other workers {_TRIES_ALONE} times")
         return [events[: len(events) // 2], events[len(events) // 2 :]]
 
     async def _back_off(self, contended: Contended, events: int) -> None:
