@@ -61,8 +61,6 @@ def test_the_wheel_holds_every_data_file(wheel: list[str]) -> None:
 
 
 def test_the_copy_check_reads_the_stages_that_it_is_asked_for() -> None:
-    text = (
-        "FROM x AS build\nCOPY a/ b.toml ./\nFROM build AS other\nCOPY simulators/ simulators/\nCOPY --from=x y z\n"
-    )
+    text = "FROM x AS build\nCOPY a/ b.toml ./\nFROM build AS other\nCOPY simulators/ simulators/\nCOPY --from=x y z\n"
     assert copied(text, {"build"}) == {"a", "b.toml"}
     assert copied(text, {"build", "other"}) == {"a", "b.toml", "simulators"}
