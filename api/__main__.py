@@ -1,4 +1,4 @@
-"""``python -m api``: the front door as a process."""
+"""``python -m api``: the API as a process."""
 
 from api.app import main
 from infra.runtime import run

@@ -32,15 +32,16 @@ def register(app: typer.Typer) -> None:
 
 def lag(
     *,
-    group: Annotated[list[str] | None, typer.Option(help="Only this consumer group; may be given again.")] = None,
-    watch: Annotated[bool, typer.Option(help="Go on, once a second, until Ctrl-C.")] = False,
+    group: Annotated[list[str] | None, typer.Option(help="Only this consumer group; can be repeated.")] = None,
+    watch: Annotated[bool, typer.Option(help="Refresh once a second, until Ctrl-C.")] = False,
     only_totals: Annotated[bool, typer.Option("--totals", help="Only the total of each group.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="For other tools; with --watch one line each time.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON; with --watch one line a second.")] = False,
 ) -> None:
-    """Say how far consumers are behind: per partition, and in total per group.
+    """Show how far consumers are behind: per partition, and in total per group.
 
-    Seconds are how long the oldest record that is not done has waited. States: ok, behind, new (never committed),
-    gap (records were deleted unread), beyond (the topic was made anew), held (behind an open transaction), unread.
+    Seconds are the age of the oldest record that is not processed. States: ok, behind, new (never committed), gap
+    (records were deleted before they were read), beyond (the topic was created anew), held (behind an open
+    transaction), unread (the record could not be read in time).
     """
     from infra.kafka import topics  # noqa: PLC0415 - the Kafka client costs every other command its import
 

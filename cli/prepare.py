@@ -1,6 +1,6 @@
-"""``prepare`` and ``migrate``: bring topics and databases up to date before anything runs on them.
+"""``prepare`` and ``migrate``: bring topics and databases up to date before anything uses them.
 
-``prepare`` is on the way of every start, so the three run side by side and nothing is imported before it is needed.
+Every start runs ``prepare``, so its three steps run in parallel and nothing is imported before it is needed.
 """
 
 from __future__ import annotations
@@ -24,34 +24,34 @@ def register(app: typer.Typer) -> None:
 
 
 def prepare() -> None:
-    """Apply the topics and migrate Postgres and ClickHouse, side by side; exit 1 when one of them fails."""
+    """Apply the topics and migrate Postgres and ClickHouse, in parallel; exit 1 when one of them fails."""
     settings = Settings.load()
-    _side_by_side({"topics": partial(_topics, settings)} | _databases(settings))
+    _in_parallel({"topics": partial(_topics, settings)} | _databases(settings))
 
 
 def migrate() -> None:
-    """Migrate Postgres and ClickHouse, side by side; exit 1 when one of them fails."""
-    _side_by_side(_databases(Settings.load()))
+    """Migrate Postgres and ClickHouse, in parallel; exit 1 when one of them fails."""
+    _in_parallel(_databases(Settings.load()))
 
 
 def _databases(settings: Settings) -> dict[str, Callable[[], str]]:
     return {"postgres": partial(_postgres, settings), "clickhouse": partial(_clickhouse, settings)}
 
 
-def _side_by_side(steps: dict[str, Callable[[], str]]) -> None:
+def _in_parallel(steps: dict[str, Callable[[], str]]) -> None:
     began = time.monotonic()
     failed = False
-    # A thread each: the imports too then overlap with another's waiting.
+    # A thread each: then imports, too, overlap with another step's waiting.
     with ThreadPoolExecutor(len(steps)) as pool:
         for name, future in {name: pool.submit(step) for name, step in steps.items()}.items():
             try:
-                said = future.result()
-            except Exception as error:  # noqa: BLE001 - whatever one step says, the others are told of too
+                result = future.result()
+            except Exception as error:  # noqa: BLE001 - one step's failure must not hide the others' results
                 failed = True
                 reason = str(error) if isinstance(error, DependencyAway) else f"{type(error).__name__}: {error}"
                 typer.echo(f"{name:<11}FAILED {reason}", err=True)
             else:
-                print(f"{name:<11}{said}")
+                print(f"{name:<11}{result}")
     if failed:
         raise typer.Exit(1)
     print(f"{'ready':<11}in {time.monotonic() - began:.2f} s")

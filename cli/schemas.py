@@ -1,4 +1,7 @@
-"""``schemas list``, ``schemas check`` and ``validate``."""
+"""``schemas list``, ``schemas check`` and ``validate``.
+
+Every command imports this module, so the registry and the codec (a tenth of a second) are imported where they are used.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -15,10 +18,9 @@ from rich.table import Table
 from infra.clock import now_us
 from infra.outcomes import Dead
 from infra.settings import Settings
-from schemas import rules
-from schemas.codec import Codec, DecodeError
-from schemas.compatibility import NoBase, check, keep, read_base
-from schemas.registry import FOLDER, registry
+
+if TYPE_CHECKING:
+    from schemas.codec import Codec
 
 
 def register(app: typer.Typer) -> None:
@@ -32,6 +34,8 @@ def register(app: typer.Typer) -> None:
 
 def list_schemas(*, as_json: Annotated[bool, typer.Option("--json", help="For other tools.")] = False) -> None:
     """List every schema."""
+    from schemas.registry import registry  # noqa: PLC0415 - see the module
+
     known = registry()
     rows = [
         {
@@ -58,6 +62,9 @@ def check_schemas(
     fix: Annotated[bool, typer.Option(help="Keep the earlier forms of changed schemas in schemas/past.")] = False,
 ) -> None:
     """Check that every changed schema reads what the old one wrote, and the other way round."""
+    from schemas.compatibility import NoBase, check, keep, read_base  # noqa: PLC0415 - see the module
+    from schemas.registry import FOLDER, registry  # noqa: PLC0415
+
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -86,6 +93,8 @@ def validate(
     as_json: Annotated[bool, typer.Option("--json", help="For other tools.")] = False,
 ) -> None:
     """Say of every event in a file what is wrong with it, by line and field; nothing is sent."""
+    from schemas.codec import Codec  # noqa: PLC0415 - see the module
+
     settings = Settings.load()
     data = file.read_bytes()
     lines = [line for line in data.splitlines() if line.strip()] if data.lstrip()[:1] == b"{" else [data]
@@ -112,6 +121,10 @@ def validate(
 
 
 def _judge(codec: Codec, line: bytes, now: int, max_ahead: int) -> Dead | None:
+    from schemas import rules  # noqa: PLC0415 - see the module
+    from schemas.codec import DecodeError  # noqa: PLC0415
+    from schemas.registry import registry  # noqa: PLC0415
+
     try:
         decoded = codec.decode(line)
     except DecodeError as error:

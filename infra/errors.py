@@ -19,7 +19,7 @@ class DependencyAway(Exception):  # noqa: N818 - it is a state of the world, not
     """A dependency (``who``) is not reachable now; the caller waits and repeats the same work."""
 
     def __init__(self, who: str, why: BaseException | str) -> None:
-        super().__init__(f"{who} is away: {why if isinstance(why, str) else f'{type(why).__name__}: {why}'}")
+        super().__init__(f"{who} is unavailable: {why if isinstance(why, str) else f'{type(why).__name__}: {why}'}")
         self.who = who
 
 

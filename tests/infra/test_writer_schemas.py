@@ -71,7 +71,7 @@ def test_an_unknown_id_is_not_asked_for_with_each_record(codec: Codec) -> None:
 
 @pytest.mark.parametrize("schema_id", [500, 502, 503])
 def test_a_registry_that_does_not_answer_is_waited_for(codec: Codec, schema_id: int) -> None:
-    with pytest.raises(DependencyAway, match="the schema registry is away"):
+    with pytest.raises(DependencyAway, match="the schema registry is unavailable"):
         codec.decode(framed(schema_id))
 
 
