@@ -1,4 +1,7 @@
-"""``schemas list``, ``schemas check`` and ``validate``: the schemas, and events checked against them."""
+"""``schemas list``, ``schemas check`` and ``validate``: the schemas, and events checked against them.
+
+Every command imports this module, so what takes long to import is imported where it is used.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import sys
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -16,10 +19,9 @@ from rich.table import Table
 from infra.clock import now_us
 from infra.outcomes import Dead
 from infra.settings import Settings
-from schemas import rules
-from schemas.codec import Codec, DecodeError
-from schemas.compatibility import BaseUnavailableError, incompatibilities, read_base, write_past_file
-from schemas.registry import FOLDER, registry
+
+if TYPE_CHECKING:
+    from schemas.codec import Codec
 
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -35,6 +37,8 @@ def register(app: typer.Typer) -> None:
 
 def list_schemas(*, as_json: _Json = False) -> None:
     """List every schema with its fingerprint and description."""
+    from schemas.registry import registry  # noqa: PLC0415 - see the module
+
     known = registry()
     rows = [
         {
@@ -68,6 +72,14 @@ def check_schemas(
     The new schema must read records of the old schema, and the old schema records of the new one.
     Exit code 1 when one of them cannot.
     """
+    from schemas.compatibility import (  # noqa: PLC0415 - see the module
+        BaseUnavailableError,
+        incompatibilities,
+        read_base,
+        write_past_file,
+    )
+    from schemas.registry import FOLDER, registry  # noqa: PLC0415
+
     console = Console(stderr=True)
     with tempfile.TemporaryDirectory() as folder:
         try:
@@ -108,6 +120,8 @@ def validate(
 
     Prints every problem with its line and field. Exit code 1 when there is one.
     """
+    from schemas.codec import Codec  # noqa: PLC0415 - see the module
+
     settings = Settings.load()
     data = file.read_bytes()
     lines = [line for line in data.splitlines() if line.strip()] if data.lstrip()[:1] == b"{" else [data]
@@ -132,6 +146,10 @@ def validate(
 
 
 def _validate(codec: Codec, line: bytes, now: int, max_ahead: int) -> Dead | None:
+    from schemas import rules  # noqa: PLC0415 - see the module
+    from schemas.codec import DecodeError  # noqa: PLC0415
+    from schemas.registry import registry  # noqa: PLC0415
+
     try:
         decoded = codec.decode(line)
     except DecodeError as error:

@@ -1,4 +1,4 @@
-"""Connectors by folder: a file that defines ``Config`` is a connector, its ``NAME`` is how users call it.
+"""Connectors by folder: a file that defines ``Config`` is a connector, ``NAME`` is the name that users type.
 
 Adding one is adding a file: there is no list to extend. Files of the folder without ``Config`` are not connectors.
 """
@@ -11,7 +11,7 @@ from types import ModuleType
 
 
 class PluginError(Exception):
-    """A connector has no name, two have the same one, or there is none of the name that was asked for."""
+    """A connector has no name, two have the same one, or there is none with the requested name."""
 
 
 def discover(package: str) -> dict[str, ModuleType]:
@@ -40,7 +40,7 @@ def find(package: str, name: str) -> ModuleType:
     """Return the connector ``name`` of ``package``.
 
     Raises:
-        PluginError: there is none; the message names those there are.
+        PluginError: there is none; the message lists the existing ones.
 
     """
     found = discover(package)

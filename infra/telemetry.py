@@ -1,9 +1,9 @@
 """Traces: a span for each request to the front door, and for each batch of a stage with its steps.
 
 A batch's span is linked to those of its records (W3C ``traceparent`` headers, up to 64 of them), so a trace leads from
-a request to every batch that its events were in; a stage that takes records one by one adds its span to their trace.
-Spans hold counts and names, nothing of a record. Off, and free, until :meth:`Tracing.set_up` is given a collector;
-while that is away spans are dropped, and nothing waits for it.
+a request to every batch that its events were in; a stage that processes records one by one adds its span to their
+trace. Spans hold counts and names, nothing of a record. Tracing is off, and costs nothing, until :meth:`Tracing.set_up`
+gets the address of a collector; while the collector is unavailable spans are dropped, and nothing waits for it.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
+from typing import TYPE_CHECKING
 
-from confluent_kafka import Message
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+if TYPE_CHECKING:
+    from confluent_kafka import Message  # the command line imports this module, and needs no Kafka client
 
 HEADER = "traceparent"
 _MOST_LINKS = 64
@@ -50,7 +53,7 @@ class Tracing:
         self.tracer, self._shut_down = provider.get_tracer("leadstream"), provider.shutdown
 
     def close(self) -> None:
-        """Send what is left, for a few seconds at most, and make no more spans."""
+        """Send the spans that are left, for at most 3 seconds, and make no more."""
         self.tracer = _OFF
         if self._shut_down is not None:
             ending = threading.Thread(target=self._shut_down, daemon=True)
@@ -80,7 +83,7 @@ def begin_batch(group: str, messages: Sequence[Message]) -> Span:
 
 @contextmanager
 def step(name: str, batch: Span) -> Iterator[None]:
-    """Make one step of ``batch`` a span of its own; an error is told by its type."""
+    """Make one step of ``batch`` a span of its own; of an error it has the type only."""
     context = trace.set_span_in_context(batch)
     with tracing.tracer.start_as_current_span(
         name, context, record_exception=False, set_status_on_exception=False
@@ -94,7 +97,7 @@ def step(name: str, batch: Span) -> Iterator[None]:
 
 @contextmanager
 def record(group: str, headers: Sequence[tuple[str, bytes | None]]) -> Iterator[None]:
-    """Make the work on one record a span of its trace; nothing where it has none or is not sampled."""
+    """Make the work on one record a span of its trace; none where the record has no trace or is not sampled."""
     parent = next(_contexts(headers), None) if tracing.on else None
     if parent is None or not trace.get_current_span(parent).get_span_context().trace_flags.sampled:
         yield
@@ -107,9 +110,9 @@ def record(group: str, headers: Sequence[tuple[str, bytes | None]]) -> Iterator[
 
 @contextmanager
 def request(name: str, headers: Mapping[str, str]) -> Iterator[str]:
-    """Make a request a span, part of the caller's trace where ``headers`` name one; yield the traceparent to pass on.
+    """Make a request a span, in the caller's trace where ``headers`` have one; yield the ``traceparent`` to forward.
 
-    That is the caller's own while tracing is off, and empty where there is none. Nothing else of the header is kept.
+    While tracing is off that is the caller's own, or empty. Nothing else of the header is kept.
     """
     parent = _W3C.extract({HEADER: headers.get(HEADER, "")})
     carrier: dict[str, str] = {}

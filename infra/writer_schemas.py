@@ -1,4 +1,4 @@
-"""Schemas that are known by the ids of somebody else's registry: what intake asks when it meets such an id.
+"""Writer schemas from an upstream app's own schema registry, by id: intake asks for an id that is not ours.
 
 Source: https://docs.confluent.io/platform/current/schema-registry/develop/api.html (GET /schemas/ids/{id}).
 """
@@ -13,16 +13,17 @@ import httpx
 from infra.errors import DependencyUnavailable
 
 _WHO = "the schema registry"
-_ASK_AGAIN_S = 30.0  # an id that the registry did not know may be registered since
+_ASK_AGAIN_S = 30.0  # an id that was unknown may have been registered since
 _MOST_UNKNOWN = 10_000
 _NOT_FOUND = 404
 
 
 def schema_fetch(url: str, *, transport: httpx.BaseTransport | None = None) -> Callable[[int], str] | None:
-    """Return how to ask the registry at ``url`` for a schema; None without a URL. User and password may be in it.
+    """Return a function that fetches a schema (JSON) by its id from the registry at ``url``; None without a URL.
 
-    The function blocks for at most a few seconds. It raises KeyError for an id that the registry does not know (asked
-    again after 30 s) and DependencyUnavailable when it does not answer.
+    ``url`` may hold user and password. The function blocks for at most about five seconds. It raises KeyError for an id
+    that the registry does not know (asked again after 30 s at the earliest) and DependencyUnavailable when the registry
+    is unavailable.
     """
     if not url:
         return None
@@ -40,7 +41,7 @@ def schema_fetch(url: str, *, transport: httpx.BaseTransport | None = None) -> C
                 unknown[schema_id] = time.monotonic() + _ASK_AGAIN_S
                 raise KeyError(schema_id)
             if answer.status_code != httpx.codes.OK:
-                raise DependencyUnavailable(_WHO, f"it answered {answer.status_code}")
+                raise DependencyUnavailable(_WHO, f"answer {answer.status_code}")
             found = answer.json()
             if found.get("schemaType", "AVRO") != "AVRO":
                 raise KeyError(schema_id)
@@ -48,6 +49,6 @@ def schema_fetch(url: str, *, transport: httpx.BaseTransport | None = None) -> C
         except httpx.TransportError as error:
             raise DependencyUnavailable(_WHO, type(error).__name__) from None
         except (ValueError, AttributeError):
-            raise DependencyUnavailable(_WHO, "its answer is no JSON object") from None
+            raise DependencyUnavailable(_WHO, "the answer is not a JSON object") from None
 
     return fetch

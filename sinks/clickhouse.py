@@ -1,16 +1,18 @@
-"""The ClickHouse sink: what intake and the others told, for analysts. It never decodes.
+"""The ClickHouse sink: lead changes, outcomes and dead letters, for analysts. It never decodes.
 
-A payload's datum is what an Avro container file holds, so the payloads of one schema are joined under one header and
-inserted as they are: one insert a table a batch, and of a large batch two side by side, for an insert works on one
-core for the most part. Dead letters become rows from their headers alone; their bytes, which
-may be personal data, stay on the topic.
+An Avro container file holds data as a payload does, so the payloads of one schema are joined under one header and
+inserted as they are: one insert a table and batch, and two in parallel for a large batch, since an insert uses one core
+for the most part. Dead letters become rows from their headers alone; their values, which may be personal data, stay on
+the topic.
 
-Guarantee: at least once, and once for readers. The same batch again carries the same deduplication token and is not
-inserted again. After a crash the batches may be cut differently: then the stores' identities (see the migrations) make
-the views under the public names show each row once.
+Guarantees: at-least-once inserts, and each row once for readers. A repeated batch carries the same deduplication token
+and is not inserted again.
 
-A payload that is not a record of ours is a dead letter; where ClickHouse refuses a container, it is halved until the
-bad record is alone. Where ClickHouse refuses everything (no such table, not allowed), the sink stops instead.
+Crash: the batches may be cut differently afterwards; then the stores' identities (see the migrations) make the views
+under the public names show each row once.
+
+A payload that is not a record of ours becomes a dead letter. When ClickHouse rejects a container, it is halved until
+the bad record is alone. When ClickHouse rejects everything (no such table, not allowed), the sink stops instead.
 """
 
 from __future__ import annotations
@@ -36,12 +38,12 @@ from schemas.registry import Registry, registry
 STAGE = "sink-clickhouse"
 TOPICS = ("leads.changed", "leads.outcomes", DEAD)
 _RECORDS = {"leads.changed": "lead_change", "leads.outcomes": "outcome"}
-_SIDE_BY_SIDE = 25_000  # rows of an insert, at most: a larger batch is worth more parts, and work on both cores
+_INSERT_ROWS = 25_000  # most rows of one insert: a larger batch is split, to use both cores
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Messages of one schema, their payloads, and where they go."""
+    """Messages of one schema, their payloads, and the table they go to."""
 
     table: str
     head: bytes
@@ -62,8 +64,8 @@ class _Insert:
 
 
 @dataclass(frozen=True, slots=True)
-class Prepared:
-    """A batch by schema, and what is none of ours."""
+class SortedBatch:
+    """A batch sorted by schema, and the dead letters of what is none of our records."""
 
     inserts: list[_Insert]
     dead: list[Output]
@@ -80,7 +82,7 @@ class ClickHouseSink:
         forms = [form for form in known.all_versions() if form.name in names]
         self._forms = {MARKER + form.fingerprint: (form.name, container_header(form)) for form in forms}
 
-    def prepare(self, messages: Sequence[Message]) -> Prepared:
+    def prepare(self, messages: Sequence[Message]) -> SortedBatch:
         """Sort a batch by schema; nothing is decoded."""
         groups: dict[tuple[str, bytes], _Group | None] = {}
         dead: list[Output] = []
@@ -99,19 +101,19 @@ class ClickHouseSink:
             else:
                 group.messages.append(message)
                 group.payloads.append(payload)
-        return Prepared([_packed(part) for group in groups.values() if group for part in _parts(group)], dead)
+        return SortedBatch([_packed(part) for group in groups.values() if group for part in _parts(group)], dead)
 
     def _group(self, topic: str, mark: bytes) -> _Group | None:
-        """Return a group for what begins with ``mark``, or nothing where that does not belong on ``topic``."""
+        """Return a group for payloads that begin with ``mark``; None where they do not belong on ``topic``."""
         name, head = self._forms.get(mark, ("", b""))
         return _Group(f"landing_{name}", head, [], []) if name == _RECORDS.get(topic, "dead_letter") else None
 
-    async def apply(self, prepared: Prepared) -> Effects:
+    async def apply(self, prepared: SortedBatch) -> Effects:
         """Insert every group.
 
         Raises:
-            DependencyUnavailable: ClickHouse cannot take it now.
-            ClickHouseError: it refuses whatever we send, so that nothing is wrong with the records.
+            DependencyUnavailable: ClickHouse is unavailable.
+            ClickHouseError: it rejects even an empty insert, so the records are not the cause.
 
         """
         refused = await asyncio.gather(*(self._insert(insert) for insert in prepared.inserts))
@@ -124,9 +126,9 @@ class ClickHouseSink:
             await self._server.insert(group.table, "Avro", insert.container, token(group.table, group.messages))
         except ClickHouseError as error:
             if len(group.messages) == 1:
-                # A server that does not take even a container without records refuses us, not this record.
+                # A server that rejects even a container without records rejects us, not this record.
                 await self._server.insert(group.table, "Avro", group.head)
-                problem = Problem("", f"ClickHouse refuses it with code {error.code}")
+                problem = Problem("", f"ClickHouse rejects it with code {error.code}")
                 return [dead_letter(group.messages[0], STAGE, Dead(Reason.REJECTED, (problem,)), "ClickHouseError")]
             half = len(group.messages) // 2
             first, second = group.part(0, half), group.part(half, len(group.messages))
@@ -137,15 +139,15 @@ class ClickHouseSink:
         headers = {
             name.removeprefix(PREFIX): value for name, value in message.headers() or [] if name.startswith(PREFIX)
         }
-        said = {name: (value or b"").decode("utf-8", "replace") for name, value in headers.items()}
+        texts = {name: (value or b"").decode("utf-8", "replace") for name, value in headers.items()}
         record = {
-            "at": _number(said, "at", message.timestamp()[1] * 1000),
-            "stage": said.get("stage", ""),
-            "reason": said.get("reason", ""),
-            "detail": said.get("detail", ""),
-            "topic": said.get("topic", ""),
-            "partition": _number(said, "partition", -1, bits=32),
-            "offset": _number(said, "offset", -1),
+            "at": _number(texts, "at", message.timestamp()[1] * 1000),
+            "stage": texts.get("stage", ""),
+            "reason": texts.get("reason", ""),
+            "detail": texts.get("detail", ""),
+            "topic": texts.get("topic", ""),
+            "partition": _number(texts, "partition", -1, bits=32),
+            "offset": _number(texts, "offset", -1),
             "dead_partition": message.partition(),
             "dead_offset": message.offset(),
             "size": len(message.value() or b""),
@@ -155,7 +157,7 @@ class ClickHouseSink:
 
 def _parts(group: _Group) -> list[_Group]:
     count = len(group.messages)
-    size = math.ceil(count / math.ceil(count / _SIDE_BY_SIDE))
+    size = math.ceil(count / math.ceil(count / _INSERT_ROWS))
     return [group.part(start, start + size) for start in range(0, count, size)]
 
 
@@ -164,7 +166,7 @@ def _packed(group: _Group) -> _Insert:
 
 
 def token(table: str, messages: Sequence[Message]) -> str:
-    """Return what names this very batch: its table and the range and number of offsets of each partition of a topic."""
+    """Return a name that only this batch has, from the table, the partitions and their offsets (range and number)."""
     partitions = [message.partition() for message in messages]
     offsets = [message.offset() for message in messages]
     last = dict(zip(partitions, offsets, strict=True))
@@ -174,9 +176,9 @@ def token(table: str, messages: Sequence[Message]) -> str:
     return f"{table}-{blake2b(repr((messages[0].topic(), ranges)).encode(), digest_size=16).hexdigest()}"
 
 
-def _number(said: Mapping[str, str], name: str, otherwise: int, *, bits: int = 64) -> int:
+def _number(texts: Mapping[str, str], name: str, otherwise: int, *, bits: int = 64) -> int:
     try:
-        number = int(said[name])
+        number = int(texts[name])
     except (KeyError, ValueError):
         return otherwise
     return number if -(1 << bits - 1) <= number < 1 << bits - 1 else otherwise

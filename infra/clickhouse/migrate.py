@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from infra import migrations
 from infra.clickhouse.client import ClickHouse, ClickHouseError
@@ -35,10 +34,8 @@ async def migrate(url: str, folder: Path = FOLDER) -> list[str]:
         DependencyUnavailable: ClickHouse is unavailable.
 
     """
-    database = urlsplit(url).path.strip("/") or "default"
-    async with ClickHouse(url, database="default") as server:
-        await server.execute(f"CREATE DATABASE IF NOT EXISTS `{database}`")
     async with ClickHouse(url) as server:
+        await server.create_database()
         return await migrations.migrate(_ClickHouse(server), folder)
 
 

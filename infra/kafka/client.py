@@ -4,8 +4,8 @@ Guarantees:
 
 - A client that can never work again reports :class:`ClientFailed` once, by ``on_fatal``: after a fatal error of
   librdkafka (a fenced member, a producer whose sequence is broken), and when the login or the check of the brokers'
-  certificates fails and no broker is connected. What passes (a broker that restarts, a network that is down) is left to
-  librdkafka, which reconnects with backoff.
+  certificates fails and no broker is connected. What passes (a broker or a token endpoint that restarts, a network
+  that is down) is left to librdkafka, which retries with backoff.
 - Errors are logged when they change, and every 30 s while they last; passwords are in none.
 
 ``on_fatal`` and the other callbacks run in the thread that polls the client, so ``on_fatal`` has to be thread-safe, as
@@ -34,6 +34,8 @@ _STATISTICS_MS = 15_000
 _LOG_AGAIN_S = 30.0
 _REFUSED = (KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED)  # noqa: SLF001 - librdkafka's own name
 _REFUSALS, _REFUSALS_S = 5, 60.0  # so many within so many seconds are final, whatever else the client reports
+# Not final: the token endpoint is a dependency that may come back, and open connections work on meanwhile.
+_NO_TOKEN = "Failed to acquire SASL OAUTHBEARER token"  # noqa: S105 - librdkafka's words
 _FIRST_TRY_S = 1.0
 
 OnFatal = Callable[[Exception], None]
@@ -58,7 +60,8 @@ class Errors:
             self._last = error.name(), time.monotonic()
         if _is_refusal(error):
             self.refusal = error.str()
-            self._refused_at.append(time.monotonic())
+            if _NO_TOKEN not in self.refusal:
+                self._refused_at.append(time.monotonic())
         if error.fatal() or self._is_refused_for_good(error):
             self._end(self.refusal or f"{error.name()}: {error.str()}")
 

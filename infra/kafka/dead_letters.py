@@ -1,4 +1,4 @@
-"""Dead letters: the record as it came, bit for bit, with where, at which stage and why in its headers."""
+"""Dead letters: the record bit for bit as it came; its source, the stage and the reason in headers."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ def dead_letter(message: Message, stage: str, dead: Dead, exception: str = "") -
     detail = dead.detail[:1000]
     if size > LARGEST:
         key, value, headers = None, None, []
-        detail = f"{size} bytes are too many for {TOPIC}: read them where they came from, while they last; {detail}"
-    said = {
+        detail = f"{size} bytes are too many for {TOPIC}: read the record at its source while it is retained; {detail}"
+    own = {
         "topic": message.topic(),
         "partition": message.partition(),
         "offset": message.offset(),
@@ -43,12 +43,12 @@ def dead_letter(message: Message, stage: str, dead: Dead, exception: str = "") -
         "at": now_us(),
     }
     kept = [(name, text) for name, text in headers if not name.startswith(PREFIX)]
-    kept += [(PREFIX + name, str(text).encode()) for name, text in said.items()]
+    kept += [(PREFIX + name, str(text).encode()) for name, text in own.items()]
     return Output(TOPIC, key, value, kept)
 
 
 class DeadShare:
-    """The share of dead records among the last ``window`` that a stage saw; more than ``most`` of them stops it."""
+    """The share of dead records (0 to 1) among a stage's last ``window`` records; more than ``most`` stops it."""
 
     def __init__(self, window: int, most: float) -> None:
         self._window = window
@@ -58,17 +58,17 @@ class DeadShare:
         self._deads = 0
 
     def saw(self, records: int, dead: int) -> None:
-        """Count a batch in. Raises TooManyDead when more of the window are dead than the share allows."""
+        """Count a batch. Raises TooManyDead when a larger share of the window is dead than is allowed."""
         self._batches.append((records, dead))
         self._records += records
         self._deads += dead
         while self._records - self._batches[0][0] >= self._window:
-            gone = self._batches.popleft()
-            self._records -= gone[0]
-            self._deads -= gone[1]
+            oldest = self._batches.popleft()
+            self._records -= oldest[0]
+            self._deads -= oldest[1]
         if self._deads > self._most * max(self._records, self._window):
             raise TooManyDead(
                 f"{self._deads} of the last {self._records} records were dead, more than a share of {self._most} of "
                 f"{max(self._records, self._window)}. "
-                "Nothing more is taken; look at `leadstream dead list`, mend the producer or the schema, start again."
+                "Nothing more is consumed: see `leadstream dead list`, fix the producer or the schema, then restart."
             )

@@ -1,12 +1,12 @@
 """Lag of consumer groups, in messages and in seconds, per partition.
 
-Seconds are now minus the timestamp of the record at the committed offset: how long the oldest record that nobody has
-finished has waited. That needs no history and no running consumer, so it is right for a stopped one and for one that
-never committed (then the earliest record is the next). It is read, not interpolated: one record a lagging partition,
-all partitions in one go, by consumers that join no group and commits nothing.
+Seconds are now minus the timestamp of the record at the committed offset: how long the oldest unprocessed record has
+waited. That needs no history and no running consumer, so it is right for a stopped one and for one that never committed
+(then the earliest record is the next). It is read, not interpolated: one record a lagging partition, all partitions at
+once, by consumers that join no group and commit nothing.
 
-Messages are counted from the first record that is really there: offsets that compaction or transaction markers left
-empty are nobody's work.
+Messages are counted from the first record that exists: offsets that compaction or transaction markers left empty do
+not count.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OK = "ok"  # nothing is waiting
 BEHIND = "behind"
 NEW = "new"  # records wait and the group has never committed here
 GAP = "gap"  # the committed offset's record is gone (retention): records were deleted before they were read
-BEYOND = "beyond"  # committed past the end: the topic was made anew, the consumer will begin at its start
+BEYOND = "beyond"  # committed past the end: the topic was created anew, the consumer will begin at its start
 HELD = "held"  # what waits is behind an open transaction of a producer, nobody can read it yet
 UNREAD = "unread"  # the record could not be read in time: seconds are unknown, messages are an upper bound
 
@@ -71,7 +71,7 @@ class _First:
 
 
 class LagReader:
-    """Reads lag again and again over two connections that it keeps; one thread at a time. Close it.
+    """Reads lag repeatedly over connections that it keeps; one thread at a time. Close it.
 
     ``groups`` is consumer group -> topics (the installed processes' when left out); ``timeout_s`` bounds the reading of
     timestamps, after which a partition's state is ``unread``.
@@ -108,8 +108,8 @@ class LagReader:
                 "topic.metadata.refresh.fast.interval.ms": 50,
             },
         )
-        # One a group, which joins nothing: an admin client's own request for offsets crashes librdkafka (2.16) when the
-        # coordinator has moved, since an admin client has no group whose coordinator it could look for again.
+        # One for each group, none joins it: an admin client's own request for offsets crashes librdkafka (2.16) when
+        # the coordinator has moved, since an admin client has no group whose coordinator it could look for again.
         self._askers = {group: reader(settings, group) for group in groups}
         self._remembered: dict[_Position, _First] = {}
 
@@ -119,7 +119,7 @@ class LagReader:
         Topics that the broker does not have are left out; ``leadstream topics diff`` names them.
 
         Raises:
-            DependencyUnavailable: Kafka cannot be asked.
+            DependencyUnavailable: Kafka is unavailable, or refuses the login.
 
         """
         asked = {group: topics for group, topics in self._groups.items() if not only or group in set(only)}
@@ -133,7 +133,7 @@ class LagReader:
         return totals(self.read(), self._groups)
 
     def close(self) -> None:
-        """Let the connections go."""
+        """Close the connections."""
         for consumer in (self._consumer, *self._askers.values()):
             consumer.close()
 
@@ -196,12 +196,12 @@ class LagReader:
         try:
             while pending and (left := deadline - time.monotonic()) > 0:
                 for message in self._consumer.consume(1, left):
-                    self._take(message, pending, found)
+                    self._note(message, pending, found)
         finally:
             self._consumer.unassign()
         return found
 
-    def _take(self, message: Message, pending: dict[_Spot, int], found: dict[_Position, _First]) -> None:
+    def _note(self, message: Message, pending: dict[_Spot, int], found: dict[_Position, _First]) -> None:
         error = message.error()
         topic, partition = message.topic() or "", message.partition() or 0
         if (error is not None and error.code() != KafkaError._PARTITION_EOF) or (topic, partition) not in pending:  # noqa: SLF001 - librdkafka's own name
@@ -215,7 +215,7 @@ class LagReader:
 
 
 def total_lag(settings: KafkaSettings) -> dict[str, Lag]:
-    """Return the lag of each installed group, once; who asks often keeps a :class:`LagReader`."""
+    """Return the lag of each installed group, once; for repeated reads keep a :class:`LagReader`."""
     lag = LagReader(settings)
     try:
         return lag.totals()
@@ -260,7 +260,7 @@ def _position(row: PartitionLag) -> _Position:
 
 
 def _measured(row: PartitionLag, first: _First | None, now: float) -> PartitionLag:
-    """Return ``row`` with what the first record at its position says."""
+    """Return ``row`` with lag, seconds and state as the first record at its position shows them."""
     lag, seconds, state = row.lag, row.seconds, row.state
     if first is None:
         state = UNREAD

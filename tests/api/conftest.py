@@ -29,13 +29,17 @@ async def door(stack: Any) -> AsyncIterator[Door]:
     """Return a function that opens a client of a front door (of another broker, or with other settings)."""
     async with AsyncExitStack() as closing:
 
-        async def at(bootstrap: str = "", *, timeout_s: float = 5, **settings: Any) -> httpx.AsyncClient:
+        async def at(
+            bootstrap: str = "", *, timeout_s: float = 5, status: Status | None = None, **settings: Any
+        ) -> httpx.AsyncClient:
             given: Settings = stack.settings.model_copy(update=settings)
             given = given.model_copy(update={"kafka_bootstrap": bootstrap or given.kafka_bootstrap})
             deliverer = Deliverer(given, "test", timeout_s=timeout_s)
             closing.push_async_callback(deliverer.close)
             admin = kafka.admin(given, "test")
-            transport = httpx.ASGITransport(build(given, deliverer, admin, Status()), raise_app_exceptions=False)
+            transport = httpx.ASGITransport(
+                build(given, deliverer, admin, status or Status()), raise_app_exceptions=False
+            )
             return await closing.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://door"))
 
         yield at

@@ -12,6 +12,8 @@ import httpx
 import orjson
 import pytest
 
+from infra.errors import ClientFailed
+from infra.runtime import Stop
 from schemas.codec import Codec
 from schemas.registry import registry
 
@@ -202,6 +204,14 @@ async def test_while_the_broker_is_away_nothing_is_called_accepted(door: Any) ->
     assert (ready.status_code, "Kafka" in ready.text) == (503, True)
     assert (await client.get("/live")).status_code == 200
     assert (await send(client, event(), "/v1/validate")).status_code == 200
+
+
+async def test_an_api_that_is_about_to_end_is_not_ready(door: Any) -> None:
+    stop = Stop()
+    client = await door(status=stop.status)
+    stop.fail(ClientFailed("the Kafka client api has failed for good: fenced"))
+    ready = await client.get("/ready")
+    assert (ready.status_code, ready.text) == (503, "stopping: the Kafka client api has failed for good: fenced\n")
 
 
 async def test_what_waits_for_the_broker_is_bounded(door: Any) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import tomllib
 from collections.abc import Iterable
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,7 @@ REGISTRIES = re.compile(
 )
 MACHINE_PATHS = re.compile(r"(?<![\w.])/(?:roo[t]|wor[k]|home/\w+|Users/\w+)/|bash_job[s]")
 OPEN_WORK = re.compile(r"\b(?:TOD[O]|FIXM[E]|XX[X])\b(?! ?\(?#\d+)")
+PRODUCT = ("api", "cli", "infra", "schemas", "sinks", "streams")
 CONNECTORS = ("streams.enrichment.providers", "sinks.crm", "sinks.messages")
 
 
@@ -88,6 +91,34 @@ def without_test(package: str, names: Iterable[str], tests: Path) -> list[str]:
     return [name for name in names if not [*folder.parent.rglob(f"test_{name}.py")]]
 
 
+def unused(project: str, imported: set[str]) -> list[str]:
+    """Return the dependencies that nothing imports and whose line in pyproject.toml has no comment that says why."""
+    modules = packages_distributions()
+    found: list[str] = []
+    for line in project.partition("\ndependencies = [\n")[2].partition("\n]\n")[0].splitlines():
+        name = canonicalize_name(Requirement(line.partition('"')[2].partition('"')[0]).name)
+        own = {module for module, owners in modules.items() if name in map(canonicalize_name, owners)}
+        if "#" not in line and not any(_is_imported(module, name, imported) for module in own):
+            found.append(name)
+    return found
+
+
+def _is_imported(module: str, distribution: str, imported: set[str]) -> bool:
+    if module != "opentelemetry":  # a namespace of many distributions
+        return any(name.partition(".")[0] == module for name in imported)
+    part = "exporter" if "exporter" in distribution else "sdk"
+    return any(name.startswith(f"opentelemetry.{part}") for name in imported)
+
+
+def imports_of(package: str) -> set[str]:
+    """Return the dotted names that the modules of ``package`` import, those inside functions too."""
+    nodes = [n for f in (ROOT / package).rglob("*.py") for n in ast.walk(ast.parse(f.read_text("utf-8")))]
+    plain = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    return plain | {
+        node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module and not node.level
+    }
+
+
 def test_no_address_of_a_package_registry() -> None:
     assert not lines_with(REGISTRIES, tracked())
 
@@ -112,6 +143,18 @@ def test_the_locks_agree() -> None:
         set((LOCKS / f"{n}.txt").read_text("utf-8").splitlines()) for n in ("dev", "local", "runtime")
     )
     assert runtime <= local <= dev
+
+
+def test_every_dependency_is_imported_or_says_why() -> None:
+    imported = {name for package in PRODUCT for name in imports_of(package)}
+    assert unused((ROOT / "pyproject.toml").read_text("utf-8"), imported) == []
+
+
+def test_kafka_clients_are_configured_in_one_file() -> None:
+    words = re.compile(r"bootstrap[.]servers")
+    files = [file for file in tracked() if file.suffix == ".py" and file.relative_to(ROOT).parts[0] != "tests"]
+    named = {line.partition(":")[0] for line in lines_with(words, files)}
+    assert named == {"infra/kafka/client.py"}
 
 
 @pytest.mark.parametrize("package", CONNECTORS)
@@ -158,6 +201,19 @@ def test_the_lock_checks() -> None:
     ]
     assert unmet(["A_b>=2", "c", "d"], "a-b==1.9\nd==1") == ["A_b>=2", "c"]
     assert unmet(["n>=2"], "n==2.1 ; python_version < '3.12'\nn==3 ; python_version >= '3.12'") == []
+
+
+def test_the_dependency_check() -> None:
+    project = """
+dependencies = [
+    "httpx>=0.28",
+    "PyYAML",
+    "uvloop>=1",
+    "orjson",  # somebody else's
+]
+"""
+    assert unused(project, {"httpx._client"}) == ["pyyaml", "uvloop"]
+    assert unused(project, {"httpx", "yaml", "uvloop"}) == []
 
 
 def test_the_connector_check(tmp_path: Path) -> None:

@@ -251,7 +251,7 @@ async def test_what_clickhouse_refuses_is_found_and_only_that_is_dead(
 
 async def test_a_server_that_refuses_everything_makes_no_dead_letters(stack: Stack, unique: str) -> None:
     """A database without our tables is a mistake of ours: stop, do not empty the topic."""
-    async with ClickHouse(stack.clickhouse_url, database="default") as wrong:
+    async with ClickHouse(f"{stack.clickhouse_url.rpartition('/')[0]}/default") as wrong:
         with pytest.raises(ClickHouseError):
             await put(ClickHouseSink(wrong, CODEC), messages(change(unique, 1), change(unique, 2)))
 

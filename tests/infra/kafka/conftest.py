@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from confluent_kafka import OFFSET_INVALID, Consumer, Message, TopicPartition
+from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException, Message, TopicPartition
 from confluent_kafka.admin import NewTopic
 
 from infra.kafka import client
@@ -159,6 +159,19 @@ class Place:
 async def place(stack: Stack, unique: str) -> AsyncIterator[Callable[..., Place]]:
     there = client.admin(stack.settings, "test")
     made: list[Place] = []
+    asking = client.reader(stack.settings, f"test-batches-{unique}")
+
+    def coordinated() -> bool:
+        try:
+            asking.committed([TopicPartition("leads.received", 0)], 10)
+        except KafkaException as error:  # a broker that has just started loads its coordinators
+            if error.args[0].retriable() or error.args[0].code() == KafkaError.NOT_COORDINATOR:
+                return False
+            raise
+        return True
+
+    await eventually(coordinated)
+    asking.close()
 
     def make(partitions: int = 1, **changes: str) -> Place:
         name = f"test-batches-{unique}"

@@ -84,6 +84,17 @@ def test_only_what_does_not_pass_ends_the_process_and_once(errors: list[int], *,
     assert [type(failure) for failure in failures] == [ClientFailed] * ends
 
 
+def test_a_token_endpoint_that_is_unavailable_ends_nothing_and_is_named() -> None:
+    failures: list[Exception] = []
+    callback = Errors("test", failures.append, logged=False)
+    text = "Failed to acquire SASL OAUTHBEARER token: could not connect"
+    for _ in range(10):
+        callback(KafkaError(REFUSED, text))
+    callback(KafkaError(DOWN, "1/1 brokers are down"))
+    assert failures == []
+    assert callback.refusal == text
+
+
 def test_a_fatal_error_ends_the_process() -> None:
     failures: list[Exception] = []
     Errors("test", failures.append, logged=False)(KafkaError(KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER, "gap", True))
