@@ -13,6 +13,7 @@ COPY pyproject.toml README.md LICENSE ./
 COPY api/ api/
 COPY cli/ cli/
 COPY infra/ infra/
+COPY operations/ operations/
 COPY schemas/ schemas/
 COPY sinks/ sinks/
 COPY streams/ streams/

@@ -20,9 +20,9 @@ import asyncpg
 from bench.events import fill, payloads
 from bench.result import Result
 from infra.clickhouse.client import ClickHouse
-from infra.kafka.lag import LagReader
 from infra.kafka.producer import Deliverer, Output
 from infra.kafka_settings import KafkaSettings
+from operations.lag import LagReader
 from schemas.codec import Codec
 
 _COUNT = 60_000

@@ -16,7 +16,7 @@ from infra.settings import Settings
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from infra.kafka.lag import Lag, LagReader, PartitionLag
+    from operations.lag import Lag, LagReader, PartitionLag
 
 _INTERVAL_S = 1.0
 _WIDTH = 140  # columns of output that is not to a terminal
@@ -67,7 +67,7 @@ def lag(
 
 @contextmanager
 def _reader(groups: dict[str, list[str]]) -> Iterator[LagReader]:
-    from infra.kafka.lag import LagReader  # noqa: PLC0415 - see above
+    from operations.lag import LagReader  # noqa: PLC0415 - see above
 
     reader = LagReader(Settings.load(), groups)
     try:
@@ -117,7 +117,7 @@ def _screen(groups: dict[str, list[str]], watch: bool, only_totals: bool) -> Ite
 
 
 def _totals(rows: list[PartitionLag], groups: dict[str, list[str]]) -> dict[str, Lag]:
-    from infra.kafka.lag import totals  # noqa: PLC0415 - see above
+    from operations.lag import totals  # noqa: PLC0415 - see above
 
     return totals(rows, groups)
 

@@ -74,14 +74,14 @@ def _run_in_parallel(steps: dict[str, Callable[[], str]], *, as_json: bool) -> N
 
 
 def _topics(settings: Settings) -> str:
-    from infra.kafka.topics import apply  # noqa: PLC0415 - see the module's docstring
+    from operations.broker_topics import apply  # noqa: PLC0415 - see the module's docstring
 
     corrected = [d for d in apply(settings) if d.correctable]
     return f"{len(corrected)} differences corrected" if corrected else "up to date"
 
 
 def _postgres(settings: Settings) -> str:
-    from infra.postgres.migrate import migrate  # noqa: PLC0415 - see above
+    from operations.migrate_postgres import migrate  # noqa: PLC0415 - see above
 
     return _run(migrate(settings.database_url))
 
@@ -107,7 +107,7 @@ async def _register_campaigns(settings: Settings) -> str:
 
 
 def _clickhouse(settings: Settings) -> str:
-    from infra.clickhouse.migrate import migrate  # noqa: PLC0415 - see above
+    from operations.migrate_clickhouse import migrate  # noqa: PLC0415 - see above
 
     return _run(migrate(settings.clickhouse_url))
 

@@ -11,7 +11,7 @@ import typer
 from infra.settings import Settings
 
 if TYPE_CHECKING:
-    from infra.kafka.topics import Difference
+    from operations.broker_topics import Difference
 
 _JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -27,9 +27,10 @@ def register(app: typer.Typer) -> None:
 def apply(*, as_json: _JSON = False) -> None:
     """Create and alter topics until the broker agrees with the file; exit 1 when something cannot be corrected."""
     from infra.kafka import topics  # noqa: PLC0415 - the Kafka client costs every other command its import
+    from operations import broker_topics  # noqa: PLC0415
 
     try:
-        found = topics.apply(Settings.load())
+        found = broker_topics.apply(Settings.load())
     except topics.TopicsError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
@@ -45,9 +46,9 @@ def apply(*, as_json: _JSON = False) -> None:
 
 def diff(*, as_json: _JSON = False) -> None:
     """Print where broker and file differ, change nothing; exit 1 when they differ."""
-    from infra.kafka import topics  # noqa: PLC0415 - see above
+    from operations import broker_topics  # noqa: PLC0415 - see above
 
-    found = topics.diff(Settings.load())
+    found = broker_topics.diff(Settings.load())
     if as_json:
         print(json.dumps([asdict(d) for d in found], indent=1))
     for d in () if as_json else found:

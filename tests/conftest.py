@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from infra.clickhouse.migrate import migrate as migrate_clickhouse
-from infra.kafka.topics import apply
 from infra.kafka_settings import KafkaSettings
-from infra.postgres.migrate import migrate as migrate_postgres
 from infra.settings import Settings
 from local.attached import AttachedStack
+from operations.broker_topics import apply
+from operations.migrate_clickhouse import migrate as migrate_clickhouse
+from operations.migrate_postgres import migrate as migrate_postgres
 
 _LOOK_S = 0.05
 

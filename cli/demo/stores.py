@@ -12,8 +12,8 @@ from confluent_kafka import TopicPartition
 
 from infra.clickhouse.client import ClickHouse
 from infra.kafka.client import metadata, reader
-from infra.kafka.lag import LagReader
 from infra.kafka_settings import KafkaSettings
+from operations.lag import LagReader
 
 _OWN_SOURCES = "leadstream:%"  # sources of events that the pipeline itself produces
 _TOPIC = "leads.received"

@@ -8,8 +8,8 @@ from infra.kafka.topics import load_topics
 from infra.postgres.pool import connect
 from infra.runtime import Stop
 from infra.settings import Settings
-from infra.writer_schemas import schema_fetch
 from schemas.codec import Codec
+from schemas.writer_schemas import schema_fetch
 from streams.intake.pipeline import Intake
 from streams.intake.route import CRM_TOPICS, STAGE, Router
 from streams.intake.store import Store, speak_microseconds

@@ -16,10 +16,10 @@ from confluent_kafka import Message, TopicPartition
 
 from api.app import build
 from infra.kafka import client as kafka
-from infra.kafka import topics
 from infra.kafka.producer import Deliverer
 from infra.runtime import Status
 from infra.settings import Settings, child_environment
+from operations import broker_topics
 
 Door = Callable[..., Any]
 
@@ -47,7 +47,7 @@ async def door(stack: Any) -> AsyncIterator[Door]:
 
 @pytest.fixture
 async def client(stack: Any, door: Door) -> httpx.AsyncClient:
-    topics.apply(stack.settings)
+    broker_topics.apply(stack.settings)
     opened: httpx.AsyncClient = await door()
     return opened
 
@@ -82,7 +82,7 @@ async def _running(stack: Any, home: Path) -> AsyncIterator[tuple[asyncio.subpro
         "LEADSTREAM_API_PORT": "0",
         "LEADSTREAM_KAFKA_BOOTSTRAP": stack.settings.kafka_bootstrap,
     }
-    topics.apply(stack.settings)
+    broker_topics.apply(stack.settings)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "api", stdout=asyncio.subprocess.PIPE, env=child_environment(environment)
     )

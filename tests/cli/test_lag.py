@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from cli import lag
 from cli import topics as topics_commands
 from infra.kafka import topics
+from operations import broker_topics
 
 pytestmark = pytest.mark.integration
 
@@ -26,7 +27,7 @@ def command() -> typer.Typer:
 @pytest.fixture
 def run(stack: Any, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("LEADSTREAM_KAFKA_BOOTSTRAP", stack.settings.kafka_bootstrap)
-    topics.apply(stack.settings)
+    broker_topics.apply(stack.settings)
     return lambda *words: CliRunner().invoke(command(), ["lag", *words])
 
 

@@ -13,9 +13,9 @@ from confluent_kafka import Consumer, Message, Producer, TopicPartition
 from typer.testing import CliRunner
 
 from cli import dead, produce
-from infra.kafka import topics
 from infra.kafka.dead_letters import dead_letter
 from infra.outcomes import Dead, Problem, Reason
+from operations import broker_topics
 from schemas.codec import Codec, DecodeError
 
 pytestmark = pytest.mark.integration
@@ -31,7 +31,7 @@ def command() -> typer.Typer:
 @pytest.fixture
 def bootstrap(stack: Any, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("LEADSTREAM_KAFKA_BOOTSTRAP", stack.settings.kafka_bootstrap)
-    topics.apply(stack.settings)
+    broker_topics.apply(stack.settings)
     address: str = stack.settings.kafka_bootstrap
     return address
 

@@ -17,8 +17,8 @@ from typer.testing import CliRunner
 
 from cli import dead, trace
 from infra.clickhouse.client import ClickHouse
-from infra.clickhouse.migrate import migrate as migrate_clickhouse
-from infra.postgres.migrate import migrate as migrate_postgres
+from operations.migrate_clickhouse import migrate as migrate_clickhouse
+from operations.migrate_postgres import migrate as migrate_postgres
 
 pytestmark = pytest.mark.integration
 STARTED_AT = datetime(2026, 3, 1, 12, 0, 0, tzinfo=UTC)

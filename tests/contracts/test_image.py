@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PRODUCT = {"api", "cli", "infra", "schemas", "sinks", "streams"}
+PRODUCT = {"api", "cli", "infra", "operations", "schemas", "sinks", "streams"}
 EMBEDDED = {"local", "simulators", "tests", "bench"}
 
 

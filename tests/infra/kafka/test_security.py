@@ -16,11 +16,12 @@ from confluent_kafka import Message
 from confluent_kafka.admin import NewTopic
 
 from infra.errors import ClientFailed, DependencyUnavailable
-from infra.kafka import client, topics
-from infra.kafka.lag import LagReader
+from infra.kafka import client
 from infra.kafka.producer import Deliverer, Output
 from infra.settings import Settings, child_environment
 from local.ports import free_port
+from operations import broker_topics
+from operations.lag import LagReader
 from tests.conftest import eventually
 from tests.infra.kafka.secured import PASSWORD, Secured, secured_broker
 from tests.streams.faust.workers import Broker, Workers
@@ -97,7 +98,7 @@ async def test_faust_works_through_the_same_login(
 def test_a_wrong_password_is_one_clear_error_of_the_command_line(broker: Secured, mechanism: str, *, tls: bool) -> None:
     settings = Settings.load(broker.environment(mechanism, tls=tls, password=WRONG))
     with pytest.raises(DependencyUnavailable, match=r"(?i)authentication|oauth") as caught:
-        topics.diff(settings)
+        broker_topics.diff(settings)
     assert WRONG not in str(caught.value)
 
 

@@ -17,10 +17,10 @@ from typing import Any
 import asyncpg
 import pytest
 
-from infra.kafka import topics
-from infra.postgres.migrate import migrate
 from infra.settings import child_environment
 from local.ports import free_port
+from operations import broker_topics
+from operations.migrate_postgres import migrate
 from schemas.codec import Codec
 from simulators.pdl import person
 from streams.enrichment.enrich import TOPIC
@@ -70,7 +70,7 @@ def test_killed_workers_answer_every_request_once(
     lone_stack: Any, provider: str, tmp_path: Path, rng: random.Random
 ) -> None:
     stack = lone_stack
-    topics.apply(stack.settings)
+    broker_topics.apply(stack.settings)
     asyncio.run(migrate(stack.settings.database_url))
     broker, tenant = Broker(stack.settings.kafka_bootstrap), f"t-{uuid.uuid4().hex[:12]}"
     broker.produce(TOPIC, ((lead_id(tenant, n).encode(), request(n, tenant)) for n in range(COUNT)))

@@ -13,11 +13,12 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from infra import migrations
+import infra.clickhouse
 from infra.clickhouse.client import ClickHouse, ClickHouseError
-from infra.migrations import MigrationError
+from operations import migrations
+from operations.migrations import MigrationError
 
-FOLDER = Path(__file__).parent / "migrations"
+FOLDER = Path(infra.clickhouse.__file__).parent / "migrations"
 _COMMENT = re.compile(r"^\s*--.*$", re.MULTILINE)
 
 _TABLE = """

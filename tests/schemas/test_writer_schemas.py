@@ -8,9 +8,9 @@ import httpx
 import pytest
 
 from infra.errors import DependencyUnavailable
-from infra.writer_schemas import schema_fetch
 from schemas.codec import Codec
 from schemas.registry import registry
+from schemas.writer_schemas import schema_fetch
 from tests.events import CODEC, record
 
 ASKED: list[str] = []

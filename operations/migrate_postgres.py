@@ -12,10 +12,11 @@ from pathlib import Path
 
 import asyncpg
 
-from infra import migrations
-from infra.migrations import MigrationError
+import infra.postgres
+from operations import migrations
+from operations.migrations import MigrationError
 
-FOLDER = Path(__file__).parent / "migrations"
+FOLDER = Path(infra.postgres.__file__).parent / "migrations"
 _LOCK = 0x6C656164  # "lead"
 
 _TABLE = """

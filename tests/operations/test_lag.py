@@ -13,9 +13,9 @@ from confluent_kafka.admin import NewTopic
 
 from infra.errors import DependencyUnavailable
 from infra.kafka import client
-from infra.kafka.lag import LagReader, PartitionLag, totals
 from infra.kafka_settings import KafkaSettings
 from infra.settings import Settings
+from operations.lag import LagReader, PartitionLag, totals
 
 pytestmark = pytest.mark.integration
 NOW = 1_700_000_000.0  # what the reader takes for now: seconds since 1970; brokers refuse records of the future

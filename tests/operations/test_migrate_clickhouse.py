@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from infra.clickhouse.client import ClickHouse
-from infra.clickhouse.migrate import FOLDER, migrate
 from infra.errors import DependencyUnavailable
-from infra.migrations import MigrationError
+from operations.migrate_clickhouse import FOLDER, migrate
+from operations.migrations import MigrationError
 from tests.conftest import Stack
 
 pytestmark = pytest.mark.integration

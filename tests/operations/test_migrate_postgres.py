@@ -9,8 +9,8 @@ from pathlib import Path
 import asyncpg
 import pytest
 
-from infra.migrations import MigrationError
-from infra.postgres.migrate import FOLDER, migrate
+from operations.migrate_postgres import FOLDER, migrate
+from operations.migrations import MigrationError
 from tests.conftest import Stack
 
 pytestmark = pytest.mark.integration

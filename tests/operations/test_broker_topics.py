@@ -15,9 +15,10 @@ from confluent_kafka.admin import ConfigResource, NewTopic, ResourceType
 from infra import processes
 from infra.errors import DependencyUnavailable
 from infra.kafka import client
-from infra.kafka.topics import Difference, Topic, TopicsError, apply, diff, groups, load_topics
+from infra.kafka.topics import Topic, TopicsError, groups, load_topics
 from infra.kafka_settings import KafkaSettings
 from infra.settings import Settings
+from operations.broker_topics import Difference, apply, diff
 
 CONFIG = {"cleanup.policy": "delete", "retention.ms": "3600000", "max.message.bytes": "1048576"}
 
