@@ -108,7 +108,7 @@ class LagReader:
                 "topic.metadata.refresh.fast.interval.ms": 50,
             },
         )
-        # One for each group, none joins it: an admin client's own request for offsets crashes librdkafka (2.16) when the
+        # One for each group, none joins it: an admin client's request for offsets crashes librdkafka (2.16) when the
         # coordinator has moved, since an admin client has no group whose coordinator it could look for again.
         self._askers = {group: reader(settings, group) for group in groups}
         self._remembered: dict[_Position, _First] = {}
