@@ -116,7 +116,7 @@ async def run_agent(
     """
     stop.status.ready = False
     pipe = OrderedPipe(group, handler, deliverer.deliver, max_inflight=max_inflight, status=stop.status)
-    if not await _topic_exists(settings, stop, topic):
+    if not await _topic_exists(settings, stop, group, topic):
         return
     app = build(settings, pipe, topic)
     watchdog = Watchdog(app, pipe)
@@ -141,9 +141,9 @@ async def _leave(app: Any, pipe: OrderedPipe, shutdown_s: float) -> None:
         os._exit(0 if finished else 1)
 
 
-async def _topic_exists(settings: Settings, stop: Stop, topic: str) -> bool:
+async def _topic_exists(settings: Settings, stop: Stop, group: str, topic: str) -> bool:
     """Wait until Kafka answers and has ``topic``; False when asked to stop first."""
-    admin = client.admin(settings, topic, on_fatal=stop.fail)
+    admin = client.admin(settings, group, on_fatal=stop.fail)
     logged = ""
     while not stop.requested:
         try:
