@@ -108,13 +108,8 @@ class LagReader:
                 "topic.metadata.refresh.fast.interval.ms": 50,
             },
         )
-<<<<<<< HEAD:operations/lag.py
-        # One for each group, none joins it: an admin client's own request for offsets crashes librdkafka (2.16) when
-        # the coordinator has moved, since an admin client has no group whose coordinator it could look for again.
-=======
         # One for each group, none joins it: an admin client's request for offsets crashes librdkafka (2.16) when the
         # coordinator has moved, since an admin client has no group whose coordinator it could look for again.
->>>>>>> bf993001ae5dc1d15da687d8589b517eb17375e1:infra/kafka/lag.py
         self._askers = {group: reader(settings, group) for group in groups}
         self._remembered: dict[_Position, _First] = {}
 
