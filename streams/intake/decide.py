@@ -29,10 +29,10 @@ class LeadRow(NamedTuple):
     version: int
     created_at: int
     updated_at: int
-    merged_into: str  # "": it is not part of another one
     erased_at: int | None
     attributes: str  # JSON
     provenance: str  # JSON
+    merged_into: str  # "": it is not part of another one
     filtered: tuple[Any, ...] = ()  # values of FILTERED; only of a lead to insert
 
 
@@ -165,13 +165,15 @@ class _Work:
         # The first event of a group carries the merge: from then on there is one lead.
         losers = self._losers.pop(lead_id, [])
         # An upper bound of the lead's size, before anything is changed: only an erasure may make a lead smaller.
-        most = utf8_bytes(lead.json) + sum(utf8_bytes(loser.json) for loser in losers) + len(event.properties)
+        most = utf8_bytes(lead.json) + len(event.properties)
+        if losers:
+            most += sum(utf8_bytes(loser.json) for loser in losers)
         if most > self._limits.lead_bytes and event.type.name != ERASURE:
             self.too_large.append((event, lead_id))
             return True
         for loser in losers:
             self._merge_leads(lead, loser, event)
-        change = self._next_version(lead, event, {loser.lead_id: loser.version for loser in losers})
+        change = self._next_version(lead, event, {loser.lead_id: loser.version for loser in losers} if losers else {})
         if utf8_bytes(lead.json) > self._limits.lead_bytes or not self._limits.fits(change):
             self.too_large.append((event, lead_id))  # rare: an erasure that restores or merges too much
             return False
@@ -258,10 +260,10 @@ def _row(lead: Lead) -> LeadRow:
         lead.version,
         lead.created_at,
         lead.updated_at,
-        lead.merged_into,
         lead.erased_at,
         lead.json,
         _json(lead.provenance),
+        lead.merged_into,
         tuple(map(lead.attributes.get, FILTERED)),
     )
 

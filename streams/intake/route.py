@@ -51,9 +51,10 @@ class Router:
         topics = topic_limits() if topics is None else topics
         if small := [name for name in (*crm_topics, OUTCOMES) if topics[name] < _FIXED]:
             raise ValueError(f"max.message.bytes of {', '.join(small)} has to be at least {_FIXED}")
-        self._largest = min(topics[name] for name in (_CHANGED, _ENRICHMENT, _SIGNALS))
+        largest = min(topics[name] for name in (_CHANGED, _ENRICHMENT, _SIGNALS))
         # A lead may take a quarter: besides it a record holds an event and the changes, each about as large at most.
-        self.limits = Limits(self._largest // 4, self._fits)
+        self.limits = Limits(largest // 4, self._fits)
+        self._room = largest - _FIXED - self.limits.lead_bytes
         self._crm_topics = crm_topics
         self._now = now
         self._outcomes = OutcomeRecords(STAGE, codec.encoder("outcome"), now)
@@ -63,15 +64,18 @@ class Router:
         self._campaign_signal = codec.encoder("campaign_signal")
 
     def _fits(self, change: Change) -> bool:
-        return self.largest_record(change) <= self._largest
+        return self._content(change) <= self._room
 
     def largest_record(self, change: Change) -> int:
         """Return an upper bound of the bytes of each record that ``change`` leads to, now or when it is redelivered.
 
         The lead counts with the most that it may grow to: a redelivered event is published with the lead as it is then.
         """
-        content = len(change.event.properties) + utf8_bytes(change.changes) + _MERGED * len(change.merged)
-        return _FIXED + content + self.limits.lead_bytes
+        return _FIXED + self.limits.lead_bytes + self._content(change)
+
+    @staticmethod
+    def _content(change: Change) -> int:
+        return len(change.event.properties) + utf8_bytes(change.changes) + _MERGED * len(change.merged)
 
     def route(self, decisions: Iterable[Decision]) -> list[Output]:
         """Return the records of a batch's ``decisions``, in their order, and count its events by outcome.

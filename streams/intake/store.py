@@ -151,14 +151,14 @@ class Transaction:
             return {}
         rows = await self.connection.fetch(
             f"""
-            SELECT lead_id, tenant, version, created_at, updated_at, merged_into, erased_at, attributes, provenance
+            SELECT lead_id, tenant, version, created_at, updated_at, erased_at, attributes, provenance, merged_into
             FROM leads WHERE lead_id = ANY($1::uuid[]) ORDER BY lead_id {lock}
             """,  # noqa: S608 - lock is a clause of ours
             wanted,
         )
         return {
             (lead_id := str(row[0])): LeadRow(
-                lead_id, row[1], row[2], row[3], row[4], str(row[5] or ""), row[6], row[7], row[8]
+                lead_id, row[1], row[2], row[3], row[4], row[5], row[6], row[7], str(row[8] or "")
             )
             for row in rows
         }

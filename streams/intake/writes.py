@@ -13,6 +13,8 @@ from infra.clock import to_datetime
 from streams.intake.decide import FILTERED, Change, Decision, LeadRow, Merge
 from streams.intake.event import Identity
 
+_INSERTED = LeadRow._fields.index("merged_into")  # a new lead is not part of another one
+
 
 async def insert_bindings(connection: asyncpg.Connection, bindings: Mapping[Identity, str]) -> None:
     """Insert new identities. Raises UniqueViolationError where another worker has just inserted one of them."""
@@ -39,23 +41,9 @@ async def write_decision(connection: asyncpg.Connection, decision: Decision) -> 
 
 
 async def _insert_leads(connection: asyncpg.Connection, leads: Sequence[LeadRow]) -> None:
-    rows = [
-        (
-            lead.lead_id,
-            lead.tenant,
-            lead.version,
-            lead.created_at,
-            lead.updated_at,
-            lead.erased_at,
-            *lead.filtered,
-            lead.attributes,
-            lead.provenance,
-        )
-        for lead in leads
-    ]
-    if rows:
-        columns = ["lead_id", "tenant", "version", "created_at", "updated_at", "erased_at", *FILTERED]
-        columns += ["attributes", "provenance"]
+    if leads:
+        columns = [*LeadRow._fields[:_INSERTED], *FILTERED]
+        rows = [(*lead[:_INSERTED], *lead.filtered) for lead in leads]
         await connection.copy_records_to_table("leads", records=rows, columns=columns)
 
 
