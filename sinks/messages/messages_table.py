@@ -15,7 +15,7 @@ from typing import Any
 import asyncpg
 
 from infra.clock import Clock, now_us
-from infra.postgres.leased_rows import ClaimedRow, Done, Lease, Subject
+from infra.postgres.leased_rows import ClaimedRow, Done, Lease, Released, Subject
 from infra.postgres.leased_table import LeasedTable, WorkColumns
 from infra.postgres.pool import connection
 
@@ -169,6 +169,10 @@ class MessagesTable(LeasedTable[MessageRow]):
             erased=record["standing"] in (None, "erased"),
             withdrawn=record["standing"] == "withdrawn",
         )
+
+    def overdue(self, row: MessageRow) -> Released:  # noqa: ARG002
+        """Keep the state: a message that was being handed over is unsure."""
+        return Released()
 
     async def add(self, requests: Sequence[MessageRequest]) -> dict[str, str]:
         """Insert ``requests`` (of different message ids); return message id to event id of those requested before."""

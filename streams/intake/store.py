@@ -22,7 +22,6 @@ from streams.intake.event import Event, Identity
 from streams.intake.merge import TOUCHING, Touch
 from streams.intake.writes import columns_of, insert_bindings, write_decision
 
-_POSTGRES_EPOCH = 946_684_800_000_000  # 2000-01-01 in microseconds since 1970: what timestamptz counts from
 _CLOCK_ERROR = timedelta(seconds=300)  # by how much a worker's clock may be wrong
 _MONTH_LOCK = 7017840
 _CONTENTION = {
@@ -30,17 +29,6 @@ _CONTENTION = {
     asyncpg.DeadlockDetectedError: "deadlock",
     asyncpg.SerializationError: "serialization",
 }
-
-
-async def speak_microseconds(connection: asyncpg.Connection) -> None:
-    """Have ``connection`` take and give timestamptz as microseconds since 1970; all of intake's connections do."""
-    await connection.set_type_codec(
-        "timestamptz",
-        schema="pg_catalog",
-        format="tuple",
-        encoder=lambda micros: (micros - _POSTGRES_EPOCH,),
-        decoder=lambda row: row[0] + _POSTGRES_EPOCH,
-    )
 
 
 class Contended(Exception):  # noqa: N818 - it asks for another try
