@@ -21,7 +21,7 @@ import orjson
 import uvloop
 
 from infra.errors import ClientFailed, TooManyDead
-from infra.settings import Settings, SettingsError
+from infra.settings import Settings, SettingsError, exempt_loopback_from_proxies
 from infra.telemetry import tracing
 
 EX_CONFIG = 78
@@ -95,6 +95,7 @@ def run(main: Main, name: str) -> None:
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(EX_CONFIG) from None
+    exempt_loopback_from_proxies()
     set_up_logs(settings.log_level, name)
     collect_garbage_rarely()
     raise SystemExit(uvloop.run(_live(main, settings, name)))

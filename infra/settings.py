@@ -187,6 +187,12 @@ def child_environment(changes: Mapping[str, str], *, inherit: bool = True) -> di
     return kept | dict(changes)
 
 
+def exempt_loopback_from_proxies() -> None:
+    """Make this process and its children reach 127.0.0.1 directly, also if HTTP_PROXY is set."""
+    for name in ("NO_PROXY", "no_proxy"):
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1,localhost")))
+
+
 def _stack_file(path: Path) -> dict[str, str]:
     try:
         lines = path.read_text("utf-8").splitlines()
