@@ -32,7 +32,10 @@ def build() -> typer.Typer:
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 failed, 2 wrong usage, 78 invalid settings."""
+    """Run the command line.
+
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 78 invalid settings. docs/runbooks/README.md lists those of processes.
+    """
     exempt_loopback_from_proxies()
     try:
         build()()

@@ -1,8 +1,7 @@
-"""How every process of the pipeline runs: settings, JSON logs, uvloop, signals, health pages, exit codes.
+"""Runs every process of the pipeline: settings, JSON logs, uvloop, signals, health pages, exit codes.
 
-Exit codes: 0 stopped on request; 78 (``EX_CONFIG``) a person has to fix something first, so a supervisor must not
-restart it (a wrong setting, or a topic full of dead records; ``LEADSTREAM_STAY_WHEN_DEAD`` is for a supervisor that
-would); 1 anything else, after which a restart is right.
+Exit codes (also listed in docs/runbooks/README.md): 0 after a requested stop, 1 after any failure that a restart may
+fix, :data:`EX_SOFTWARE` and :data:`EX_CONFIG`.
 """
 
 from __future__ import annotations
@@ -24,7 +23,14 @@ from infra.errors import ClientFailed, TooManyDead
 from infra.settings import Settings, SettingsError, exempt_loopback_from_proxies
 from infra.telemetry import tracing
 
+EX_SOFTWARE = 70
+"""A Faust process ended itself at once: a handler raised, the event loop hangs, or Faust crashed. Restart it."""
+
 EX_CONFIG = 78
+"""A person has to fix something first: a wrong setting, or too many dead records. Do not restart it.
+
+``LEADSTREAM_STAY_WHEN_DEAD`` is for supervisors that restart every process that exits.
+"""
 
 
 @dataclass(slots=True)

@@ -30,7 +30,10 @@ class SettingsError(Exception):
 
 
 class Settings(KafkaSettings):
-    """All settings that are not a connector's own. Frozen: read once at start, passed on from there."""
+    """All settings except those of connectors. Frozen: read once at start, then passed on.
+
+    The connection settings of Kafka (TLS, SASL) are in infra/kafka_settings.py.
+    """
 
     home: Path = Field(Path(".leadstream"), description="Folder that holds all state of an embedded stack.")
 
