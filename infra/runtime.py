@@ -12,14 +12,15 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import orjson
 import uvloop
 
-from infra.errors import ClientFailed, TooManyDead
+from infra.errors import ClientFailed, TooManyDead, first_error
 from infra.settings import Settings, SettingsError, exempt_loopback_from_proxies
 from infra.telemetry import tracing
 
@@ -178,6 +179,19 @@ def _serve_health(settings: Settings, status: Status) -> asyncio.Task[None]:
     return asyncio.create_task(web.serve(health.app(health.Health(status)), listener, grace_s=1))
 
 
+async def run_together(*works: Coroutine[Any, Any, None]) -> None:
+    """Run ``works`` until all have ended; the first failure cancels the others and is raised."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for work in works:
+                tasks.create_task(work)
+    except BaseExceptionGroup as errors:
+        failed = first_error(errors)
+    else:
+        return
+    raise failed
+
+
 async def until_signalled(work: Awaitable[None]) -> None:
     """Await ``work`` and cancel it on SIGTERM or SIGINT: for servers that have no work to finish."""
     task = asyncio.ensure_future(work)
@@ -211,12 +225,18 @@ class _JsonLines(logging.Formatter):
 
 
 def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
+    """Yield the error, the errors in it and the errors that led to it, each once: a chain may be cyclic."""
+    seen: set[int] = set()
+    left = [error]
+    while left:
+        error = left.pop()
+        if error is None or id(error) in seen:
+            continue
+        seen.add(id(error))
         yield error
+        left += [error.__cause__, error.__context__]
         if isinstance(error, BaseExceptionGroup):
-            for inner in error.exceptions:
-                yield from _with_causes(inner)
-        error = error.__cause__ or error.__context__
+            left += error.exceptions
 
 
 def set_up_logs(level: str, process: str) -> None:
