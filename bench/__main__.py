@@ -25,8 +25,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench")
     parser.add_argument("--only", default=",".join(_GROUPS))
     parser.add_argument("--runs", type=int, default=5)
-    words = parser.parse_args()
-    wanted = words.only.split(",")
+    options = parser.parse_args()
+    wanted = options.only.split(",")
     home = Path(tempfile.mkdtemp(prefix="leadstream-bench-"))
     results: list[Result] = []
     collect_garbage_rarely()  # as every worker does
@@ -34,14 +34,14 @@ def main() -> None:
         with AttachedStack(home / "parts", "--no-pipeline") as stack:
             state = stack.state
             if "hop" in wanted:
-                results += hop.measure(KafkaSettings(kafka_bootstrap=state["kafka"]["bootstrap"]), home, words.runs)
+                results += hop.measure(KafkaSettings(kafka_bootstrap=state["kafka"]["bootstrap"]), home, options.runs)
             if "intake" in wanted:
-                results += intake.measure(state["postgres"]["dsn"], home, Settings.load().batch_size, words.runs)
+                results += intake.measure(state["postgres"]["dsn"], home, Settings.load().batch_size, options.runs)
             if "clickhouse" in wanted:
-                results += clickhouse.measure(state["clickhouse"]["url"], words.runs)
+                results += clickhouse.measure(state["clickhouse"]["url"], options.runs)
         if "end_to_end" in wanted:
             with AttachedStack(home / "whole") as stack:
-                results += end_to_end.measure(stack.state, words.runs)
+                results += end_to_end.measure(stack.state, options.runs)
     finally:
         shutil.rmtree(home, ignore_errors=True)
     publish(results, write=set(wanted) == set(_GROUPS))

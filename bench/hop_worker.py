@@ -87,8 +87,8 @@ def ours(bootstrap: str, source: str, target: str, count: int) -> float:
         stop, deliverer = Stop(), Deliverer(settings, "hop")
         hop = Hop(stop)
         group = uuid.uuid4().hex
-        words: Any = {"size": 2000, "linger_ms": 20, "stop": stop, "processor": hop, "deliverer": deliverer}
-        await run_batches(settings, group=group, topics=[source], **words)
+        options: Any = {"size": 2000, "linger_ms": 20, "stop": stop, "processor": hop, "deliverer": deliverer}
+        await run_batches(settings, group=group, topics=[source], **options)
         return time.perf_counter() - hop.began
 
     import uvloop  # noqa: PLC0415

@@ -115,8 +115,8 @@ async def _copy(dsn: str, events: list[tuple[bytes, bytes]], batch: int) -> int:
         now += 1_000_000  # each batch has a time of its own, which its rows are found by
         await intake.apply(intake.prepare(messages))
         for table, written in _WRITTEN.items():
-            words = [now] if "$1" in written else []
-            await pool.execute(f"INSERT INTO bench_{table} SELECT t.*, {part} FROM ({written}) AS t", *words)  # noqa: S608
+            arguments = [now] if "$1" in written else []
+            await pool.execute(f"INSERT INTO bench_{table} SELECT t.*, {part} FROM ({written}) AS t", *arguments)  # noqa: S608
     for table in _TABLES:
         await pool.execute(f"CREATE INDEX ON bench_{table} (part)")
         await pool.execute(f"ANALYZE bench_{table}")

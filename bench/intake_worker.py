@@ -25,7 +25,7 @@ from schemas.codec import Codec
 from streams.intake.event import EventBatch
 from streams.intake.pipeline import Intake
 from streams.intake.route import Router
-from streams.intake.store import Store, speak_microseconds
+from streams.intake.store import Store
 
 
 def batches_of(events: Sequence[tuple[bytes, bytes]], size: int) -> list[list[Message]]:
@@ -37,7 +37,7 @@ def batches_of(events: Sequence[tuple[bytes, bytes]], size: int) -> list[list[Me
 
 async def stage(dsn: str, clock: Callable[[], int]) -> tuple[asyncpg.Pool, Intake]:
     """Return the stage on one connection."""
-    pool = await connect(dsn, size=1, application="bench", init=speak_microseconds)
+    pool = await connect(dsn, size=1, application="bench")
     await pool.execute("INSERT INTO signal_types VALUES ('bench', 'form_submitted') ON CONFLICT DO NOTHING")
     router = Router(Codec(), ["leads.crm-hubspot"])
     return pool, Intake(Store(pool), Codec(), router, max_event_bytes=262_144, max_ahead_s=86_400, now=clock)

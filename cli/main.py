@@ -11,7 +11,7 @@ import typer
 import cli
 from infra.errors import DependencyUnavailable
 from infra.runtime import EX_CONFIG
-from infra.settings import SettingsError
+from infra.settings import SettingsError, exempt_loopback_from_proxies
 
 _HELP = "Run and inspect leadstream, a pipeline for real-time lead events."
 _ONLY_IN_REPOSITORY = ("local", "simulators")  # packages that the wheel and the production image do not contain
@@ -32,7 +32,11 @@ def build() -> typer.Typer:
 
 
 def main() -> None:
-    """Run the command line. Exit codes: 0 done, 1 failed, 2 wrong usage, 78 invalid settings."""
+    """Run the command line.
+
+    Exit codes: 0 done, 1 failed, 2 wrong usage, 78 invalid settings. docs/runbooks/README.md lists those of processes.
+    """
+    exempt_loopback_from_proxies()
     try:
         build()()
     except SettingsError as error:

@@ -93,13 +93,14 @@ async def _register_campaigns(settings: Settings) -> str:
     reports it and does not start.
     """
     from infra.postgres.pool import connect  # noqa: PLC0415 - see above
-    from streams.campaigns.catalog import register_signals  # noqa: PLC0415
+    from streams.campaigns.catalog import EVERY_TYPE, register_signals  # noqa: PLC0415
     from streams.campaigns.triggers import event_types, read_campaigns  # noqa: PLC0415
 
     campaigns, problems = read_campaigns(settings.campaigns_dir)
     pool = await connect(settings.database_url, size=1, application="prepare")
     try:
-        await register_signals(pool, event_types(campaigns.values()))
+        # While a file is invalid nobody knows which types it needs: every type is signalled until campaigns start.
+        await register_signals(pool, event_types(campaigns.values()) | ({EVERY_TYPE} if problems else set()))
     finally:
         await pool.close()
     warning = f", {len(problems)} problems: run `leadstream campaigns check`" if problems else ""

@@ -1,1 +1,1 @@
-"""What every other package uses: settings, errors, outcomes, telemetry, Kafka, Postgres, ClickHouse."""
+"""Infrastructure that all other packages use: settings, errors, outcomes, telemetry, Kafka, Postgres, ClickHouse."""

@@ -32,6 +32,16 @@ class TooManyDead(Exception):  # noqa: N818 - a state of the topic, not a defect
     """A larger share of the last records is dead than ``LEADSTREAM_MAX_DEAD_SHARE`` allows."""
 
 
+def first_error(error: BaseException) -> BaseException:
+    """Return the first error in a group of groups: the one that ended the others.
+
+    Raise it outside the ``except`` block: inside, its context would be the group that holds it, an endless chain.
+    """
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 class Verdict(StrEnum):
     """What to do about a failed call."""
 

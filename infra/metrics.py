@@ -19,7 +19,7 @@ BATCH_RECORDS = Histogram(
 )
 WAITING = Gauge(
     "leadstream_waiting",
-    "1 while a dependency is unavailable and a stage retries with backoff.",
+    "1 while a stage waits for a dependency that is unavailable, or paused by a rate limit or quota.",
     ["stage", "dependency"],
 )
 REBALANCES = Counter(

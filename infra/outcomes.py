@@ -15,7 +15,8 @@ class Reason(StrEnum):
 
     # dead: the record itself is invalid
     EMPTY = "empty"  # no value
-    TOO_LARGE = "too_large"  # more bytes than LEADSTREAM_MAX_EVENT_BYTES
+    # the event is larger than LEADSTREAM_MAX_EVENT_BYTES, or the lead or a record about it would not fit its topic
+    TOO_LARGE = "too_large"
     NOT_AVRO = "not_avro"  # neither Avro in one of the two framings nor JSON, or a truncated or corrupt Avro datum
     NOT_JSON = "not_json"  # starts with { and is not valid JSON
     UNKNOWN_SCHEMA = "unknown_schema"  # a fingerprint or schema id that is not in the registry

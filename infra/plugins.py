@@ -1,6 +1,7 @@
-"""Connectors by folder: a file that defines ``Config`` is a connector, ``NAME`` is the name that users type.
+"""Finds connectors: each file of a folder that defines ``Config`` is a connector.
 
-Adding one is adding a file: there is no list to extend. Files of the folder without ``Config`` are not connectors.
+Its ``NAME`` must equal the name of its file, because processes and topics are named by the file. A new connector is a
+new file: there is no list to extend.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from types import ModuleType
 
 
 class PluginError(Exception):
-    """A connector has no name, two have the same one, or there is none with the requested name."""
+    """The ``NAME`` of a connector is not the name of its file, or there is no connector of the requested name."""
 
 
 def discover(package: str) -> dict[str, ModuleType]:
-    """Return the connectors of ``package`` (dotted name) by their names, sorted.
+    """Return the connectors of ``package`` (dotted name) by name, in the order of their names.
 
     Raises:
-        PluginError: a connector without ``NAME``, or two with the same.
+        PluginError: ``NAME`` is missing or differs from the file's name; the message names the file.
 
     """
     found: dict[str, ModuleType] = {}
@@ -27,20 +28,18 @@ def discover(package: str) -> dict[str, ModuleType]:
         module = importlib.import_module(f"{package}.{file.name}")
         if not hasattr(module, "Config"):
             continue
-        name = getattr(module, "NAME", "")
-        if not name:
-            raise PluginError(f"{module.__name__} defines Config but no NAME")
-        if name in found:
-            raise PluginError(f"{module.__name__} and {found[name].__name__} are both named {name!r}")
+        name = getattr(module, "NAME", None)
+        if name != file.name:
+            raise PluginError(f"{module.__name__}: NAME must equal the file's name, {file.name!r}; it is {name!r}")
         found[name] = module
-    return dict(sorted(found.items()))
+    return found
 
 
 def find(package: str, name: str) -> ModuleType:
     """Return the connector ``name`` of ``package``.
 
     Raises:
-        PluginError: there is none; the message lists the existing ones.
+        PluginError: there is no such connector; the message lists the existing ones.
 
     """
     found = discover(package)

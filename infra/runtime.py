@@ -1,8 +1,7 @@
-"""How every process of the pipeline runs: settings, JSON logs, uvloop, signals, health pages, exit codes.
+"""Runs every process of the pipeline: settings, JSON logs, uvloop, signals, health pages, exit codes.
 
-Exit codes: 0 stopped on request; 78 (``EX_CONFIG``) a person has to fix something first, so a supervisor must not
-restart it (a wrong setting, or a topic full of dead records; ``LEADSTREAM_STAY_WHEN_DEAD`` is for a supervisor that
-would); 1 anything else, after which a restart is right.
+Exit codes (also listed in docs/runbooks/README.md): 0 after a requested stop, 1 after any failure that a restart may
+fix, :data:`EX_SOFTWARE` and :data:`EX_CONFIG`.
 """
 
 from __future__ import annotations
@@ -13,18 +12,26 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Any
 
 import orjson
 import uvloop
 
-from infra.errors import ClientFailed, TooManyDead
-from infra.settings import Settings, SettingsError
+from infra.errors import ClientFailed, TooManyDead, first_error
+from infra.settings import Settings, SettingsError, exempt_loopback_from_proxies
 from infra.telemetry import tracing
 
+EX_SOFTWARE = 70
+"""A Faust process ended itself at once: a handler raised, the event loop hangs, or Faust crashed. Restart it."""
+
 EX_CONFIG = 78
+"""A person has to fix something first: a wrong setting, or too many dead records. Do not restart it.
+
+``LEADSTREAM_STAY_WHEN_DEAD`` is for supervisors that restart every process that exits.
+"""
 
 
 @dataclass(slots=True)
@@ -95,6 +102,7 @@ def run(main: Main, name: str) -> None:
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
         raise SystemExit(EX_CONFIG) from None
+    exempt_loopback_from_proxies()
     set_up_logs(settings.log_level, name)
     collect_garbage_rarely()
     raise SystemExit(uvloop.run(_live(main, settings, name)))
@@ -171,6 +179,19 @@ def _serve_health(settings: Settings, status: Status) -> asyncio.Task[None]:
     return asyncio.create_task(web.serve(health.app(health.Health(status)), listener, grace_s=1))
 
 
+async def run_together(*works: Coroutine[Any, Any, None]) -> None:
+    """Run ``works`` until all have ended; the first failure cancels the others and is raised."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            for work in works:
+                tasks.create_task(work)
+    except BaseExceptionGroup as errors:
+        failed = first_error(errors)
+    else:
+        return
+    raise failed
+
+
 async def until_signalled(work: Awaitable[None]) -> None:
     """Await ``work`` and cancel it on SIGTERM or SIGINT: for servers that have no work to finish."""
     task = asyncio.ensure_future(work)
@@ -204,12 +225,18 @@ class _JsonLines(logging.Formatter):
 
 
 def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
-    while error is not None:
+    """Yield the error, the errors in it and the errors that led to it, each once: a chain may be cyclic."""
+    seen: set[int] = set()
+    left = [error]
+    while left:
+        error = left.pop()
+        if error is None or id(error) in seen:
+            continue
+        seen.add(id(error))
         yield error
+        left += [error.__cause__, error.__context__]
         if isinstance(error, BaseExceptionGroup):
-            for inner in error.exceptions:
-                yield from _with_causes(inner)
-        error = error.__cause__ or error.__context__
+            left += error.exceptions
 
 
 def set_up_logs(level: str, process: str) -> None:

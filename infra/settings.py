@@ -30,7 +30,10 @@ class SettingsError(Exception):
 
 
 class Settings(KafkaSettings):
-    """All settings that are not a connector's own. Frozen: read once at start, passed on from there."""
+    """All settings except those of connectors. Frozen: read once at start, then passed on.
+
+    The connection settings of Kafka (TLS, SASL) are in infra/kafka_settings.py.
+    """
 
     home: Path = Field(Path(".leadstream"), description="Folder that holds all state of an embedded stack.")
 
@@ -185,6 +188,12 @@ def child_environment(changes: Mapping[str, str], *, inherit: bool = True) -> di
     """Return this process's environment with ``changes``, for a child; its own settings only where ``inherit``."""
     kept = {key: value for key, value in os.environ.items() if inherit or not key.startswith(PREFIX)}
     return kept | dict(changes)
+
+
+def exempt_loopback_from_proxies() -> None:
+    """Make this process and its children reach 127.0.0.1 directly, also if HTTP_PROXY is set."""
+    for name in ("NO_PROXY", "no_proxy"):
+        os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1,localhost")))
 
 
 def _stack_file(path: Path) -> dict[str, str]:

@@ -9,9 +9,8 @@ import idna
 from email_validator import EmailNotValidError, validate_email
 
 MAX_EMAIL = 254  # characters; RFC 5321, 4.5.3.1.3
-_MAX_LOCAL = 64  # 4.5.3.1.1
 # Permissive on purpose: each mail server decides which local parts (the part before the @) it accepts.
-_ASCII = re.compile(r"[^\s@]{1,64}@[^\s@.]+(?:\.[^\s@.]+)+")
+_SHAPE = re.compile(r"[^\s@]{1,64}@[^\s@.]+(?:\.[^\s@.]+)+")
 
 
 @lru_cache(maxsize=65_536)
@@ -29,16 +28,15 @@ def normal_email(text: str) -> str:
         return ""
     if address.isascii():
         # Fast path for about 99 % of addresses; the library calls below cost up to 0.1 ms.
-        return address.lower() if _ASCII.fullmatch(address) else ""
+        return address.lower() if _SHAPE.fullmatch(address) else ""
     local, _, domain = address.rpartition("@")
     try:
-        parsed = validate_email(f"{local}@example.com", check_deliverability=False)
-        host = normal_domain(domain)
+        found = validate_email(f"{local}@example.com", check_deliverability=False)
+        normal = f"{found.local_part.lower()}@{normal_domain(domain)}"
     except (EmailNotValidError, ValueError):
         return ""
-    normal = f"{parsed.local_part.lower()}@{host}"
-    in_bounds = len(parsed.local_part) <= _MAX_LOCAL and len(normal) <= MAX_EMAIL
-    return normal if in_bounds and "." in host else ""
+    # The result obeys the same rules as an address of ASCII, so that it is its own normal form.
+    return normal if len(normal) <= MAX_EMAIL and _SHAPE.fullmatch(normal) else ""
 
 
 def normal_domain(domain: str) -> str:

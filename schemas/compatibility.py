@@ -112,14 +112,21 @@ def _changed_logical_types(before: RecordType, after: RecordType) -> list[str]:
 
 
 def _logical_types(node: Any, path: str = "") -> dict[str, str]:
-    """Return path -> logical type ("" for none) of every field, including fields of nested records."""
+    """Return path -> logical type ("" for none) of every field, at any depth."""
     if isinstance(node, list):
-        return {key: found for branch in node for key, found in _logical_types(branch, path).items() if path or found}
+        union: dict[str, str] = {}
+        for branch in node:
+            for key, found in _logical_types(branch, path).items():
+                union[key] = union.get(key) or found
+        return union
     if not isinstance(node, dict):
         return {path: ""}
     if "fields" in node:
         inner = [_logical_types(own["type"], f"{path}/{own['name']}") for own in node["fields"]]
         return {key: found for each in inner for key, found in each.items()}
+    for inner_type, suffix in (("items", "[]"), ("values", "{}")):
+        if inner_type in node:
+            return _logical_types(node[inner_type], path + suffix)
     return {path: str(node.get("logicalType", ""))}
 
 

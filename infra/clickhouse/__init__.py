@@ -1,1 +1,1 @@
-"""The analytics store's client and migrations."""
+"""The ClickHouse client, and the SQL files of its migrations (applied by :mod:`operations.migrate_clickhouse`)."""

@@ -1,1 +1,1 @@
-"""Topics as code, the one batch loop, dead letters and lag."""
+"""Kafka clients, topic definitions, the batch loop, delivery of records, and dead letters."""

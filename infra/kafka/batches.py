@@ -29,6 +29,7 @@ from typing import Any, Generic
 from opentelemetry.trace import Span
 
 from infra import metrics, telemetry
+from infra.errors import first_error
 from infra.kafka import client
 from infra.kafka.assignment import IDLE_S, Assignment, Fetched
 from infra.kafka.dead_letters import DeadShare
@@ -117,10 +118,13 @@ class _Loop(Generic[Batch]):
                 steps.create_task(self._fetch())
                 steps.create_task(self._apply())
                 steps.create_task(self._deliver())
-        except BaseExceptionGroup as group:
-            raise _first(group) from None
+        except BaseExceptionGroup as errors:
+            failed = first_error(errors)
+        else:
+            return
         finally:
             await self._assignment.close()
+        raise failed
 
     @contextmanager
     def _step(self, name: str, batch: Span) -> Iterator[None]:
@@ -190,10 +194,3 @@ class _Loop(Generic[Batch]):
     def _end(self, batch: _InFlight[Batch]) -> None:
         batch.span.end()
         self._assignment.end()
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

@@ -11,6 +11,7 @@ from infra.kafka.producer import Output
 from infra.outcomes import Reason, What
 
 TOPIC = "leads.outcomes"
+_MAX_DETAIL = 1000  # characters
 NOWHERE = ("", -1, -1)  # the outcome is about no record
 
 Coordinates = tuple[str, int, int]  # topic, partition, offset
@@ -59,6 +60,6 @@ class OutcomeRecords:
             "topic": topic,
             "partition": partition,
             "offset": offset,
-            "detail": detail,
+            "detail": detail[:_MAX_DETAIL],
         }
         return Output(TOPIC, (lead_id or event_id).encode(), self._encode(record))

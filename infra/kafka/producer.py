@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from confluent_kafka import KafkaError, KafkaException, Message
 
-from infra.errors import DependencyUnavailable
+from infra.errors import ClientFailed, DependencyUnavailable
 from infra.kafka.client import OnFatal, producer
 from infra.kafka_settings import KafkaSettings
 
@@ -89,6 +89,8 @@ class Deliverer:
             "message.max.bytes": 17_000_000,
             "message.timeout.ms": int(timeout_s * 1000),
         }
+        self._name = name
+        self._on_fatal = on_fatal
         self._producer = producer(settings, name, config=own | dict(config or {}), on_fatal=on_fatal)
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._poll, name="producer-poll", daemon=True)
@@ -146,7 +148,12 @@ class Deliverer:
 
     def _poll(self) -> None:
         while not self._closing.is_set():
-            self._producer.poll(_POLL_S)
+            try:
+                self._producer.poll(_POLL_S)
+            except Exception as error:  # noqa: BLE001 - librdkafka's fatal error, or a bug in a callback
+                # Polling goes on: it fails the deliveries in flight, which would otherwise never end.
+                if self._on_fatal is not None:
+                    self._on_fatal(ClientFailed(f"the Kafka producer of {self._name} failed permanently: {error}"))
 
     async def close(self, timeout_s: float = 5) -> None:
         """Wait at most ``timeout_s`` seconds for the records in flight, then end the thread."""

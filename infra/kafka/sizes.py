@@ -7,6 +7,7 @@ depends on its delivery. Source: Kafka's record batch format 2 (kafka.apache.org
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 from infra.kafka.producer import Output
 from infra.kafka.topics import load_topics
@@ -17,6 +18,7 @@ _RECORD = 36  # length, attributes, timestamp, offset, and the lengths of key, v
 _HEADER = 10  # the lengths of a header's name and value
 
 
+@cache
 def topic_limits() -> dict[str, int]:
     """Return the largest batch that each topic takes, in bytes, by topic."""
     return {name: int(topic.config[LIMIT]) for name, topic in load_topics().items()}
@@ -35,6 +37,12 @@ def record_bytes(
 def output_bytes(output: Output) -> int:
     """Return the same of an output."""
     return record_bytes(output.key, output.value, output.headers)
+
+
+def fits(output: Output) -> bool:
+    """Return whether ``output`` can be delivered to its topic; True for a topic that is not in topics.toml."""
+    limit = topic_limits().get(output.topic)
+    return limit is None or output_bytes(output) <= limit
 
 
 def utf8_bytes(text: str) -> int:

@@ -10,10 +10,11 @@ from infra.runtime import log
 
 
 class Pause:
-    """When a destination wants no calls: rate limit, quota, token, set-up, no connection.
+    """Pauses all calls to a destination: rate limit, quota, rejected token, wrong set-up, or no connection.
 
-    A pause ends when its time is over, never before, whatever work arrives. It is logged, and exported as the metric
-    ``leadstream_waiting`` with the labels ``stage`` and ``destination``. It lives in this process only.
+    A pause ends when its time is over; new work does not shorten it. It exists in this process only and is logged as
+    ``paused``. From its start until the first response after its end the metric ``leadstream_waiting`` is 1, with the
+    labels ``stage`` and ``dependency`` (the destination's name).
     """
 
     def __init__(self, stage: str, destination: str, backoff: Backoff, clock: Clock = now_us) -> None:

@@ -55,7 +55,7 @@ class Settle(Generic[Row]):
         except TimeoutError:
             if not limit.expired():
                 raise
-            settled = [(row, Parked(Reason.TIMEOUT)) for row in lease.rows]
+            settled = [(row, self._table.overdue(row)) for row in lease.rows]
         except DependencyUnavailable as away:
             self._log.warning("released", extra={"fields": {"why": str(away), "rows": len(lease.rows)}})
             settled = [(row, Released(_UNAVAILABLE_S)) for row in lease.rows]

@@ -27,7 +27,8 @@ from typing import Any, Generic
 import asyncpg
 
 from infra.clock import Clock, now_us, seconds_us
-from infra.postgres.leased_rows import Done, Lease, Parked, Row
+from infra.outcomes import Reason
+from infra.postgres.leased_rows import Done, Lease, Parked, Released, Row
 from infra.postgres.pool import connection
 
 
@@ -76,6 +77,10 @@ class LeasedTable(ABC, Generic[Row]):
 
         It may be repeated with the same arguments when an answer was lost.
         """
+
+    def overdue(self, row: Row) -> Parked | Released:  # noqa: ARG002 - for tables that need to know which
+        """Return what becomes of a row whose work was cancelled because it did not keep to its deadline."""
+        return Parked(Reason.TIMEOUT)
 
     async def claim(self, limit: int) -> Lease[Row]:
         """Claim up to ``limit`` rows that are due and free, longest waiting first."""

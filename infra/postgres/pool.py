@@ -13,7 +13,7 @@ import asyncpg
 
 from infra.errors import DependencyUnavailable
 
-AWAY = (
+UNAVAILABLE_ERRORS = (
     OSError,
     TimeoutError,
     asyncpg.InterfaceError,  # the connection was closed under us
@@ -72,7 +72,7 @@ async def transaction(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
     try:
         async with pool.acquire() as connection, connection.transaction():
             yield connection
-    except AWAY as error:
+    except UNAVAILABLE_ERRORS as error:
         if isinstance(error, ValueError):  # asyncpg's InterfaceError is one where a value does not fit its type: a bug
             raise
         raise DependencyUnavailable("Postgres", error) from error
@@ -89,7 +89,7 @@ async def connection(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
     try:
         async with pool.acquire() as lent:
             yield lent
-    except AWAY as error:
+    except UNAVAILABLE_ERRORS as error:
         if isinstance(error, ValueError):  # asyncpg's InterfaceError is one where a value does not fit its type: a bug
             raise
         raise DependencyUnavailable("Postgres", error) from error

@@ -16,7 +16,7 @@ from typing import Any
 import asyncpg
 
 from infra.clock import Clock, now_us
-from infra.postgres.leased_rows import ClaimedRow, Done, Lease, Subject
+from infra.postgres.leased_rows import ClaimedRow, Done, Lease, Released, Subject
 from infra.postgres.leased_table import LeasedTable, WorkColumns
 from infra.postgres.pool import connection
 
@@ -172,6 +172,10 @@ class MessagesTable(LeasedTable[MessageRow]):
             erased=record["permission"] in (None, "erased"),
             withdrawn=record["permission"] == "withdrawn",
         )
+
+    def overdue(self, row: MessageRow) -> Released:  # noqa: ARG002
+        """Keep the state: a message that was being handed over is unsure."""
+        return Released()
 
     async def add(self, requests: Sequence[MessageRequest]) -> dict[str, str]:
         """Insert ``requests``, whose message ids must differ, except those that have an earlier request.

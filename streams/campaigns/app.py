@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
-
 from infra.clock import now_us
 from infra.kafka.producer import Deliverer
 from infra.postgres.pool import connect
-from infra.runtime import Stop
+from infra.runtime import Stop, run_together
 from infra.settings import Settings
 from schemas.codec import Codec
 from streams.campaigns.catalog import Catalog
@@ -27,13 +25,8 @@ async def main(settings: Settings, stop: Stop) -> None:
     deliverer = Deliverer(settings, STAGE, on_fatal=stop.fail)
     pool = await connect(settings.database_url, size=1, application=STAGE)
     try:
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(catalog.follow_changes(pool, stop))
-            tasks.create_task(
-                run_agent(settings, stop, group=STAGE, topic=TOPIC, handler=evaluator, deliverer=deliverer)
-            )
-    except BaseExceptionGroup as group:
-        raise group.exceptions[0] from None  # the first failure; it cancelled the other task
+        agent = run_agent(settings, stop, group=STAGE, topic=TOPIC, handler=evaluator, deliverer=deliverer)
+        await run_together(catalog.follow_changes(pool, stop), agent)
     finally:
         await deliverer.close()
         await pool.close()

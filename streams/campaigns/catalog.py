@@ -28,6 +28,7 @@ from streams.campaigns.templates import Templates, load_campaigns_and_templates
 from streams.campaigns.triggers import Campaign, event_types
 
 CONSUMER = "campaigns"
+EVERY_TYPE = "*"  # as an event type in signal_types: intake signals all of them
 _POLL_S = 1.0
 _RETRY_S = 1.0
 
@@ -58,13 +59,15 @@ class Catalog:
     async def follow_changes(self, pool: asyncpg.Pool, stop: Stop) -> None:
         """Register the event types, then reload changed files every second until ``stop``."""
         await self._register(pool, self.current, stop)
+        seen = self._seen
         while not await stop.wait(_POLL_S):
-            seen = await asyncio.to_thread(_fingerprint, self._folder)
-            if seen == self._seen:
+            seen, before = await asyncio.to_thread(_fingerprint, self._folder), seen
+            # A change is loaded once it is at rest: a folder that is being copied may be valid and incomplete.
+            if seen == self._seen or seen != before:
                 continue
             self._seen = seen
             try:
-                changed = await asyncio.to_thread(_load, self._folder)
+                changed = await asyncio.to_thread(_load_existing, self._folder)
             except SettingsError as error:
                 metrics.CAMPAIGNS_INVALID.set(1)
                 fields = {"folder": str(self._folder), "problems": str(error)}
@@ -110,6 +113,12 @@ async def register_signals(pool: asyncpg.Pool, types: Collection[str]) -> None:
         )
 
 
+def _load_existing(folder: Path) -> CampaignSet:
+    if not folder.is_dir():
+        raise SettingsError(f"the folder {folder} is missing")
+    return _load(folder)
+
+
 def _load(folder: Path) -> CampaignSet:
     campaigns, templates = load_campaigns_and_templates(folder)
     return CampaignSet(tuple(campaigns.values()), templates)
@@ -121,7 +130,7 @@ def _fingerprint(folder: Path) -> _Fingerprint:
     for file in [*folder.glob("*.yaml"), *folder.glob("templates/**/*")]:
         try:
             stat = file.stat()
-        except FileNotFoundError:  # deleted since the folder was listed
+        except OSError:  # deleted since the folder was listed, or a link to nothing
             continue
         found.add((str(file), stat.st_mtime_ns, stat.st_size))
     return frozenset(found)

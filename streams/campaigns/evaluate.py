@@ -18,6 +18,7 @@ from infra.clock import Clock
 from infra.kafka.dead_letters import dead_letter
 from infra.kafka.outcome_records import OutcomeRecords
 from infra.kafka.producer import Output
+from infra.kafka.sizes import fits
 from infra.outcomes import Dead, Problem, Reason, What
 from infra.runtime import log
 from schemas.codec import Codec, DecodeError
@@ -102,7 +103,10 @@ class Evaluator:
             "subject": rendered.subject,
             "body": rendered.body,
         }
-        outputs.append(Output(REQUESTS, lead["lead_id"].encode(), self._request(request)))
+        output = Output(REQUESTS, lead["lead_id"].encode(), self._request(request))
+        if not fits(output):
+            return What.SKIPPED, Reason.TOO_LARGE
+        outputs.append(output)
         return What.TRIGGERED, None
 
     def _outcome(

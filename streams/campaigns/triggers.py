@@ -142,6 +142,9 @@ def read_campaigns(folder: Path) -> tuple[dict[str, Campaign], list[str]]:
         except ValidationError as error:
             problems += [f"{file}: {'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()]
             continue
+        except OSError as error:  # deleted since the folder was listed, not readable, a folder
+            problems.append(f"{file}: cannot be read: {error.strerror}")
+            continue
         except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or an impossible date
             problems.append(f"{file}: not valid YAML: {' '.join(str(error).split())}")
             continue

@@ -15,6 +15,7 @@ from infra.clock import Clock, now_us
 from infra.kafka.dead_letters import dead_letter
 from infra.kafka.outcome_records import OutcomeRecords
 from infra.kafka.producer import Headers, Output
+from infra.kafka.sizes import fits
 from infra.outcomes import Dead, Problem, Reason, What
 from schemas.codec import Codec, DecodeError
 from schemas.lead import parse_lead
@@ -57,15 +58,18 @@ class EnrichmentHandler:
             return [self._dead(record, Dead(Reason.NOT_JSON, (Problem("/lead", str(error)),)))]
         identifiers = identifiers_of(request["lead"])
         result = await self._waterfall.enrich(request["tenant"], request["lead"]) if identifiers else None
-        outputs = [self._outcome(record, request, result)]
-        if result is not None and isinstance(result.answer, Found):
-            event = self._event(completed_event(request, identifiers, result, result.answer))
-            key = f"{request['tenant']}:{next(iter(identifiers.values()))}".encode()
-            outputs.insert(0, Output("leads.received", key, event, _trace(record.headers())))
-        return outputs
+        if result is None or not isinstance(result.answer, Found):
+            return [self._outcome(record, request, *_describe(result))]
+        value = self._event(completed_event(request, identifiers, result, result.answer))
+        key = f"{request['tenant']}:{next(iter(identifiers.values()))}".encode()
+        event = Output("leads.received", key, value, _trace(record.headers()))
+        if not fits(event):
+            return [self._outcome(record, request, What.SKIPPED, Reason.TOO_LARGE, result.provider)]
+        return [event, self._outcome(record, request, *_describe(result))]
 
-    def _outcome(self, record: Record, request: Mapping[str, Any], result: Result | None) -> Output:
-        what, reason, detail = _describe(result)
+    def _outcome(
+        self, record: Record, request: Mapping[str, Any], what: What, reason: Reason | None, detail: str
+    ) -> Output:
         return self._outcomes.build(
             what,
             reason,

@@ -122,13 +122,15 @@ async def run_agent(
     watchdog = Watchdog(app, pipe)
     await app.start()
     beat = asyncio.create_task(watchdog.beat(stop))
-    await stop.wait()
-    beat.cancel()
-    await _leave(app, pipe, settings.shutdown_s)
-    watchdog.ended.set()
+    try:
+        await stop.wait()
+    finally:  # also if another task of the process failed: Faust's threads would keep the process alive
+        beat.cancel()
+        await _leave(app, pipe, stop, settings.shutdown_s)
+        watchdog.ended.set()
 
 
-async def _leave(app: Any, pipe: OrderedPipe, shutdown_s: float) -> None:
+async def _leave(app: Any, pipe: OrderedPipe, stop: Stop, shutdown_s: float) -> None:
     """Finish the records in flight, commit and leave the group; exit the process if Faust does not stop in time."""
     finished = await pipe.pause(shutdown_s / 2)
     with suppress(TimeoutError):
@@ -138,7 +140,7 @@ async def _leave(app: Any, pipe: OrderedPipe, shutdown_s: float) -> None:
             await app.stop()
     except TimeoutError:
         log(pipe.group).warning("Faust did not stop in time; exiting", extra={"fields": {"all_acked": finished}})
-        os._exit(0 if finished else 1)
+        os._exit(0 if finished and stop.failure is None else 1)
 
 
 async def _topic_exists(settings: Settings, stop: Stop, group: str, topic: str) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 import faust
 import httpx
 from aiokafka.abc import AbstractTokenProvider  # type: ignore[import-untyped]
+from aiokafka.errors import KafkaConnectionError  # type: ignore[import-untyped]
 from faust.types.auth import CredentialsT
 
 from infra.kafka.client import tls_context
@@ -60,7 +61,7 @@ class TokenProvider(AbstractTokenProvider):
         """Return a token, the same one for the first 80 % of its lifetime; aiokafka asks once a connection.
 
         Raises:
-            httpx.HTTPError: the token endpoint did not give one; aiokafka then retries with backoff.
+            KafkaConnectionError: the token endpoint did not return one; aiokafka then retries with backoff.
 
         """
         if self._clock() >= self._fresh_until:
@@ -75,8 +76,13 @@ class TokenProvider(AbstractTokenProvider):
         if settings.kafka_oauth_scope:
             form["scope"] = settings.kafka_oauth_scope
         login = httpx.BasicAuth(settings.kafka_oauth_client_id, secret.get_secret_value() if secret else "")
-        async with httpx.AsyncClient(transport=self._transport, timeout=_TIMEOUT_S, trust_env=False) as http:
-            answer = await http.post(settings.kafka_oauth_token_url, data=form, auth=login)
-        answer.raise_for_status()
-        found: dict[str, Any] = answer.json()
+        try:
+            async with httpx.AsyncClient(transport=self._transport, timeout=_TIMEOUT_S, trust_env=False) as http:
+                response = await http.post(settings.kafka_oauth_token_url, data=form, auth=login)
+            response.raise_for_status()
+            found: dict[str, Any] = response.json()
+            found["access_token"]
+        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+            # aiokafka retries this type with backoff; any other ends its client without a word.
+            raise KafkaConnectionError(f"no token from the token endpoint: {type(error).__name__}") from error
         return found

@@ -26,9 +26,8 @@ from dataclasses import dataclass, field
 from infra import metrics, telemetry
 from infra.kafka.producer import Output
 from infra.retry import Retry
-from infra.runtime import Status, log
+from infra.runtime import EX_SOFTWARE, Status, log
 
-EX_SOFTWARE = 70
 _MAX_UNACKED = 16  # multiple of max_inflight: bounds the finished records that wait for the ack of an earlier one
 
 

@@ -12,7 +12,7 @@ from schemas.codec import Codec
 from schemas.writer_schemas import schema_fetch
 from streams.intake.pipeline import Intake
 from streams.intake.route import CRM_TOPICS, STAGE, Router
-from streams.intake.store import Store, speak_microseconds
+from streams.intake.store import Store
 
 
 async def main(settings: Settings, stop: Stop) -> None:
@@ -20,9 +20,7 @@ async def main(settings: Settings, stop: Stop) -> None:
     codec = Codec(fetch=schema_fetch(settings.schema_registry_url))
     crm_topics = [name for name in load_topics() if name.startswith(CRM_TOPICS)]
     deliverer = Deliverer(settings, STAGE, on_fatal=stop.fail)
-    pool = await connect(
-        settings.database_url, size=settings.database_pool_size, application=STAGE, init=speak_microseconds
-    )
+    pool = await connect(settings.database_url, size=settings.database_pool_size, application=STAGE)
     intake = Intake(
         Store(pool),
         codec,

@@ -22,25 +22,14 @@ from streams.intake.event import Event, Identity
 from streams.intake.merge import TOUCHING, Touch
 from streams.intake.writes import columns_of, insert_bindings, write_decision
 
-_POSTGRES_EPOCH = 946_684_800_000_000  # 2000-01-01 in microseconds since 1970: what timestamptz counts from
 _CLOCK_ERROR = timedelta(seconds=300)  # by how much a worker's clock may be wrong
+_EVERY_TYPE = "*"  # in signal_types: written by `leadstream prepare` while a campaign file is invalid
 _MONTH_LOCK = 7017840
 _CONTENTION = {
     asyncpg.UniqueViolationError: "unique_violation",
     asyncpg.DeadlockDetectedError: "deadlock",
     asyncpg.SerializationError: "serialization",
 }
-
-
-async def speak_microseconds(connection: asyncpg.Connection) -> None:
-    """Have ``connection`` take and give timestamptz as microseconds since 1970; all of intake's connections do."""
-    await connection.set_type_codec(
-        "timestamptz",
-        schema="pg_catalog",
-        format="tuple",
-        encoder=lambda micros: (micros - _POSTGRES_EPOCH,),
-        decoder=lambda row: row[0] + _POSTGRES_EPOCH,
-    )
 
 
 class Contended(Exception):  # noqa: N818 - it asks for another try
@@ -137,9 +126,10 @@ class Transaction:
         return past, await self._leads([*losers, *(receipt.lead_id for _, receipt in redelivered)])
 
     async def signal_types(self) -> frozenset[str]:
-        """Return the event types that campaigns listen to now."""
+        """Return the event types that campaigns listen to now; every type while one of their files is invalid."""
         rows = await self.connection.fetch("SELECT DISTINCT event_type FROM signal_types")
-        return frozenset(row[0] for row in rows)
+        types = frozenset(row[0] for row in rows)
+        return frozenset(registry().events) if _EVERY_TYPE in types else types
 
     async def write(self, decision: Decision) -> None:
         """Write the decision; it is there when the transaction commits."""

@@ -1,4 +1,4 @@
-"""Connectors are found by folder; a wrong one is said, not skipped."""
+"""Connectors are discovered by folder; an invalid one is an error, not skipped."""
 
 from __future__ import annotations
 
@@ -31,9 +31,10 @@ def test_connectors_are_the_files_with_a_config(tmp_path: Path, monkeypatch: pyt
         plugins.find(name, "c")
 
 
-def test_a_connector_needs_a_name_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(plugins.PluginError, match="no NAME"):
-        plugins.discover(package(tmp_path, monkeypatch, a="class Config: ..."))
-    both = package(tmp_path, monkeypatch, a="class Config: ...\nNAME = 'x'", b="class Config: ...\nNAME = 'x'")
-    with pytest.raises(plugins.PluginError, match="both named 'x'"):
-        plugins.discover(both)
+@pytest.mark.parametrize("name", ["", "NAME = ''", "NAME = 'b'", "NAME = 'A'"])
+def test_the_name_of_a_connector_is_the_name_of_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    folder = package(tmp_path, monkeypatch, a=f"class Config: ...\n{name}", b="class Config: ...\nNAME = 'b'")
+    with pytest.raises(plugins.PluginError, match=rf"{folder}\.a: NAME must equal the file's name, 'a'"):
+        plugins.discover(folder)

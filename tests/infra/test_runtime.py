@@ -40,6 +40,29 @@ async def main(settings, stop):
 
 run(main, "worker")
 """
+TOGETHER = """
+import asyncio
+from infra.runtime import run, run_together
+
+async def fails():
+    raise ValueError("the cause")
+
+async def main(settings, stop):
+    await run_together(fails(), asyncio.Event().wait())
+
+run(main, "worker")
+"""
+CYCLIC = """
+from infra.runtime import run
+
+async def main(settings, stop):
+    try:
+        raise ExceptionGroup("group", [ValueError("the cause")])
+    except ExceptionGroup as group:
+        raise group.exceptions[0] from None
+
+run(main, "worker")
+"""
 
 
 def start(program: str, **settings: str) -> subprocess.Popen[bytes]:
@@ -51,6 +74,14 @@ def test_too_many_dead_end_the_process_with_a_code_that_says_do_not_restart() ->
     out, _ = (worker := start(TOO_MANY)).communicate(timeout=60)
     assert worker.returncode == 78
     assert [json.loads(line)["level"] for line in out.splitlines()] == ["info", "critical"]
+
+
+@pytest.mark.parametrize("program", [TOGETHER, CYCLIC], ids=["first of several", "its context holds it"])
+def test_an_unexpected_error_is_logged_once_as_json_and_ends_the_process(program: str) -> None:
+    out, _ = (worker := start(program)).communicate(timeout=60)
+    assert worker.returncode == 1
+    (line,) = [json.loads(line) for line in out.splitlines() if b"exception" in line]
+    assert "ValueError: the cause" in line["exception"]
 
 
 async def test_where_every_exit_is_restarted_too_many_dead_leave_the_process_there_and_idle() -> None:

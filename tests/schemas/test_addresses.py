@@ -46,6 +46,12 @@ def test_an_address_has_this_normal_form(text: str, normal: str) -> None:
         "ü" * 65 + "@example.com",
         "a@" + "b" * 250 + ".com",
         "ada@\u2028.example",
+        "jürgen@exam ple.com",
+        "jürgen@.com",
+        "jürgen@a..de",
+        "jürgen@b.de\r\nBcc: x.de",
+        "a@münchen.de.",
+        "İ" * 40 + "@example.com",
     ],
 )
 def test_a_text_that_is_not_an_address_has_no_normal_form(text: str) -> None:

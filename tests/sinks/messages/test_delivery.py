@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -167,6 +168,25 @@ async def _claimed(world: Any, message_id: str) -> bool:
 
 async def _count(world: Any, count: int) -> bool:
     return len(world.outcomes) == count
+
+
+async def test_a_channel_that_does_not_end_leaves_its_message_unsure(world: Any) -> None:
+    message_id = await world.requested()
+
+    class Stubborn(Crashing):
+        async def send(self, message: OutgoingMessage, handing_over: HandingOver) -> SendResult:  # noqa: ARG002
+            await handing_over()
+            with suppress(asyncio.CancelledError):
+                await asyncio.Event().wait()
+            return await asyncio.Event().wait()  # type: ignore[return-value]
+
+    table = MessagesTable(world.pool, world.name, lease_s=0.4, clock=world.clock)
+    await world.delivery(Stubborn(world.channel(), ""), table=table, when_unsure="hold").once()
+    row = await world.row(message_id)
+    assert (row["state"], row["attempts"], world.reported()) == ("sending", 0, [])
+    await world.delivery(when_unsure="hold").once()
+    assert world.reported() == [("dead", "unsure")]
+    assert (await world.stats())["messages"] == 0
 
 
 async def test_a_database_that_is_lost_before_handing_over_leaves_nothing_unsure(world: Any) -> None:

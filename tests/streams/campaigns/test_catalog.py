@@ -88,6 +88,27 @@ async def test_when_a_file_becomes_invalid_the_last_valid_campaigns_stay_in_use(
     await following
 
 
+@pytest.mark.integration
+async def test_a_folder_that_vanishes_for_a_while_takes_no_campaign_away(
+    folder: Path, pool: asyncpg.Pool, caplog: pytest.LogCaptureFixture
+) -> None:
+    stop, catalog = Stop(), Catalog(folder)
+    following = asyncio.create_task(catalog.follow_changes(pool, stop))
+    await asyncio.to_thread(folder.rename, folder.with_name("elsewhere"))
+    await eventually(lambda: any("invalid" in record.message for record in caplog.records))
+    assert names(catalog) == ["first"]
+    assert await registered(pool) == {"lead_created"}
+    stop.request()
+    await following
+
+
+def test_a_file_that_cannot_be_read_is_a_problem_like_any_other(folder: Path) -> None:
+    (folder / ".#first.yaml").symlink_to("nobody@nowhere")
+    (folder / "old.yaml").mkdir()
+    with pytest.raises(SettingsError, match=r"(?s)#first\.yaml: cannot be read.*old\.yaml: cannot be read"):
+        Catalog(folder)
+
+
 def test_an_invalid_folder_at_start_is_an_error_that_names_the_file(folder: Path) -> None:
     write(folder, "second", "no_such_event")
     with pytest.raises(SettingsError, match=r"second\.yaml"):

@@ -114,3 +114,8 @@ async def test_an_invalid_signal_is_a_dead_letter_with_its_original_value(value:
     assert output.topic == "leads.dead"
     assert output.value == value
     assert ("traceparent", b"00-1-2-01") in (output.headers or ())
+
+
+async def test_a_message_that_is_too_large_for_its_topic_is_skipped_and_not_requested() -> None:
+    ((topic, outcome),) = await run(record(first_name="A" * 2_000_000))
+    assert (topic, outcome["what"], outcome["reason"]) == ("leads.outcomes", "skipped", "too_large")

@@ -56,6 +56,7 @@ async def test_a_found_lead_gives_an_event_and_an_outcome() -> None:
         (LookupFailed(Reason.QUOTA, detail="status 402"), {}, "parked", Reason.QUOTA),
         (LookupFailed(Reason.RATE_LIMITED, retryable=True), {}, "parked", Reason.RATE_LIMITED),
         (Found({}), {"email": ""}, "skipped", Reason.NO_IDENTIFIER),
+        (Found({"title": "x" * 5_000_000}), {}, "skipped", Reason.TOO_LARGE),
     ],
 )
 async def test_every_other_result_gives_only_an_outcome(answer: Answer, lead: Any, what: str, reason: Reason) -> None:

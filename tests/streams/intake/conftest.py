@@ -16,7 +16,7 @@ from confluent_kafka import Message
 from infra.postgres.pool import connect
 from streams.intake.pipeline import Intake
 from streams.intake.route import Router
-from streams.intake.store import Store, speak_microseconds
+from streams.intake.store import Store
 from tests.conftest import Stack
 from tests.events import CODEC
 
@@ -40,7 +40,7 @@ def intake(store: asyncpg.Pool | Store, **settings: Any) -> Intake:
 
 @asynccontextmanager
 async def open_pool(dsn: str) -> AsyncIterator[asyncpg.Pool]:
-    pool = await connect(dsn, size=4, application="tests", init=speak_microseconds)
+    pool = await connect(dsn, size=4, application="tests")
     try:
         yield pool
     finally:

@@ -38,6 +38,8 @@ async def test_a_campaign_added_at_run_time_is_seen_by_the_next_batch(pool: asyn
             "DELETE FROM signal_types WHERE event_type = 'page_viewed' AND consumer LIKE $1 || '%'", unique
         )
         assert await signalled() == ["consent_changed"]
+        await pool.execute("INSERT INTO signal_types VALUES ($1, '*')", unique)
+        assert await signalled() == ["consent_changed", "page_viewed"]  # while a campaign file is invalid: every type
     finally:
         await pool.execute("DELETE FROM signal_types WHERE consumer LIKE $1 || '%'", unique)
     assert await signalled() == []
