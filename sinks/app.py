@@ -1,11 +1,9 @@
-"""The sinks' composition root: each function builds one sink's clients, runs it until ``stop``, and closes them."""
+"""Composition root of the sinks: each function builds the clients of one sink and runs it until ``stop``."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
 from types import ModuleType
-from typing import Any
 
 import asyncpg
 
@@ -14,12 +12,12 @@ from infra.clickhouse.client import ClickHouse
 from infra.kafka.batches import run_batches
 from infra.kafka.outcome_records import OutcomeRecords
 from infra.kafka.producer import Deliverer
-from infra.postgres.leased import LeasedWork, WorkLimits, first_error
+from infra.postgres.leased import LeasedWork, WorkLimits
 from infra.postgres.leased_outcomes import OutcomeQueue
 from infra.postgres.leased_pause import Pause
 from infra.postgres.pool import connect
 from infra.retry import Backoff
-from infra.runtime import Stop, log
+from infra.runtime import Stop, log, run_together
 from infra.settings import Settings, SettingsError
 from schemas.codec import Codec
 from sinks.clickhouse import STAGE, TOPICS, ClickHouseSink
@@ -32,25 +30,25 @@ from sinks.messages.delivery import MessageDelivery
 from sinks.messages.message_requests import MessageRequests
 from sinks.messages.messages_table import MessagesTable
 
-# A sink consumes many records at a time, so the broker need not answer for each few: half as many requests of it.
+# A sink consumes records in large batches. Larger fetches halve the number of requests to the broker.
 _FETCH = {"fetch.min.bytes": 65_536, "fetch.wait.max.ms": 200}
-_BESIDE = 3  # connections beside those of the work: the consumer, the listener, the claim
+_OTHER_CONNECTIONS = 3  # of the Postgres pool, in addition to one per call: for the consumer, the listener, the claim
 _CRM_PAUSE_MAX_S = 5.0
 _CHANNEL_PAUSE_MAX_S = 30.0
-_AHEAD = 7  # messages claimed ahead, times connections: one statement for many, and no connection waits for it
-_STOP_SHARE = 0.8  # of the time to shut down in; the rest is for the clients
+_AHEAD = 7  # messages claimed ahead per connection: one claim serves many messages, and no connection waits for one
+_STOP_SHARE = 0.8  # of shutdown_s, for the work in progress; the rest is for closing the clients
 
 
 async def crm(settings: Settings, stop: Stop, name: str) -> None:
-    """Keep the CRM ``name`` in step with the canonical record.
+    """Sync leads to the CRM ``name``.
 
     Raises:
-        SettingsError: there is no such CRM, or its settings (``LEADSTREAM_CRM_<NAME>_*``) are wrong.
+        SettingsError: there is no such CRM, or its settings (``LEADSTREAM_CRM_<NAME>_*``) are invalid.
 
     """
     module = _connector("sinks.crm", name)
     config: SyncConfig = settings.section(f"crm_{name}", module.Config)
-    pool = await connect(settings.database_url, size=config.in_flight + _BESIDE, application=f"crm-{name}")
+    pool = await connect(settings.database_url, size=config.in_flight + _OTHER_CONNECTIONS, application=f"crm-{name}")
     deliverer = Deliverer(settings, f"crm-{name}", on_fatal=stop.fail)
     client = http.client(config.base_url, timeout_s=config.timeout_s, connections=config.in_flight * 2)
     try:
@@ -62,7 +60,7 @@ async def crm(settings: Settings, stop: Stop, name: str) -> None:
 
 
 async def clickhouse(settings: Settings, stop: Stop) -> None:
-    """Bring what was decided, and what could not be, to ClickHouse."""
+    """Insert lead changes, outcomes and dead letters into ClickHouse."""
     deliverer = Deliverer(settings, STAGE, on_fatal=stop.fail)
     try:
         async with ClickHouse(settings.clickhouse_url) as server:
@@ -82,15 +80,17 @@ async def clickhouse(settings: Settings, stop: Stop) -> None:
 
 
 async def messages(settings: Settings, stop: Stop, name: str) -> None:
-    """Send the messages that are requested of the channel ``name``.
+    """Send the requested messages of the channel ``name``.
 
     Raises:
-        SettingsError: there is no such channel, or its settings (``LEADSTREAM_CHANNEL_<NAME>_*``) are wrong.
+        SettingsError: there is no such channel, or its settings (``LEADSTREAM_CHANNEL_<NAME>_*``) are invalid.
 
     """
     module = _connector("sinks.messages", name)
     config: DeliveryConfig = settings.section(f"channel_{name}", module.Config)
-    pool = await connect(settings.database_url, size=config.max_connections + _BESIDE, application=f"messages-{name}")
+    pool = await connect(
+        settings.database_url, size=config.max_connections + _OTHER_CONNECTIONS, application=f"messages-{name}"
+    )
     deliverer = Deliverer(settings, f"messages-{name}", on_fatal=stop.fail)
     channel: Channel = module.connect(config)
     try:
@@ -131,8 +131,8 @@ async def _sync(
         ready=connector.ready,
         status=stop.status,
     )
-    for wrong in await connector.test():
-        log(stage).warning("not ready", extra={"fields": {"crm": name, "detail": wrong}})
+    for problem in await connector.test():
+        log(stage).warning("CRM set-up problem", extra={"fields": {"crm": name, "detail": problem}})
     requests = run_batches(
         settings,
         group=stage,
@@ -144,7 +144,7 @@ async def _sync(
         deliverer=deliverer,
         config=_FETCH,
     )
-    await _together(work.run(stop), requests)
+    await run_together(work.run(stop), requests)
 
 
 async def _deliver(
@@ -187,7 +187,7 @@ async def _deliver(
         linger_ms=settings.batch_linger_ms,
         deliverer=deliverer,
     )
-    await _together(work.run(stop), requests)
+    await run_together(work.run(stop), requests)
 
 
 def _connector(package: str, name: str) -> ModuleType:
@@ -195,16 +195,3 @@ def _connector(package: str, name: str) -> ModuleType:
         return plugins.find(package, name)
     except plugins.PluginError as error:
         raise SettingsError(str(error)) from None
-
-
-async def _together(*loops: Coroutine[Any, Any, None]) -> None:
-    """Run ``loops`` beside one another; the first to fail ends the others and is what is raised."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            for loop in loops:
-                group.create_task(loop)
-    except BaseExceptionGroup as errors:
-        failed = first_error(errors)
-    else:
-        return
-    raise failed  # out here, so that its context is not the group that holds it

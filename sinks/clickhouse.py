@@ -1,18 +1,17 @@
-"""The ClickHouse sink: lead changes, outcomes and dead letters, for analysts. It never decodes.
+"""The ClickHouse sink: inserts lead changes, outcomes and dead letters, without decoding them.
 
-An Avro container file holds data as a payload does, so the payloads of one schema are joined under one header and
-inserted as they are: one insert a table and batch, and two in parallel for a large batch, since an insert uses one core
-for the most part. Dead letters become rows from their headers alone; their values, which may be personal data, stay on
-the topic.
+The datum in a payload has the same encoding as in an Avro container file. So the payloads of one schema are joined
+under one container header and inserted: one insert for each table and batch. A large batch is split into parallel
+inserts, since one insert uses mainly one core. The row of a dead letter is built from its headers; its value, which may
+contain personal data, stays on the topic.
 
-Guarantees: at-least-once inserts, and each row once for readers. A repeated batch carries the same deduplication token
-and is not inserted again.
+Guarantees: inserts are at-least-once, and readers see each row once. A repeated batch has the same deduplication token
+and is not inserted again. A payload that is not a record of its topic's schema becomes a dead letter. If ClickHouse
+rejects a container, it is split in halves until the rejected record is alone. If ClickHouse rejects even an empty
+container (no such table, no permission), the sink stops.
 
-Crash: the batches may be cut differently afterwards; then the stores' identities (see the migrations) make the views
-under the public names show each row once.
-
-A payload that is not a record of ours becomes a dead letter. When ClickHouse rejects a container, it is halved until
-the bad record is alone. When ClickHouse rejects everything (no such table, not allowed), the sink stops instead.
+Crash: the same records may be cut into other batches afterwards, with other tokens. The views with the public names
+then show each row once, by its identity (see the migrations).
 """
 
 from __future__ import annotations
@@ -38,12 +37,12 @@ from schemas.registry import Registry, registry
 STAGE = "sink-clickhouse"
 TOPICS = ("leads.changed", "leads.outcomes", DEAD)
 _RECORDS = {"leads.changed": "lead_change", "leads.outcomes": "outcome"}
-_INSERT_ROWS = 25_000  # most rows of one insert: a larger batch is split, to use both cores
+_INSERT_ROWS = 25_000  # maximum rows of one insert; a larger batch is split, to use more cores
 
 
 @dataclass(frozen=True, slots=True)
 class _Group:
-    """Messages of one schema, their payloads, and the table they go to."""
+    """Messages of one schema, their payloads, and the table to insert them into."""
 
     table: str
     head: bytes
@@ -51,7 +50,7 @@ class _Group:
     payloads: list[bytes]
 
     def part(self, start: int, end: int) -> _Group:
-        """Return the messages from ``start`` to ``end`` as a group."""
+        """Return the messages at the indexes ``start`` to ``end`` (exclusive) as a group."""
         return _Group(self.table, self.head, self.messages[start:end], self.payloads[start:end])
 
 
@@ -65,55 +64,55 @@ class _Insert:
 
 @dataclass(frozen=True, slots=True)
 class SortedBatch:
-    """A batch sorted by schema, and the dead letters of what is none of our records."""
+    """A batch grouped by schema, and the dead letters of payloads with an unknown or a wrong schema."""
 
     inserts: list[_Insert]
     dead: list[Output]
 
 
 class ClickHouseSink:
-    """The processor of :data:`TOPICS`."""
+    """The batch loop's processor of :data:`TOPICS`."""
 
     def __init__(self, server: ClickHouse, codec: Codec, schemas: Registry | None = None) -> None:
         self._server = server
         known = schemas or registry()
         self._dead_letter = codec.encoder("dead_letter")
         names = (*_RECORDS.values(), "dead_letter")
-        forms = [form for form in known.all_versions() if form.name in names]
-        self._forms = {MARKER + form.fingerprint: (form.name, container_header(form)) for form in forms}
+        versions = [version for version in known.all_versions() if version.name in names]
+        self._versions = {MARKER + each.fingerprint: (each.name, container_header(each)) for each in versions}
 
     def prepare(self, messages: Sequence[Message]) -> SortedBatch:
-        """Sort a batch by schema; nothing is decoded."""
+        """Group a batch by schema, without decoding it."""
         groups: dict[tuple[str, bytes], _Group | None] = {}
         dead: list[Output] = []
         for message in messages:
             topic, payload = message.topic(), message.value() or b""
             if topic == DEAD:
                 payload = self._row(message)
-            mark = payload[:HEADER]
+            header = payload[:HEADER]
             try:
-                group = groups[topic, mark]
+                group = groups[topic, header]
             except KeyError:
-                group = groups[topic, mark] = self._group(topic, mark)
+                group = groups[topic, header] = self._group(topic, header)
             if group is None:
-                problem = Problem("", f"no {_RECORDS[topic]} in single-object encoding")
+                problem = Problem("", f"must be a {_RECORDS[topic]} record in Avro single-object encoding")
                 dead.append(dead_letter(message, STAGE, Dead(Reason.UNKNOWN_SCHEMA, (problem,))))
             else:
                 group.messages.append(message)
                 group.payloads.append(payload)
         return SortedBatch([_packed(part) for group in groups.values() if group for part in _parts(group)], dead)
 
-    def _group(self, topic: str, mark: bytes) -> _Group | None:
-        """Return a group for payloads that begin with ``mark``; None where they do not belong on ``topic``."""
-        name, head = self._forms.get(mark, ("", b""))
+    def _group(self, topic: str, header: bytes) -> _Group | None:
+        """Return an empty group for payloads with this single-object header, or None if ``topic`` is not for them."""
+        name, head = self._versions.get(header, ("", b""))
         return _Group(f"landing_{name}", head, [], []) if name == _RECORDS.get(topic, "dead_letter") else None
 
     async def apply(self, prepared: SortedBatch) -> Effects:
-        """Insert every group.
+        """Insert all groups; return the dead letters of the batch.
 
         Raises:
             DependencyUnavailable: ClickHouse is unavailable.
-            ClickHouseError: it rejects even an empty insert, so the records are not the cause.
+            ClickHouseError: ClickHouse rejects even an empty container, so the records are not the cause.
 
         """
         refused = await asyncio.gather(*(self._insert(insert) for insert in prepared.inserts))
@@ -126,9 +125,9 @@ class ClickHouseSink:
             await self._server.insert(group.table, "Avro", insert.container, token(group.table, group.messages))
         except ClickHouseError as error:
             if len(group.messages) == 1:
-                # A server that rejects even a container without records rejects us, not this record.
+                # Raises if ClickHouse rejects even a container without records: then the record is not the cause.
                 await self._server.insert(group.table, "Avro", group.head)
-                problem = Problem("", f"ClickHouse rejects it with code {error.code}")
+                problem = Problem("", f"ClickHouse rejected the record with error code {error.code}")
                 return [dead_letter(group.messages[0], STAGE, Dead(Reason.REJECTED, (problem,)), "ClickHouseError")]
             half = len(group.messages) // 2
             first, second = group.part(0, half), group.part(half, len(group.messages))
@@ -166,7 +165,7 @@ def _packed(group: _Group) -> _Insert:
 
 
 def token(table: str, messages: Sequence[Message]) -> str:
-    """Return a name that only this batch has, from the table, the partitions and their offsets (range and number)."""
+    """Return the deduplication token of a batch: a hash of the topic and of each partition's first, last and count."""
     partitions = [message.partition() for message in messages]
     offsets = [message.offset() for message in messages]
     last = dict(zip(partitions, offsets, strict=True))
@@ -176,9 +175,9 @@ def token(table: str, messages: Sequence[Message]) -> str:
     return f"{table}-{blake2b(repr((messages[0].topic(), ranges)).encode(), digest_size=16).hexdigest()}"
 
 
-def _number(texts: Mapping[str, str], name: str, otherwise: int, *, bits: int = 64) -> int:
+def _number(texts: Mapping[str, str], name: str, default: int, *, bits: int = 64) -> int:
     try:
         number = int(texts[name])
     except (KeyError, ValueError):
-        return otherwise
-    return number if -(1 << bits - 1) <= number < 1 << bits - 1 else otherwise
+        return default
+    return number if -(1 << bits - 1) <= number < 1 << bits - 1 else default

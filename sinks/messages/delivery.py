@@ -5,8 +5,9 @@ Guarantees, in addition to those of the engine (:mod:`infra.postgres.leased`):
 - The row has the state ``sending`` before the first byte is sent after which the provider might accept the message. A
   worker whose lease has ended by then sends nothing.
 - A message that the provider rejects, or that is older than ``expire_s``, is dead.
-- Consent is checked when a message is claimed: nothing is sent to a lead that was erased, or whose consent was withdrawn
-  since the request. Rule: ``_PERMISSION`` in messages_table.py. streams.campaigns.triggers.Consent.allows comes first.
+- Nothing is sent to a lead whose consent was withdrawn, or that was erased, since the event that caused the message.
+  This is checked when the message is claimed, by ``_PERMISSION`` in messages_table.py. Before the request,
+  :meth:`streams.campaigns.triggers.Consent.allows` decides.
 
 Crash: before ``sending`` is written, or after the result is, the message is sent once. In the milliseconds between the
 two, it is unknown whether the provider accepted it. With ``when_unsure=again`` (the default) it is sent again with the

@@ -1,17 +1,16 @@
-"""E-mail by SMTP: one message to one person, HTML with a plain text made of it.
+"""E-mail by SMTP: one message to one person, as HTML with a plain text alternative derived from it.
 
-Sources: RFC 5321 (4.2.1 and 4.2.2 reply codes; 4.5.3.2.6 and 6.1 what a lost answer to the final dot means), RFC 3463
-(enhanced codes), RFC 5322 (3.6.4 Message-ID), RFC 6531 (SMTPUTF8), RFC 4954 (AUTH codes).
+Sources: RFC 5321 (4.2.1 and 4.2.2: reply codes; 4.5.3.2.6 and 6.1: a lost response to the end of the data), RFC 3463
+(enhanced codes), RFC 5322 (3.6.4: Message-ID), RFC 6531 (SMTPUTF8), RFC 4954 (AUTH codes).
 
-SMTP has no idempotency key: when the answer to the final dot is lost, or the process crashes before it is written,
-nobody can know whether the mail was accepted. Like every relay (RFC 5321 6.1) we then send it again: at-least-once. It
-has the same Message-ID, which is deterministic (``<message_id@domain>``) and by which many mailboxes show one mail.
-With ``LEADSTREAM_CHANNEL_EMAIL_WHEN_UNSURE=hold`` it is at-most-once instead: the message fails as ``unsure``, see
-:mod:`sinks.messages.delivery`.
+Crash: SMTP has no idempotency key. If the response to the end of the data is lost, or the process crashes before the
+result is stored, it is unknown whether the server accepted the mail. By default it is then sent again, as mail relays
+do (RFC 5321, 6.1): at-least-once. Both mails have the same Message-ID (``<message_id@domain>``), so many mailboxes show
+one mail. With ``LEADSTREAM_CHANNEL_EMAIL_WHEN_UNSURE=hold`` it is at-most-once, see :mod:`sinks.messages.delivery`.
 
-No value adds a header: addresses are single ones, EmailMessage refuses line ends, and because it decodes encoded words
-that a value brings (``=?utf-8?q?=0D=0ABcc:...?=``) and writes the line ends in them, those are broken up and the
-finished headers are looked at.
+Guarantees: no value can add a header. An address must be a single one, and EmailMessage rejects line breaks. But it
+decodes encoded words in values (``=?utf-8?q?=0D=0ABcc:...?=``) with the line breaks in them. So encoded words are
+broken up, and the finished headers are checked.
 """
 
 from __future__ import annotations
@@ -34,19 +33,27 @@ from pydantic import Field, SecretStr, field_validator
 from infra.errors import Verdict
 from infra.outcomes import Reason
 from schemas.addresses import normal_domain
-from sinks.messages import DeliveryConfig, HandingOver, OutgoingMessage, SendFailed, SendResult, Sent, Unsure
+from sinks.messages import BeforeSending, DeliveryConfig, OutgoingMessage, SendFailed, SendResult, Sent, Unsure
 from sinks.messages.plain_text import plain_text
 
 NAME = "email"
 
 
 class Config(DeliveryConfig):
-    """LEADSTREAM_CHANNEL_EMAIL_*. smtp: STARTTLS where it is offered, with a password always; smtps: TLS at once."""
+    """Settings LEADSTREAM_CHANNEL_EMAIL_*."""
 
-    url: str = Field(pattern=r"^smtps?://[^/@\s]+$", description="smtp://host:port or smtps://host:port.")
-    from_address: str = Field("Leadstream <leads@example.com>", min_length=3, description="If a campaign has none.")
-    username: str = ""
-    password: SecretStr = SecretStr("")
+    url: str = Field(
+        pattern=r"^smtps?://[^/@\s]+$",
+        description="SMTP server, smtp://host:port or smtps://host:port. smtps: TLS from the start. smtp: STARTTLS, "
+        "required if a password is set, otherwise if the server offers it.",
+    )
+    from_address: str = Field(
+        "Leadstream <leads@example.com>",
+        min_length=3,
+        description="Default sender address, for campaigns that set no `from`.",
+    )
+    username: str = Field("", description="User name for the SMTP server. Empty: no login.")
+    password: SecretStr = Field(SecretStr(""), description="Password for the SMTP server.")
 
     @field_validator("from_address")
     @classmethod
@@ -55,10 +62,10 @@ class Config(DeliveryConfig):
         return text
 
 
-# What its errors mean: by reply code, else 4xx may pass and 5xx will not. A wait of 0: the engine's backoff.
+# Meaning of an error by reply code. For other codes: 4xx is temporary, 5xx permanent. A wait of 0: by backoff.
 _CODES = {
-    421: SendFailed(Verdict.PAUSE, Reason.UNAVAILABLE),  # it closes: not about this mail
-    452: SendFailed(Verdict.RETRY, Reason.QUOTA),  # the mailbox or its server is full
+    421: SendFailed(Verdict.PAUSE, Reason.UNAVAILABLE),  # the server closes the connection, whatever the mail
+    452: SendFailed(Verdict.RETRY, Reason.QUOTA),  # the mailbox or the server's storage is full
     454: SendFailed(Verdict.PAUSE, Reason.UNAUTHORIZED),
     530: SendFailed(Verdict.PAUSE, Reason.UNAUTHORIZED, 60),
     534: SendFailed(Verdict.PAUSE, Reason.UNAUTHORIZED, 60),
@@ -67,17 +74,17 @@ _CODES = {
 }
 _TEMPORARY = SendFailed(Verdict.RETRY, Reason.UNAVAILABLE)
 _REFUSED = SendFailed(Verdict.DEAD, Reason.REJECTED)
-_SENDER_REFUSED = SendFailed(Verdict.RETRY, Reason.MISCONFIGURED, 60)  # about the campaign's from, not about the person
+_SENDER_REFUSED = SendFailed(Verdict.RETRY, Reason.MISCONFIGURED, 60)  # the cause is the campaign's `from`
 _NO_CONNECTION = SendFailed(Verdict.PAUSE, Reason.UNAVAILABLE)
-_NO_ANSWER = SendFailed(Verdict.PAUSE, Reason.TIMEOUT)
-_NOT_SUPPORTED = SendFailed(Verdict.PAUSE, Reason.MISCONFIGURED, 60)  # such as no STARTTLS where it has to be
+_NO_RESPONSE = SendFailed(Verdict.PAUSE, Reason.TIMEOUT)
+_NOT_SUPPORTED = SendFailed(Verdict.PAUSE, Reason.MISCONFIGURED, 60)  # such as a server without the required STARTTLS
 _PERMANENT = 500
 _SERVER_CLOSES = 421
 _ADDRESS = re.compile(r"""([^\s@,;:<>()\[\]\\"]{1,64})@([^\s@,;:<>()\[\]\\"]{1,253})""")
 _ENHANCED = re.compile(r"\b[245]\.\d{1,3}\.\d{1,3}\b")
-_HEADERS = SMTP.clone(cte_type="7bit")  # needs no 8BITMIME
-_WIDE = _HEADERS.clone(utf8=True)
-# RFC 2046 5.1.4. The boundary can be in no part: "=_" is never in quoted-printable text (RFC 2045 6.7).
+_HEADERS = SMTP.clone(cte_type="7bit")  # does not require 8BITMIME
+_UTF8_HEADERS = _HEADERS.clone(utf8=True)
+# RFC 2046, 5.1.4. The boundary occurs in no part: quoted-printable text never contains "=_" (RFC 2045, 6.7).
 _ALTERNATIVE = b'\r\nMIME-Version: 1.0\r\nContent-Type: multipart/alternative; boundary="=_leadstream"\r\n'
 _PART = (
     b"\r\n--=_leadstream\r\nContent-Type: text/%s; charset=utf-8\r\n"
@@ -87,12 +94,12 @@ _END = b"\r\n--=_leadstream--\r\n"
 
 
 def connect(config: Config) -> Email:
-    """Return the channel; a connection is opened when first needed, and kept."""
+    """Return the channel. Connections are opened when they are first needed, and reused."""
     return Email(config)
 
 
 class Email:
-    """See :class:`sinks.messages.Channel`."""
+    """A :class:`sinks.messages.Channel` for e-mail."""
 
     name = NAME
     dedupes = False
@@ -101,25 +108,25 @@ class Email:
         self._config = config
         self._idle: list[aiosmtplib.SMTP] = []
 
-    async def send(self, message: OutgoingMessage, handing_over: HandingOver) -> SendResult:
-        """Send one mail, over a kept connection where there is one."""
+    async def send(self, message: OutgoingMessage, before_sending: BeforeSending) -> SendResult:
+        """Send one mail, over an open connection if there is one."""
         try:
             sender, to = parse_sender(message.sender or self._config.from_address), parse_address(message.to)
             mail = compose(message, sender, to)
         except (ValueError, MessageError, LookupError) as error:
             return SendFailed(Verdict.DEAD, Reason.REJECTED, detail=type(error).__name__)
         while self._idle:
-            result = await self._converse(self._idle.pop(), sender, to, mail, handing_over)
-            if result is not _NO_CONNECTION:  # else the server has closed it meanwhile: try another
+            result = await self._converse(self._idle.pop(), sender, to, mail, before_sending)
+            if result is not _NO_CONNECTION:  # otherwise the server has closed this connection: try the next
                 return result
         try:
             client = await self._connect()
         except (aiosmtplib.SMTPException, OSError) as error:
-            return _unconnected(error)
-        return await self._converse(client, sender, to, mail, handing_over)
+            return _connect_failed(error)
+        return await self._converse(client, sender, to, mail, before_sending)
 
     async def close(self) -> None:
-        """Close every kept connection with QUIT."""
+        """Close all connections with QUIT."""
         while self._idle:
             client = self._idle.pop()
             with suppress(aiosmtplib.SMTPException, OSError):
@@ -127,29 +134,29 @@ class Email:
             client.close()
 
     async def _converse(
-        self, client: aiosmtplib.SMTP, sender: Address, to: Address, mail: bytes, handing_over: HandingOver
+        self, client: aiosmtplib.SMTP, sender: Address, to: Address, mail: bytes, before_sending: BeforeSending
     ) -> SendResult:
-        handed = keep = False
-        wide = _wide(sender, to)
-        encoding, options = ("utf-8", ["SMTPUTF8"]) if wide else ("ascii", [])
+        started = keep = False
+        needs_utf8 = _needs_utf8(sender, to)
+        encoding, options = ("utf-8", ["SMTPUTF8"]) if needs_utf8 else ("ascii", [])
         try:
-            if wide and not client.supports_extension("smtputf8"):
+            if needs_utf8 and not client.supports_extension("smtputf8"):
                 keep = True
                 return SendFailed(Verdict.DEAD, Reason.REJECTED, detail="SMTPUTF8")
             await client.mail(sender.addr_spec, options=options, encoding=encoding)
             await client.rcpt(to.addr_spec, encoding=encoding)
-            await handing_over()
-            handed = True
-            answer = await client.data(mail)
+            await before_sending()
+            started = True
+            response = await client.data(mail)
             keep = True
-            return Sent("".join(c for c in answer.message if c.isprintable())[:200])
+            return Sent("".join(c for c in response.message if c.isprintable())[:200])
         except aiosmtplib.SMTPResponseException as error:
             keep = error.code != _SERVER_CLOSES and await _reset(client)
-            return _meaning(error)
+            return _classify(error)
         except aiosmtplib.SMTPTimeoutError:
-            return Unsure(Reason.TIMEOUT) if handed else _NO_ANSWER
+            return Unsure(Reason.TIMEOUT) if started else _NO_RESPONSE
         except (aiosmtplib.SMTPServerDisconnected, OSError):
-            return Unsure(Reason.UNAVAILABLE) if handed else _NO_CONNECTION
+            return Unsure(Reason.UNAVAILABLE) if started else _NO_CONNECTION
         finally:
             if keep and client.is_connected:
                 self._idle.append(client)
@@ -157,12 +164,12 @@ class Email:
                 client.close()
 
     async def _connect(self) -> aiosmtplib.SMTP:
-        config, place = self._config, urlsplit(self._config.url)
+        config, url = self._config, urlsplit(self._config.url)
         password = config.password.get_secret_value()
-        secure = place.scheme == "smtps"
+        secure = url.scheme == "smtps"
         client = aiosmtplib.SMTP(
-            hostname=place.hostname,
-            port=place.port,
+            hostname=url.hostname,
+            port=url.port,
             username=config.username or None,
             password=password or None,
             timeout=config.timeout_s,
@@ -176,23 +183,28 @@ class Email:
 
 
 def compose(message: OutgoingMessage, sender: Address, to: Address) -> bytes:
-    """Return the mail as it goes out; ValueError when a value would add to its headers."""
-    mail = EmailMessage(policy=_WIDE if _wide(sender, to) else _HEADERS)
+    """Return the mail as bytes.
+
+    Raises:
+        ValueError, MessageError, LookupError: a value is not valid in a header, or would add a header.
+
+    """
+    mail = EmailMessage(policy=_UTF8_HEADERS if _needs_utf8(sender, to) else _HEADERS)
     mail["From"] = sender
     mail["To"] = to
     mail["Subject"] = message.subject.replace("=?", "= ?")
     mail["Date"] = formatdate(usegmt=True)
     mail["Message-ID"] = f"<{message.message_id}@{sender.domain}>"
-    mail["Auto-Submitted"] = "auto-generated"  # RFC 3834: asks for no out-of-office answers
+    mail["Auto-Submitted"] = "auto-generated"  # RFC 3834: suppresses out-of-office replies
     head = mail.as_bytes().partition(b"\r\n\r\n")[0]
     names = [line.partition(b":")[0].decode() for line in head.split(b"\r\n")]
     if sorted(name for name in names if name[:1] not in " \t") != sorted(mail.keys()):
-        raise ValueError("a value adds to the headers")
+        raise ValueError("a value adds a header")
     return b"".join((head, _ALTERNATIVE, _part("plain", plain_text(message.body)), _part("html", message.body), _END))
 
 
 def _part(subtype: str, text: str) -> bytes:
-    """Return one part of the alternative. EmailMessage does the same, but parses its own headers for a millisecond."""
+    """Return one part of the alternative. EmailMessage would do the same, but takes 1 ms to parse its own headers."""
     lines = b"\n".join(text.encode().splitlines()) + b"\n"
     printable = b2a_qp(lines, istext=True).replace(b"\n", b"\r\n")
     return _PART % (subtype.encode(), printable)
@@ -200,29 +212,39 @@ def _part(subtype: str, text: str) -> bytes:
 
 @lru_cache(maxsize=256)
 def parse_sender(text: str) -> Address:
-    """Return the one address, with or without a name, that ``text`` is; ValueError when it is not."""
+    """Return the address in ``text``, with its display name if it has one.
+
+    Raises:
+        ValueError: ``text`` is not exactly one address.
+
+    """
     header = SMTP.header_factory("from", text) if text.isprintable() else None
     if header is None or header.defects or len(header.addresses) != 1 or not header.addresses[0].domain:
-        raise ValueError("has to be one address, such as Example Ltd <hello@example.com>")
+        raise ValueError("must be one address, such as Example Ltd <hello@example.com>")
     address: Address = header.addresses[0]
     return parse_address(address.addr_spec, address.display_name.replace("=?", "= ?"))
 
 
 def parse_address(text: str, display_name: str = "") -> Address:
-    """Return the bare address ``text``, its domain in ASCII; ValueError when it is not exactly one."""
+    """Return ``text``, an address without display name, with its domain in ASCII.
+
+    Raises:
+        ValueError: ``text`` is not exactly one address.
+
+    """
     found = _ADDRESS.fullmatch(text.strip())
     if found is None or not text.isprintable() or "=?" in text:
-        raise ValueError("has to be one address")
+        raise ValueError("must be one address, such as hello@example.com")
     local, domain = found.groups()
     return Address(display_name, local, normal_domain(domain))
 
 
-def _wide(sender: Address, to: Address) -> bool:
+def _needs_utf8(sender: Address, to: Address) -> bool:
     return not (sender.addr_spec + to.addr_spec).isascii()
 
 
 async def _reset(client: aiosmtplib.SMTP) -> bool:
-    """Make the connection ready for another mail; return whether it is."""
+    """Reset the connection for another mail; return whether that succeeded."""
     try:
         await client.rset()
     except (aiosmtplib.SMTPException, OSError):
@@ -230,22 +252,22 @@ async def _reset(client: aiosmtplib.SMTP) -> bool:
     return True
 
 
-def _meaning(error: aiosmtplib.SMTPResponseException) -> SendFailed | Unsure:
-    if error.code < 400:  # noqa: PLR2004 - no refusal: an unexpected answer
+def _classify(error: aiosmtplib.SMTPResponseException) -> SendFailed | Unsure:
+    if error.code < 400:  # noqa: PLR2004 - not an error code: an unexpected response
         return Unsure(Reason.UNAVAILABLE)
-    meaning = _CODES.get(error.code)
-    if meaning is None and isinstance(error, aiosmtplib.SMTPSenderRefused) and error.code >= _PERMANENT:
-        meaning = _SENDER_REFUSED
-    if meaning is None:
-        meaning = _REFUSED if error.code >= _PERMANENT else _TEMPORARY
+    failed = _CODES.get(error.code)
+    if failed is None and isinstance(error, aiosmtplib.SMTPSenderRefused) and error.code >= _PERMANENT:
+        failed = _SENDER_REFUSED
+    if failed is None:
+        failed = _REFUSED if error.code >= _PERMANENT else _TEMPORARY
     enhanced = _ENHANCED.search(error.message)
-    return replace(meaning, detail=f"{error.code} {enhanced[0]}" if enhanced else str(error.code))
+    return replace(failed, detail=f"{error.code} {enhanced[0]}" if enhanced else str(error.code))
 
 
-def _unconnected(error: Exception) -> SendFailed:
-    """Return what a failed connection means: it is never about the mail, whatever the code."""
+def _connect_failed(error: Exception) -> SendFailed:
+    """Return the result of a failed attempt to connect. The mail did not cause it, whatever the code."""
     if isinstance(error, aiosmtplib.SMTPResponseException):
         return replace(_CODES.get(error.code, _NO_CONNECTION), detail=str(error.code))
     if isinstance(error, aiosmtplib.SMTPTimeoutError | TimeoutError):
-        return _NO_ANSWER
+        return _NO_RESPONSE
     return _NO_CONNECTION if isinstance(error, OSError) else replace(_NOT_SUPPORTED, detail=type(error).__name__)

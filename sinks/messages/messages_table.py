@@ -174,7 +174,7 @@ class MessagesTable(LeasedTable[MessageRow]):
         )
 
     def overdue(self, row: MessageRow) -> Released:  # noqa: ARG002
-        """Keep the state: a message that was being handed over is unsure."""
+        """Release the row without a change of its state: a message in the state ``sending`` stays unsure."""
         return Released()
 
     async def add(self, requests: Sequence[MessageRequest]) -> dict[str, str]:

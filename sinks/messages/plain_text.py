@@ -1,4 +1,4 @@
-"""HTML to the plain text that goes with it, for readers that show no HTML."""
+"""Converts the HTML of a message to plain text, for mail readers that do not show HTML."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class _Text(HTMLParser):
 
 
 def plain_text(html: str) -> str:
-    """Return what ``html`` says, a blank line between paragraphs, a link's address after its words."""
+    """Return the text of ``html``: paragraphs are separated by blank lines, a link's URL follows its text."""
     parser = _Text()
     parser.feed(html)
     parser.close()

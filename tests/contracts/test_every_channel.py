@@ -1,4 +1,4 @@
-"""What every channel must do, whichever file it is: found by folder, tried on its simulator."""
+"""The contract of every channel, tested with its simulator. The channels are found by folder."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sinks.messages import Channel, DeliveryConfig, LeaseLost, OutgoingMessage, 
 
 CHANNELS = plugins.discover("sinks.messages")
 every_channel = pytest.mark.parametrize("module", CHANNELS.values(), ids=CHANNELS)
-# Channel -> the simulator that takes its messages, and what is a place to send them to.
+# Channel -> (its simulator, the URL of the simulator, a valid recipient).
 SIMULATORS = {"email": ("smtp", "smtp://127.0.0.1:{port}", "ada@example.com")}
 
 
@@ -53,7 +53,7 @@ async def simulated(module: ModuleType, state: Path, **config: Any) -> AsyncIter
             await serving
 
 
-async def taken(client: httpx.AsyncClient) -> int:
+async def accepted(client: httpx.AsyncClient) -> int:
     count: int = (await client.get("/_simulator/stats")).json()["messages"]
     return count
 
@@ -65,7 +65,7 @@ def test_there_are_channels_and_each_is_a_process() -> None:
 
 
 @every_channel
-def test_it_has_the_shape_of_its_neighbours(module: ModuleType) -> None:
+def test_it_has_the_structure_of_a_channel(module: ModuleType) -> None:
     assert module.__doc__
     assert "Sources:" in module.__doc__
     assert issubclass(module.Config, DeliveryConfig)
@@ -74,7 +74,7 @@ def test_it_has_the_shape_of_its_neighbours(module: ModuleType) -> None:
 
 
 @every_channel
-async def test_what_it_sends_arrives_once_also_side_by_side(module: ModuleType, tmp_path: Path) -> None:
+async def test_concurrent_messages_arrive_once_each(module: ModuleType, tmp_path: Path) -> None:
     async with simulated(module, tmp_path) as (channel, client):
         assert channel.name == module.NAME
         results = await asyncio.gather(*(channel.send(message(module, n), nothing) for n in range(8)))
@@ -84,7 +84,7 @@ async def test_what_it_sends_arrives_once_also_side_by_side(module: ModuleType, 
 
 @every_channel
 @pytest.mark.parametrize("error", [LeaseLost(), DependencyUnavailable("Postgres", "gone")])
-async def test_it_hands_nothing_over_when_it_may_not(module: ModuleType, tmp_path: Path, error: Exception) -> None:
+async def test_it_sends_nothing_if_before_sending_raises(module: ModuleType, tmp_path: Path, error: Exception) -> None:
     async def refused() -> None:
         raise error
 
@@ -92,24 +92,28 @@ async def test_it_hands_nothing_over_when_it_may_not(module: ModuleType, tmp_pat
         with pytest.raises(type(error)):
             await channel.send(message(module), refused)
         assert isinstance(await channel.send(message(module, 2), nothing), Sent)
-        assert await taken(client) == 1
+        assert await accepted(client) == 1
 
 
 @every_channel
-async def test_nothing_is_taken_before_it_says_so(module: ModuleType, tmp_path: Path) -> None:
+async def test_before_sending_is_awaited_before_the_provider_has_the_message(
+    module: ModuleType, tmp_path: Path
+) -> None:
     before: list[int] = []
     async with simulated(module, tmp_path) as (channel, client):
 
-        async def handing_over() -> None:
-            before.append(await taken(client))
+        async def before_sending() -> None:
+            before.append(await accepted(client))
 
-        await channel.send(message(module), handing_over)
+        await channel.send(message(module), before_sending)
         assert before == [0]
-        assert await taken(client) == 1
+        assert await accepted(client) == 1
 
 
 @every_channel
-async def test_a_lost_answer_is_unsure_or_it_dedupes(module: ModuleType, tmp_path: Path) -> None:
+async def test_after_a_lost_response_the_result_is_unsure_or_the_provider_dedupes(
+    module: ModuleType, tmp_path: Path
+) -> None:
     async with simulated(module, tmp_path) as (channel, client):
         await client.post("/_simulator/faults", json={"lose": True})
         result = await channel.send(message(module), nothing)
@@ -117,7 +121,7 @@ async def test_a_lost_answer_is_unsure_or_it_dedupes(module: ModuleType, tmp_pat
 
 
 @every_channel
-async def test_being_cancelled_it_sends_nothing_more(module: ModuleType, tmp_path: Path) -> None:
+async def test_after_a_cancellation_it_sends_nothing_more(module: ModuleType, tmp_path: Path) -> None:
     async with simulated(module, tmp_path) as (channel, client):
         reached, never = asyncio.Event(), asyncio.Event()
 
@@ -131,11 +135,11 @@ async def test_being_cancelled_it_sends_nothing_more(module: ModuleType, tmp_pat
         with pytest.raises(asyncio.CancelledError):
             await task
         assert isinstance(await channel.send(message(module, 2), nothing), Sent)
-        assert await taken(client) == 1
+        assert await accepted(client) == 1
 
 
 @every_channel
-async def test_a_provider_that_is_not_there_rests_the_channel(module: ModuleType) -> None:
+async def test_an_unavailable_provider_pauses_the_channel(module: ModuleType) -> None:
     channel = module.connect(module.Config(url=SIMULATORS[module.NAME][1].format(port=1), timeout_s=5))
     result = await channel.send(message(module), nothing)
     assert isinstance(result, SendFailed)
@@ -145,7 +149,7 @@ async def test_a_provider_that_is_not_there_rests_the_channel(module: ModuleType
 
 @every_channel
 @pytest.mark.parametrize("field", ["to", "subject", "sender"])
-async def test_a_line_end_in_a_value_is_refused_or_harmless(module: ModuleType, tmp_path: Path, field: str) -> None:
+async def test_a_line_break_in_a_value_is_rejected_or_harmless(module: ModuleType, tmp_path: Path, field: str) -> None:
     async with simulated(module, tmp_path) as (channel, client):
         value = f"{SIMULATORS[module.NAME][2]}\r\nBcc: eve@example.com"
         result = await channel.send(replace(message(module), **{field: value}), nothing)

@@ -1,4 +1,4 @@
-"""What every CRM must do, whichever file it is: found by folder, tried on its simulator and on bare answers."""
+"""The contract of every CRM connector, tested with its simulator and with single responses. Found by folder."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import pytest
 from infra import http, plugins
 from infra.errors import Verdict
 from infra.outcomes import Reason
-from sinks.crm import Connector, Gone, Snapshot, SyncConfig, Synced, SyncFailed
+from sinks.crm import Connector, RetiredLead, Snapshot, SyncConfig, Synced, SyncFailed
 
 CRMS = plugins.discover("sinks.crm")
 every_crm = pytest.mark.parametrize("module", CRMS.values(), ids=CRMS)
@@ -61,7 +61,7 @@ def test_there_are_crms() -> None:
 
 
 @every_crm
-async def test_it_says_who_it_is_and_is_ready_when_set_up(module: ModuleType, tmp_path: Path) -> None:
+async def test_it_has_its_name_and_reports_problems_of_its_set_up(module: ModuleType, tmp_path: Path) -> None:
     async with simulated(module, tmp_path) as (crm, _):
         assert crm.name == module.NAME
         assert crm.batch_max >= 1
@@ -72,7 +72,7 @@ async def test_it_says_who_it_is_and_is_ready_when_set_up(module: ModuleType, tm
 
 
 @every_crm
-async def test_the_same_lead_twice_is_one_record(module: ModuleType, tmp_path: Path) -> None:
+async def test_two_upserts_of_a_lead_make_one_record(module: ModuleType, tmp_path: Path) -> None:
     async with simulated(module, tmp_path) as (crm, client):
         one = lead()
         first = await crm.upsert([one])
@@ -84,7 +84,7 @@ async def test_the_same_lead_twice_is_one_record(module: ModuleType, tmp_path: P
 
 
 @every_crm
-async def test_a_full_batch_goes_through_in_order(module: ModuleType, tmp_path: Path) -> None:
+async def test_the_results_of_a_full_batch_are_in_order(module: ModuleType, tmp_path: Path) -> None:
     async with simulated(module, tmp_path) as (crm, client):
         leads = [lead() for _ in range(crm.batch_max)]
         results = await crm.upsert(leads)
@@ -107,7 +107,7 @@ async def test_a_bad_lead_fails_alone(module: ModuleType, tmp_path: Path) -> Non
 
 
 @every_crm
-async def test_anothers_address_is_a_conflict_that_may_pass(module: ModuleType, tmp_path: Path) -> None:
+async def test_the_address_of_another_lead_is_a_conflict_to_retry(module: ModuleType, tmp_path: Path) -> None:
     async with simulated(module, tmp_path) as (crm, client):
         await crm.upsert([lead("same@example.com")])
         (result,) = await crm.upsert([lead("same@example.com")])
@@ -117,7 +117,7 @@ async def test_anothers_address_is_a_conflict_that_may_pass(module: ModuleType, 
 
 
 @every_crm
-async def test_an_erased_leads_address_is_free_again(module: ModuleType, tmp_path: Path) -> None:
+async def test_the_address_of_an_erased_lead_can_be_used_again(module: ModuleType, tmp_path: Path) -> None:
     async with simulated(module, tmp_path) as (crm, client):
         known = lead("ada@example.com", first_name="Ada", phone="+491", score=1.5, company="Example")
         await crm.upsert([known])
@@ -128,20 +128,22 @@ async def test_an_erased_leads_address_is_free_again(module: ModuleType, tmp_pat
 
 
 @every_crm
-async def test_retiring_leaves_one_record_a_living_lead_and_may_be_repeated(module: ModuleType, tmp_path: Path) -> None:
+async def test_after_retirement_each_remaining_lead_has_one_record_and_repetition_is_safe(
+    module: ModuleType, tmp_path: Path
+) -> None:
     async with simulated(module, tmp_path) as (crm, client):
         leads = [lead() for _ in range(6)]
         ids = [r.remote_id for r in await crm.upsert(leads) if isinstance(r, Synced)]
         survivor, heir = leads[0].lead_id, str(uuid.uuid4())
-        gone = [
-            Gone(leads[1].lead_id, ids[1], survivor, ids[0]),
-            Gone(leads[2].lead_id, "", survivor, ids[0]),  # its record was never noted
-            Gone(leads[3].lead_id, ids[3], heir),  # whose survivor has no record yet
-            Gone(leads[4].lead_id, ids[4]),  # erased
-            Gone(str(uuid.uuid4()), "", survivor, ids[0]),  # never was there
+        retired = [
+            RetiredLead(leads[1].lead_id, ids[1], survivor, ids[0]),
+            RetiredLead(leads[2].lead_id, "", survivor, ids[0]),  # its remote id is unknown
+            RetiredLead(leads[3].lead_id, ids[3], heir),  # its survivor has no record
+            RetiredLead(leads[4].lead_id, ids[4]),  # erased
+            RetiredLead(str(uuid.uuid4()), "", survivor, ids[0]),  # it has no record
         ]
         for _ in range(2):
-            results = await crm.retire(gone)
+            results = await crm.retire(retired)
             assert all(isinstance(r, Synced) for r in results), results
             assert await records(client) == 3
         (result,) = await crm.upsert([lead(lead_id=heir)])
@@ -163,11 +165,11 @@ async def test_retiring_leaves_one_record_a_living_lead_and_may_be_repeated(modu
     ],
 )
 @pytest.mark.parametrize("body", [b"", b"<html>", b"{}", b"[]"])
-async def test_answers_of_the_whole_call_are_classified(
+async def test_error_responses_are_classified(
     module: ModuleType, status: int, verdicts: set[Verdict], reasons: set[Reason], body: bytes
 ) -> None:
     async with answering(module, lambda _: httpx.Response(status, content=body)) as crm:
-        results = [*await crm.upsert([lead(), lead()]), *await crm.retire([Gone(str(uuid.uuid4()), "1")] * 1)]
+        results = [*await crm.upsert([lead(), lead()]), *await crm.retire([RetiredLead(str(uuid.uuid4()), "1")] * 1)]
     for result in results:
         assert isinstance(result, SyncFailed)
         assert result.verdict in verdicts
@@ -176,7 +178,7 @@ async def test_answers_of_the_whole_call_are_classified(
 
 
 @every_crm
-async def test_a_success_that_does_not_speak_of_the_lead_is_no_success(module: ModuleType) -> None:
+async def test_a_successful_response_without_the_lead_is_retried(module: ModuleType) -> None:
     async with answering(module, lambda _: httpx.Response(200, json={})) as crm:
         (result,) = await crm.upsert([lead()])
         assert isinstance(result, SyncFailed)
@@ -188,7 +190,7 @@ async def test_a_success_that_does_not_speak_of_the_lead_is_no_success(module: M
     ("error", "reason"),
     [(httpx.ReadTimeout("late"), Reason.TIMEOUT), (httpx.ConnectError("refused"), Reason.UNAVAILABLE)],
 )
-async def test_no_answer_is_tried_again_later_for_all(module: ModuleType, error: Exception, reason: Reason) -> None:
+async def test_without_a_response_every_lead_is_retried(module: ModuleType, error: Exception, reason: Reason) -> None:
     def handler(_: httpx.Request) -> httpx.Response:
         raise error
 
@@ -198,7 +200,7 @@ async def test_no_answer_is_tried_again_later_for_all(module: ModuleType, error:
 
 
 @every_crm
-async def test_a_lost_answer_makes_no_second_record(module: ModuleType, tmp_path: Path) -> None:
+async def test_a_lost_response_causes_no_second_record(module: ModuleType, tmp_path: Path) -> None:
     app = importlib.import_module(f"simulators.{module.NAME}").app(tmp_path)
     inner = httpx.ASGITransport(app=app)
     lost: list[httpx.Response] = []
@@ -208,7 +210,7 @@ async def test_a_lost_answer_makes_no_second_record(module: ModuleType, tmp_path
             response = await inner.handle_async_request(request)
             if not lost and request.method != "GET":
                 lost.append(response)
-                raise httpx.ReadTimeout("the answer was lost")
+                raise httpx.ReadTimeout("the response was lost")
             return response
 
     settings = config(module)

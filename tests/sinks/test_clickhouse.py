@@ -1,4 +1,4 @@
-"""The ClickHouse sink against the real engine: rows as told, once, whatever the order, the cut and the repetition."""
+"""The ClickHouse sink with a real ClickHouse: each record is one row, in any order, batching and repetition."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ AGAIN = settings(max_examples=8, deadline=None, suppress_health_check=[HealthChe
 
 @pytest.fixture
 async def server(stack: Stack) -> AsyncIterator[ClickHouse]:
-    async with ClickHouse(stack.clickhouse_url) as there:
-        yield there
+    async with ClickHouse(stack.clickhouse_url) as server:
+        yield server
 
 
 @pytest.fixture
@@ -116,8 +116,8 @@ async def test_outcomes_and_dead_letters_are_rows_too(server: ClickHouse, sink: 
     dead = dead_letter(dying, "intake", Dead(Reason.NOT_AVRO, (Problem("/a", "is wrong"),)))
     letter = Message(DEAD, 1, start + 9, dead.key, dead.value, dead.headers, None, (2, NOW // 1000))
     await put(sink, [*messages(outcome(unique, 1), topic="leads.outcomes", start=start), letter])
-    (said,) = await server.query("SELECT * FROM outcomes WHERE tenant = {t:String}", t=unique)
-    assert (said["stage"], said["what"], said["reason"], said["event_id"]) == (
+    (outcome_row,) = await server.query("SELECT * FROM outcomes WHERE tenant = {t:String}", t=unique)
+    assert tuple(outcome_row[name] for name in ("stage", "what", "reason", "event_id")) == (
         "intake",
         "duplicate",
         "duplicate_event",
@@ -147,9 +147,7 @@ async def test_a_dead_letter_with_foreign_headers_stops_nothing(
     assert await server.query("SELECT size FROM dead_letters WHERE dead_offset = {o:Int64}", o=start) == [{"size": 1}]
 
 
-async def test_the_same_batch_again_is_not_even_stored_again(
-    server: ClickHouse, sink: ClickHouseSink, unique: str
-) -> None:
+async def test_a_repeated_batch_is_not_stored_again(server: ClickHouse, sink: ClickHouseSink, unique: str) -> None:
     batch = messages(*(change(unique, n) for n in range(50)), start=uuid.uuid4().int % 2**60)
     batch += messages(*(outcome(unique, n) for n in range(20)), topic="leads.outcomes", start=uuid.uuid4().int % 2**60)
     for _ in range(3):
@@ -161,17 +159,17 @@ async def test_the_same_batch_again_is_not_even_stored_again(
 
 @AGAIN
 @given(data=st.data())
-async def test_however_the_same_records_are_cut_and_repeated_each_is_one_row(stack: Stack, data: st.DataObject) -> None:
+async def test_in_any_batching_and_repetition_each_record_is_one_row(stack: Stack, data: st.DataObject) -> None:
     tenant = uuid.uuid4().hex
     start = uuid.uuid4().int % 2**60
     of_leads = messages(*(change(tenant, n) for n in range(12)), start=start)
-    said = messages(*(outcome(tenant, n) for n in range(12)), topic="leads.outcomes", start=start)
+    of_outcomes = messages(*(outcome(tenant, n) for n in range(12)), topic="leads.outcomes", start=start)
     cuts = data.draw(st.lists(st.tuples(st.integers(0, 11), st.integers(1, 12)), max_size=6))
     async with ClickHouse(stack.clickhouse_url) as server:
         sink = ClickHouseSink(server, CODEC)
         for first, length in [(0, 5), *cuts, (5, 12)]:
             piece = slice(first, first + length)
-            assert (await put(sink, of_leads[piece] + said[piece])).dead == 0
+            assert (await put(sink, of_leads[piece] + of_outcomes[piece])).dead == 0
         for table in ("lead_events", "leads", "outcomes"):
             assert await count(server, table, tenant) == 12, table
 
@@ -180,19 +178,19 @@ async def test_however_the_same_records_are_cut_and_repeated_each_is_one_row(sta
 @given(order=st.permutations(range(1, 7)), cut=st.integers(1, 5))
 async def test_the_newest_version_of_a_lead_wins_in_any_order(stack: Stack, order: list[int], cut: int) -> None:
     tenant, lead_id = uuid.uuid4().hex, str(uuid.uuid4())
-    told = [change(tenant, v, lead_id=lead_id, version=v, lead={"title": f"title {v}"}) for v in order]
+    changes = [change(tenant, v, lead_id=lead_id, version=v, lead={"title": f"title {v}"}) for v in order]
     start = uuid.uuid4().int % 2**60
     async with ClickHouse(stack.clickhouse_url) as server:
         sink = ClickHouseSink(server, CODEC)
-        await put(sink, messages(*told[:cut], start=start))
-        await put(sink, messages(*told[cut:], start=start + cut))
+        await put(sink, messages(*changes[:cut], start=start))
+        await put(sink, messages(*changes[cut:], start=start + cut))
         rows = await server.query("SELECT version, title FROM leads WHERE tenant = {t:String}", t=tenant)
         assert rows == [{"version": 6, "title": "title 6"}]
         assert await count(server, "lead_events", tenant) == 6
 
 
 @pytest.mark.parametrize("late", [False, True])
-async def test_a_lead_that_became_part_of_another_is_gone_whatever_comes_late(
+async def test_a_merged_lead_is_not_shown_also_if_its_own_records_come_late(
     server: ClickHouse, sink: ClickHouseSink, unique: str, late: bool
 ) -> None:
     loser, survivor = str(uuid.uuid4()), str(uuid.uuid4())
@@ -216,7 +214,7 @@ async def test_two_reasons_about_one_record_are_two_outcomes(
     assert [row["reason"] for row in rows] == ["already_asked", "no_consent"]
 
 
-async def test_foreign_bytes_are_dead_letters_and_the_rest_is_unharmed(
+async def test_foreign_payloads_are_dead_letters_and_the_others_are_inserted(
     server: ClickHouse, sink: ClickHouseSink, unique: str
 ) -> None:
     foreign = [b"", b"hello", b"\xc3\x01", b"\xc3\x01" + b"x" * 30, outcome(unique, 1), b"\x00" * 100]
@@ -229,7 +227,7 @@ async def test_foreign_bytes_are_dead_letters_and_the_rest_is_unharmed(
     assert await count(server, "lead_events", unique) == 2
 
 
-async def test_what_clickhouse_refuses_is_found_and_only_that_is_dead(
+async def test_only_the_records_that_clickhouse_rejects_are_dead(
     server: ClickHouse, sink: ClickHouseSink, unique: str
 ) -> None:
     rng = random.Random(3)
@@ -249,15 +247,15 @@ async def test_what_clickhouse_refuses_is_found_and_only_that_is_dead(
     assert sorted(row["event_id"] for row in rows) == sorted(f"e-{n}" for n in range(40))
 
 
-async def test_a_server_that_refuses_everything_makes_no_dead_letters(stack: Stack, unique: str) -> None:
-    """A database without our tables is a mistake of ours: stop, do not empty the topic."""
+async def test_a_server_that_rejects_everything_stops_the_sink(stack: Stack, unique: str) -> None:
+    """A database without the tables must stop the sink: its records are not the cause."""
     async with ClickHouse(f"{stack.clickhouse_url.rpartition('/')[0]}/default") as wrong:
         with pytest.raises(ClickHouseError):
             await put(ClickHouseSink(wrong, CODEC), messages(change(unique, 1), change(unique, 2)))
 
 
-async def test_a_server_that_is_away_is_waited_for(unique: str) -> None:
-    async with ClickHouse("http://127.0.0.1:1/leadstream") as away:
-        sink = ClickHouseSink(away, CODEC)
+async def test_an_unavailable_server_is_reported_as_a_dependency(unique: str) -> None:
+    async with ClickHouse("http://127.0.0.1:1/leadstream") as unavailable:
+        sink = ClickHouseSink(unavailable, CODEC)
         with pytest.raises(DependencyUnavailable, match="ClickHouse"):
             await put(sink, messages(change(unique, 1)))

@@ -1,4 +1,4 @@
-"""A canonical record in a real Postgres, and HubSpot's simulator in process; clock and chance are the test's."""
+"""A real Postgres, and HubSpot's simulator in the test's process, with a controlled clock and no jitter."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Clock:
 
 @dataclass
 class World:
-    """One destination of its own, so that tests do not see one another."""
+    """A destination that only one test uses, so that tests are independent."""
 
     dsn: str
     pool: asyncpg.Pool
@@ -69,7 +69,7 @@ class World:
         return CrmSyncTable(self.pool, self.destination, lease_s=lease_s, clock=self.clock)
 
     def sync(self, connector: Any = None, lease_s: float = 60) -> LeasedWork[SyncRow]:
-        """Return the engine with the reconciler, as the process has it."""
+        """Return the engine with the reconciler, as sinks.app builds it."""
         config = hubspot.Config(base_url="http://hubspot", token="pat-test", requests_per_10s=10_000, poll_s=0.05)
         crm = connector or hubspot.connect(config, self.http)
         table = self.table(lease_s)
@@ -94,7 +94,7 @@ class World:
         self.outcomes += [CODEC.decode(output.value or b"").record for output in outputs]
 
     async def lead(self, lead_id: str = "", version: int = 1, **attributes: Any) -> str:
-        """Write a lead as intake does, and want it."""
+        """Write a lead as intake does, and request its sync."""
         lead_id = await self.write(lead_id, version, **attributes)
         await self.want(lead_id, version)
         return lead_id
@@ -140,7 +140,7 @@ class World:
         await self.simulator.post(f"/_simulator/{what}", json=values)
 
     async def contact(self, lead_id: str) -> dict[str, Any] | None:
-        """The contact's properties as the CRM's users see them."""
+        """Return the contact's properties as CRM users see them, or None."""
         app = await self.simulator.get(f"/crm/v3/objects/contacts/{lead_id}?idProperty=leadstream_lead_id")
         return app.json().get("properties") if app.status_code == 200 else None
 

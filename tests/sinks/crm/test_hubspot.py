@@ -1,4 +1,4 @@
-"""What is HubSpot's own: mapping, trace ids, halving, contacts that were there before, limits by policy."""
+"""HubSpot's connector: mapping, trace ids, halving, existing contacts, rate limits by policy."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from infra.errors import Verdict
 from infra.outcomes import Reason
 from infra.settings import Settings, SettingsError
 from simulators import hubspot as simulator
-from sinks.crm import Gone, Snapshot, Synced, SyncFailed, hubspot
+from sinks.crm import RetiredLead, Snapshot, Synced, SyncFailed, hubspot
 
 CONFIG = hubspot.Config(token="pat-test")
 AUTH = {"authorization": "Bearer pat-test"}
@@ -24,7 +24,7 @@ UPSERT = "/crm/v3/objects/contacts/batch/upsert"
 
 
 class Wire(httpx.AsyncBaseTransport):
-    """The simulator behind a wire on which requests can be read and changed."""
+    """A transport to the simulator that records requests, and can change them."""
 
     def __init__(self, app: Any, change: Callable[[dict[str, Any]], None] | None = None) -> None:
         self._inner = httpx.ASGITransport(app=app)
@@ -88,7 +88,7 @@ def test_every_field_of_the_mapping_is_a_field_of_the_lead() -> None:
     assert set(hubspot.PROPERTIES) <= fields
 
 
-async def test_without_trace_ids_the_bad_one_is_found_by_halving(tmp_path: Path) -> None:
+async def test_without_trace_ids_a_rejected_lead_is_isolated_by_halving(tmp_path: Path) -> None:
     leads = [lead(f"l{i}", email="no address" if i == 37 else f"p{i}@example.com") for i in range(100)]
     async with account(tmp_path, no_traces) as (crm, wire, _):
         results = await crm.upsert(leads)
@@ -98,7 +98,7 @@ async def test_without_trace_ids_the_bad_one_is_found_by_halving(tmp_path: Path)
     assert len(wire.calls()) <= 15
 
 
-async def test_halving_ends_when_the_limit_is_met(tmp_path: Path) -> None:
+async def test_halving_ends_at_the_rate_limit(tmp_path: Path) -> None:
     leads = [lead(f"l{i}", email="no address" if i == 0 else f"p{i}@example.com") for i in range(8)]
     async with account(tmp_path, no_traces) as (crm, wire, client):
         await client.post("/_simulator/limits", json={"per_10s": 1})
@@ -110,10 +110,10 @@ async def test_halving_ends_when_the_limit_is_met(tmp_path: Path) -> None:
     assert len(results) == 8
 
 
-async def test_a_contact_made_by_hand_becomes_the_leads(tmp_path: Path) -> None:
+async def test_a_manually_created_contact_becomes_the_leads_contact(tmp_path: Path) -> None:
     async with account(tmp_path) as (crm, wire, client):
-        by_hand = {"idProperty": "email", "id": "ada@example.com", "properties": {"phone": "1"}}
-        made = (await client.post(UPSERT, json={"inputs": [by_hand]})).json()["results"][0]["id"]
+        manual = {"idProperty": "email", "id": "ada@example.com", "properties": {"phone": "1"}}
+        made = (await client.post(UPSERT, json={"inputs": [manual]})).json()["results"][0]["id"]
         await crm.upsert([lead("taken", email="bob@example.com")])
         results = await crm.upsert(
             [
@@ -132,12 +132,12 @@ async def test_a_contact_made_by_hand_becomes_the_leads(tmp_path: Path) -> None:
     assert len(wire.calls("/crm/v3/objects/contacts/batch/read")) == 1
 
 
-async def test_a_survivor_whose_contact_was_deleted_takes_over_the_losers(tmp_path: Path) -> None:
+async def test_if_the_survivors_contact_was_deleted_the_losers_contact_becomes_its(tmp_path: Path) -> None:
     async with account(tmp_path) as (crm, _, client):
         results = await crm.upsert([lead("survivor"), lead("loser", email="a@example.com")])
         ids = [r.remote_id for r in results if isinstance(r, Synced)]
         await client.post("/crm/v3/objects/contacts/batch/archive", json={"inputs": [{"id": ids[0]}]})
-        assert await crm.retire([Gone("loser", ids[1], "survivor", ids[0])]) == [Synced(ids[1])]
+        assert await crm.retire([RetiredLead("loser", ids[1], "survivor", ids[0])]) == [Synced(ids[1])]
         assert await crm.upsert([lead("survivor", email="a@example.com")]) == [Synced(ids[1])]
 
 
@@ -165,12 +165,12 @@ async def test_limits_by_policy(body: dict[str, str], reason: Reason, wait_s: fl
         ("Unable to perform update/upsert by non-unique 0-1 property", "leadstream_lead_id"),
     ],
 )
-async def test_an_account_that_is_not_set_up_stops_the_sink_and_rejects_no_lead(message: str, detail: str) -> None:
+async def test_a_wrong_set_up_pauses_the_sink_and_rejects_no_lead(message: str, detail: str) -> None:
     results = await _answered(400, {"category": "VALIDATION_ERROR", "message": message})
     assert {(r.verdict, r.reason, r.detail) for r in results} == {(Verdict.PAUSE, Reason.MISCONFIGURED, detail)}
 
 
-async def test_values_never_come_back_in_details() -> None:
+async def test_details_contain_no_values_of_the_lead() -> None:
     message = 'Property values were not valid: [{"message":"Email address ada@x is invalid","error":"INVALID_EMAIL"}]'
     results = await _answered(400, {"category": "VALIDATION_ERROR", "message": message})
     assert {r.detail for r in results} == {"INVALID_EMAIL"}
@@ -183,19 +183,19 @@ async def _answered(status: int, body: dict[str, str]) -> Sequence[SyncFailed]:
     return [r for r in results if isinstance(r, SyncFailed)]
 
 
-async def test_a_wrong_token_and_missing_properties_are_said_in_words(tmp_path: Path) -> None:
+async def test_a_wrong_token_and_missing_properties_are_reported(tmp_path: Path) -> None:
     app = simulator.app(tmp_path)
     wrong = hubspot.Config(token="secret-but-wrong")
     async with (
         app.router.lifespan_context(app),
         http.client(wrong.base_url, transport=httpx.ASGITransport(app=app)) as c,
     ):
-        assert await hubspot.connect(wrong, c).test() == ["HubSpot answers unauthorized INVALID_AUTHENTICATION"]
+        assert await hubspot.connect(wrong, c).test() == ["the call failed: unauthorized INVALID_AUTHENTICATION"]
     bare = httpx.MockTransport(lambda _: httpx.Response(200, json={"results": [{"name": "leadstream_lead_id"}]}))
     async with http.client(CONFIG.base_url, transport=bare) as client:
-        said = await hubspot.connect(CONFIG, client).test()
-    assert "property leadstream_score is missing" in said
-    assert "property leadstream_lead_id must hold unique values" in said
+        problems = await hubspot.connect(CONFIG, client).test()
+    assert "property leadstream_score is missing" in problems
+    assert "property leadstream_lead_id must have unique values" in problems
 
 
 def test_the_token_is_required_and_never_shown() -> None:

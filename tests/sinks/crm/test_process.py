@@ -1,4 +1,4 @@
-"""The process itself: from a record on the topic to the CRM, and out at a signal."""
+"""The real CRM sync process: from a record on the topic to the CRM, and a clean exit at SIGTERM."""
 
 from __future__ import annotations
 
@@ -49,12 +49,12 @@ def free_port() -> int:
 async def test_from_the_topic_to_the_crm(stack: Any, tmp_path: Path) -> None:
     port, lead_id = free_port(), str(uuid.uuid4())
     url = f"http://127.0.0.1:{port}"
-    given = {"LEADSTREAM_CRM_HUBSPOT_BASE_URL": url, "LEADSTREAM_CRM_HUBSPOT_TOKEN": "pat-test"}
+    settings = {"LEADSTREAM_CRM_HUBSPOT_BASE_URL": url, "LEADSTREAM_CRM_HUBSPOT_TOKEN": "pat-test"}
     pool = await asyncpg.create_pool(stack.dsn, max_size=1, min_size=0)
     deliverer = Deliverer(stack.settings, "test")
     with (
         process("simulators", "hubspot", "--port", str(port), "--state", str(tmp_path)),
-        process("sinks", "crm", "hubspot", **stack.environment(**given)) as sink,
+        process("sinks", "crm", "hubspot", **stack.environment(**settings)) as sink,
     ):
         async with httpx.AsyncClient(base_url=url, headers=AUTH) as client:
             await pool.execute(
@@ -96,15 +96,13 @@ async def outcome_of(stack: Any, lead_id: str) -> tuple[str, str, int] | None:
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "says"),
-    [("nonesuch", {}, b"there are: hubspot"), ("hubspot", {}, b"LEADSTREAM_CRM_HUBSPOT_TOKEN")],
+    ("name", "message"),
+    [("nonesuch", b"there are: hubspot"), ("hubspot", b"LEADSTREAM_CRM_HUBSPOT_TOKEN")],
 )
-def test_wrong_settings_are_said_and_end_it_for_good(
-    name: str, given: dict[str, str], says: bytes, tmp_path: Path
-) -> None:
+def test_invalid_settings_are_reported_and_end_the_process(name: str, message: bytes, tmp_path: Path) -> None:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("LEADSTREAM_")}
-    environment |= {"LEADSTREAM_HOME": str(tmp_path)} | given
+    environment |= {"LEADSTREAM_HOME": str(tmp_path)}
     command = [sys.executable, "-m", "sinks", "crm", name]
     done = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
     assert done.returncode == 78
-    assert says in done.stderr
+    assert message in done.stderr

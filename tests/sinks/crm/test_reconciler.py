@@ -1,4 +1,4 @@
-"""What is wanted arrives in the CRM, over a real Postgres and HubSpot's simulator."""
+"""Wanted versions reach the CRM, with a real Postgres and HubSpot's simulator."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from infra.outcomes import Reason, What
 from infra.postgres.leased_rows import Done, Parked
 from infra.runtime import Stop
 from sinks.crm import Synced, SyncFailed, SyncResult
-from sinks.crm.sync_table import Written
+from sinks.crm.sync_table import RecordWritten
 from tests.conftest import eventually
 from tests.sinks.crm.fake import FakeCrm
 
@@ -85,11 +85,11 @@ async def test_a_newer_version_wanted_during_a_rejected_call_is_tried_at_once(wo
     assert (await world.row(lead_id))["synced_version"] == 2
 
 
-async def test_trouble_with_one_lead_backs_off_and_is_reported_once(world: Any) -> None:
-    answers: dict[str, SyncResult] = {}
-    crm = FakeCrm(lambda s: answers.get(s.lead_id, Synced("1")))
+async def test_one_failing_lead_is_retried_with_backoff_and_reported_once(world: Any) -> None:
+    results: dict[str, SyncResult] = {}
+    crm = FakeCrm(lambda s: results.get(s.lead_id, Synced("1")))
     stuck, fine = await world.lead(), await world.lead()
-    answers[stuck] = SyncFailed(Verdict.RETRY, Reason.CONFLICT)
+    results[stuck] = SyncFailed(Verdict.RETRY, Reason.CONFLICT)
     sync = world.sync(crm)
     waits = []
     for _ in range(12):
@@ -99,7 +99,7 @@ async def test_trouble_with_one_lead_backs_off_and_is_reported_once(world: Any) 
     assert [round(w, 1) for w in waits] == [0.5, 1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300]
     assert crm.sent.count((fine, 1)) == 1
     assert [o["reason"] for o in world.outcomes if o["lead_id"] == stuck] == ["conflict"]
-    answers.clear()
+    results.clear()
     await sync.once()
     assert (await world.row(stuck))["attempts"] == 0
 
@@ -114,7 +114,7 @@ async def test_an_older_version_never_follows_a_newer_one(world: Any) -> None:
     assert (row["wanted_version"], row["synced_version"]) == (5, 5)
 
 
-async def test_a_record_behind_what_was_announced_is_not_sent(world: Any) -> None:
+async def test_a_canonical_record_older_than_the_wanted_version_is_not_sent(world: Any) -> None:
     lead_id = await world.lead(version=2)
     await world.want(lead_id, 3)
     crm = FakeCrm()
@@ -123,7 +123,7 @@ async def test_a_record_behind_what_was_announced_is_not_sent(world: Any) -> Non
     assert (await world.row(lead_id))["last_error"] == "unavailable"
 
 
-async def test_what_was_sent_counts_even_if_it_is_newer_than_what_was_wanted(world: Any) -> None:
+async def test_a_sent_version_newer_than_the_wanted_one_is_stored_as_synced(world: Any) -> None:
     lead_id = await world.lead(version=1)
     await world.write(lead_id, 7)
     crm = FakeCrm()
@@ -133,7 +133,7 @@ async def test_what_was_sent_counts_even_if_it_is_newer_than_what_was_wanted(wor
     assert crm.sent == [(lead_id, 7)]
 
 
-async def test_a_crash_between_claim_and_write_back_frees_the_lead_when_the_lease_ends(world: Any) -> None:
+async def test_after_a_crash_between_claim_and_result_the_lead_is_claimed_again_when_the_lease_ends(world: Any) -> None:
     lead_id = await world.lead(email="a@example.com")
     table = world.table()
     crashed = await table.claim(100)
@@ -142,9 +142,9 @@ async def test_a_crash_between_claim_and_write_back_frees_the_lead_when_the_leas
     assert await world.sync().once() == 0
     world.clock.forward(61)
     assert await world.sync().once() == 1
-    # The late worker comes back: it may write what it sent, and disturbs nothing else.
+    # The first worker continues: it may store what it sent, and must change nothing else.
     assert not await table.park(crashed, [(claimed, Parked(Reason.TIMEOUT), world.clock())])
-    await table.finish(crashed, [(claimed, Done(What.SYNCED, version=1, value=Written("1")))])
+    await table.finish(crashed, [(claimed, Done(What.SYNCED, version=1, value=RecordWritten("1")))])
     row = await world.row(lead_id)
     assert (row["synced_version"], row["attempts"], row["last_error"]) == (1, 0, "")
 
@@ -163,7 +163,7 @@ async def test_two_workers_never_have_a_lead_in_two_calls(world: Any) -> None:
     await eventually(lambda: len(crm.sent) == 500)
     stop.request()
     await asyncio.gather(*workers)
-    assert crm.most_at_once == 1
+    assert crm.max_concurrent == 1
     assert Counter(crm.sent) == {(lead_id, version): 1 for lead_id in leads for version in (1, 2)}
 
 
@@ -187,7 +187,7 @@ async def test_a_limit_stops_the_whole_sink_and_costs_no_lead_an_attempt(
     assert world.outcomes[-1]["what"] == "synced"
 
 
-async def test_a_crm_that_is_down_gets_few_calls_and_everything_once_it_is_back(world: Any) -> None:
+async def test_an_unavailable_crm_gets_few_calls_and_every_lead_when_it_is_available_again(world: Any) -> None:
     for i in range(250):
         await world.lead(email=f"person{i}@example.com")
     await world.set("faults", status=500)
@@ -222,7 +222,7 @@ async def test_an_outcome_that_cannot_be_delivered_does_not_lose_the_sync(world:
     assert failures == 0
 
 
-async def test_a_call_that_never_ends_is_given_up_within_the_lease(world: Any) -> None:
+async def test_a_call_that_does_not_end_is_cancelled_within_the_lease(world: Any) -> None:
     lead_id = await world.lead()
     crm = FakeCrm(gate=asyncio.Event())
     await world.sync(crm, lease_s=0.2).once()

@@ -1,4 +1,4 @@
-"""Leads that were merged, deleted or erased, over a real Postgres and HubSpot's simulator."""
+"""Leads that were merged, deleted or erased, with a real Postgres and HubSpot's simulator."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from infra.outcomes import Reason, What
 from infra.postgres.leased_rows import Done
 from infra.postgres.pool import INFINITY
 from sinks.crm import SyncFailed, SyncResult
-from sinks.crm.sync_table import Written
+from sinks.crm.sync_table import RecordWritten
 from tests.sinks.crm.fake import FakeCrm
 
 START = 1_770_000_000_000_000
@@ -20,7 +20,7 @@ START = 1_770_000_000_000_000
 pytestmark = pytest.mark.integration
 
 
-async def test_a_merged_lead_vanishes_before_the_survivor_takes_its_address(world: Any) -> None:
+async def test_a_merged_leads_record_is_retired_before_the_survivor_gets_its_address(world: Any) -> None:
     survivor = await world.lead(first_name="Ada")
     loser = await world.lead(email="ada@example.com")
     await world.sync().once()
@@ -38,13 +38,13 @@ async def test_a_merged_lead_vanishes_before_the_survivor_takes_its_address(worl
     assert (await world.row(survivor))["synced_version"] == 2
     assert await world.rows() == stats["records"]
 
-    await world.want(loser, 2)  # what intake publishes about the loser, late or redelivered
+    await world.want(loser, 2)  # what intake publishes about the loser, delayed or redelivered
     await world.sync().once()
     assert await world.row(loser) is None
     assert (await world.stats())["records"] == 1
 
 
-async def test_the_survivor_takes_over_the_losers_record_if_it_has_none(world: Any) -> None:
+async def test_a_survivor_without_a_record_gets_the_losers_record(world: Any) -> None:
     loser = await world.lead(email="ada@example.com")
     await world.sync().once()
     survivor = await world.lead(first_name="Ada", email="ada@example.com")
@@ -57,7 +57,7 @@ async def test_the_survivor_takes_over_the_losers_record_if_it_has_none(world: A
     assert await world.rows() == 1
 
 
-async def test_a_loser_whose_remote_id_was_never_noted_is_found_by_its_key(world: Any) -> None:
+async def test_a_loser_whose_remote_id_is_unknown_is_found_by_its_key(world: Any) -> None:
     survivor, loser = await world.lead(first_name="Ada"), await world.lead(email="ada@example.com")
     await world.sync().once()
     await world.pool.execute(  # as after a crash between the call and the write-back
@@ -80,7 +80,7 @@ async def test_a_survivor_waits_for_its_loser_that_another_worker_has_leased(wor
     await world.merge(loser, survivor)
     await world.sync().once()
     assert (await world.row(survivor))["synced_version"] == 0
-    await table.finish(other, [(row, Done(What.SYNCED, version=2, value=Written("1"))) for row in other.rows])
+    await table.finish(other, [(row, Done(What.SYNCED, version=2, value=RecordWritten("1"))) for row in other.rows])
     world.clock.forward(1)
     await world.sync().once()
     assert (await world.row(survivor))["synced_version"] == 1
@@ -96,7 +96,7 @@ async def test_a_deleted_lead_is_archived(world: Any) -> None:
     assert (await world.stats())["records"] == await world.rows() == 0
 
 
-async def test_an_erased_lead_keeps_its_record_and_nothing_in_it(world: Any) -> None:
+async def test_an_erased_lead_keeps_an_empty_record(world: Any) -> None:
     lead_id = await world.lead(email="ada@example.com", first_name="Ada")
     await world.sync().once()
     await world.lead(lead_id, 2)
@@ -107,10 +107,10 @@ async def test_an_erased_lead_keeps_its_record_and_nothing_in_it(world: Any) -> 
     assert (await world.stats())["records"] == await world.rows() == 1
 
 
-async def test_a_lead_in_the_way_that_failed_to_retire_does_not_hold_the_survivor(world: Any) -> None:
+async def test_a_loser_that_failed_to_retire_does_not_block_the_survivor(world: Any) -> None:
     survivor, loser = await world.lead(first_name="Ada"), await world.lead(last_name="L")
     crm = FakeCrm()
-    crm.retire = lambda gone: _answers([SyncFailed(Verdict.RETRY, Reason.CONFLICT)] * len(gone))  # type: ignore[method-assign]
+    crm.retire = lambda leads: _returning([SyncFailed(Verdict.RETRY, Reason.CONFLICT)] * len(leads))  # type: ignore[method-assign]
     await world.merge(loser, survivor)
     await world.sync(crm).once()
     assert (await world.row(survivor))["synced_version"] == 1
@@ -120,7 +120,7 @@ async def test_a_lead_in_the_way_that_failed_to_retire_does_not_hold_the_survivo
 async def test_a_lead_that_the_crm_does_not_retire_is_parked_until_a_newer_version_is_wanted(world: Any) -> None:
     survivor, loser = await world.lead(), await world.lead()
     crm = FakeCrm()
-    crm.retire = lambda gone: _answers([SyncFailed(Verdict.DEAD, Reason.REJECTED)] * len(gone))  # type: ignore[method-assign]
+    crm.retire = lambda leads: _returning([SyncFailed(Verdict.DEAD, Reason.REJECTED)] * len(leads))  # type: ignore[method-assign]
     await world.merge(loser, survivor)
     assert await world.sync(crm).once() == 2
     row = await world.row(loser)
@@ -132,5 +132,5 @@ async def test_a_lead_that_the_crm_does_not_retire_is_parked_until_a_newer_versi
     assert await world.row(loser) is None
 
 
-async def _answers(results: Sequence[SyncResult]) -> Sequence[SyncResult]:
+async def _returning(results: Sequence[SyncResult]) -> Sequence[SyncResult]:
     return results

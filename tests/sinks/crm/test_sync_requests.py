@@ -1,4 +1,4 @@
-"""The consumer's side: one request a lead a batch, the rest is dead with a reason."""
+"""The consumer of sync requests: one request per lead and batch; invalid records are dead with a reason."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ async def test_a_batch_keeps_the_highest_version_of_each_lead_and_wakes_the_engi
     assert row["last_wanted_at"] == 3
 
 
-async def test_what_is_no_request_is_dead_and_nothing_else(world: Any) -> None:
+async def test_only_invalid_records_are_dead(world: Any) -> None:
     processor = SyncRequests(world.table(), CODEC, "crm-hubspot", asyncio.Event())
     outcome = CODEC.encoder("outcome")({"at": 1, "stage": "x", "what": "y"})
     good = str(uuid.uuid4())

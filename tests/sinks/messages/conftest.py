@@ -1,4 +1,4 @@
-"""A real Postgres, the SMTP simulator on localhost, and the engine with the test's clock and chance."""
+"""A real Postgres, the SMTP simulator on localhost, and the engine with a controlled clock and no jitter."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Clock:
 
 
 class Record:
-    """A record of leads.messages-requested, as a consumer gives it."""
+    """A consumed record of leads.messages-requested."""
 
     def __init__(self, value: bytes | None, offset: int) -> None:
         self._value = value
@@ -74,7 +74,7 @@ class Record:
 
 @dataclass
 class World:
-    """One channel of its own name, so that tests do not see one another."""
+    """A channel that only one test uses, so that tests are independent."""
 
     pool: asyncpg.Pool
     smtp_port: int
@@ -107,7 +107,7 @@ class World:
     def delivery(
         self, channel: Channel | None = None, *, table: MessagesTable | None = None, **changes: Any
     ) -> LeasedWork[MessageRow]:
-        """Return the engine with the delivery, as the process has it."""
+        """Return the engine with the delivery, as sinks.app builds it."""
         table, channel, config = (
             table or self.table(**changes),
             channel or self.channel(**changes),
@@ -143,8 +143,8 @@ class World:
         )
         return lead_id
 
-    async def happened(self, lead_id: str, event_id: str, at: int) -> None:
-        """Note that a lead's event happened at ``at``, as intake does."""
+    async def add_history(self, lead_id: str, event_id: str, at: int) -> None:
+        """Write to the lead's history that an event occurred at ``at``, as intake does."""
         await self.pool.execute(
             "INSERT INTO lead_history (lead_id, version, month, decided_at, tenant, event_id, event_type, source, "
             "occurred_at, changes) SELECT $1, count(*) + 1, date_trunc('month', now())::date, now(), 'acme', $2, "
@@ -173,7 +173,7 @@ class World:
         return Record(CODEC.encoder("message_request")(record | changes), next(self.offsets))
 
     async def consume(self, *records: Record) -> list[Output]:
-        """Do with ``records`` what the batch loop does."""
+        """Process ``records`` as the batch loop does."""
         requests = self.requests()
         return list((await requests.apply(requests.prepare(records))).to_deliver())
 

@@ -1,8 +1,8 @@
-"""A real channel whose process ends right before or right after the provider has the message."""
+"""A real channel whose process ends directly before or directly after the provider accepts the message."""
 
 from __future__ import annotations
 
-from sinks.messages import Channel, HandingOver, OutgoingMessage, SendResult
+from sinks.messages import BeforeSending, Channel, OutgoingMessage, SendResult
 
 
 class Crash(Exception):  # noqa: N818
@@ -19,10 +19,10 @@ class Crashing:
         self.when = when
         self.dedupes = dedupes
 
-    async def send(self, message: OutgoingMessage, handing_over: HandingOver) -> SendResult:
+    async def send(self, message: OutgoingMessage, before_sending: BeforeSending) -> SendResult:
         if self.when == "before":
             raise Crash
-        result = await self.inner.send(message, handing_over)
+        result = await self.inner.send(message, before_sending)
         if self.when == "after":
             raise Crash
         return result

@@ -1,4 +1,4 @@
-"""What is requested is sent, over a real Postgres and a real SMTP conversation, whatever crashes."""
+"""Requested messages are sent, also after crashes, with a real Postgres and an SMTP simulator."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from infra.errors import DependencyUnavailable
 from infra.postgres.leased_rows import Lease
 from infra.runtime import Stop
-from sinks.messages import HandingOver, OutgoingMessage, SendResult
+from sinks.messages import BeforeSending, OutgoingMessage, SendResult
 from sinks.messages.messages_table import MessageRow, MessagesTable
 from tests.conftest import eventually
 from tests.sinks.messages.crashing import Crash, Crashing
@@ -36,7 +36,7 @@ async def test_a_message_is_sent_and_its_content_is_deleted(world: Any) -> None:
     assert (outcome["topic"], outcome["offset"]) == ("leads.messages-requested", row["offset"])
 
 
-async def test_a_crash_before_handing_over_costs_nothing(world: Any) -> None:
+async def test_after_a_crash_before_sending_the_message_is_sent_once(world: Any) -> None:
     message_id = await world.requested()
     with pytest.raises(Crash):
         await world.delivery(Crashing(world.channel(), "before")).once()
@@ -49,7 +49,7 @@ async def test_a_crash_before_handing_over_costs_nothing(world: Any) -> None:
     assert world.reported() == [("sent", "")]
 
 
-async def test_who_would_rather_not_send_than_send_twice_has_it_held_after_such_a_crash(world: Any) -> None:
+async def test_with_hold_a_message_is_marked_as_failed_after_a_crash_during_sending(world: Any) -> None:
     message_id = await world.requested()
     with pytest.raises(Crash):
         await world.delivery(Crashing(world.channel(), "after")).once()
@@ -62,25 +62,25 @@ async def test_who_would_rather_not_send_than_send_twice_has_it_held_after_such_
     assert world.reported() == [("dead", "unsure")]
 
 
-async def test_what_is_unsure_stays_so_crash_after_crash(world: Any) -> None:
+async def test_an_unsure_message_stays_unsure_after_a_second_crash(world: Any) -> None:
     message_id = await world.requested()
     with pytest.raises(Crash):
         await world.delivery(Crashing(world.channel(), "after")).once()
     world.clock.forward(301)
-    assert len((await world.table().claim(1)).rows) == 1  # and the process ends before it does anything about it
+    assert len((await world.table().claim(1)).rows) == 1  # and the process ends before it handles the row
     world.clock.forward(301)
     await world.delivery(when_unsure="hold").once()
     assert (await world.row(message_id))["last_error"] == "unsure"
     assert (await world.stats())["messages"] == 1
 
 
-async def test_what_is_released_is_due_again_and_as_sure_as_before(world: Any) -> None:
+async def test_a_released_message_is_due_again_and_keeps_its_state(world: Any) -> None:
     table, message_id = world.table(), await world.requested()
     lease = await table.claim(1)
     await table.release(lease, lease.rows)
     assert (await world.row(message_id))["state"] == "waiting"
     lease = await table.claim(1)
-    assert await table.sending(lease, lease.rows[0])
+    assert await table.mark_sending(lease, lease.rows[0])
     for _ in range(2):
         world.clock.forward(301)
         lease = await table.claim(1)
@@ -100,7 +100,7 @@ async def test_a_crash_between_send_and_mark_sends_it_again_with_the_same_messag
     assert world.reported() == [("sent", "")]
 
 
-async def test_where_the_provider_dedupes_an_unsure_message_is_sent_again(world: Any) -> None:
+async def test_if_the_provider_dedupes_an_unsure_message_is_sent_again(world: Any) -> None:
     await world.requested()
     with pytest.raises(Crash):
         await world.delivery(Crashing(world.channel(), "after", dedupes=True)).once()
@@ -109,7 +109,7 @@ async def test_where_the_provider_dedupes_an_unsure_message_is_sent_again(world:
     assert world.reported() == [("sent", "")]
 
 
-async def test_a_lost_answer_is_parked_and_the_mail_sent_again_with_the_same_message_id(world: Any) -> None:
+async def test_after_a_lost_response_the_mail_is_sent_again_with_the_same_message_id(world: Any) -> None:
     message_id = await world.requested()
     await world.faults(lose=True)
     await world.delivery().once()
@@ -122,7 +122,7 @@ async def test_a_lost_answer_is_parked_and_the_mail_sent_again_with_the_same_mes
     assert await world.stats() == {"messages": 2, "unique": 1, "duplicates": 1, "refused": 0}
 
 
-async def test_a_lost_answer_is_held_where_that_is_wanted(world: Any) -> None:
+async def test_with_hold_a_lost_response_marks_the_message_as_failed(world: Any) -> None:
     message_id = await world.requested()
     await world.faults(lose=True)
     await world.delivery(when_unsure="hold").once()
@@ -131,14 +131,14 @@ async def test_a_lost_answer_is_held_where_that_is_wanted(world: Any) -> None:
     assert (await world.stats())["messages"] == 1
 
 
-async def test_a_worker_that_lost_its_lease_hands_nothing_over(world: Any) -> None:
+async def test_a_worker_whose_lease_has_ended_sends_nothing(world: Any) -> None:
     message_id = await world.requested()
     late = asyncio.Event()
 
     class Late(Crashing):
-        async def send(self, message: OutgoingMessage, handing_over: HandingOver) -> SendResult:
+        async def send(self, message: OutgoingMessage, before_sending: BeforeSending) -> SendResult:
             await late.wait()
-            return await super().send(message, handing_over)
+            return await super().send(message, before_sending)
 
     slow = asyncio.create_task(world.delivery(Late(world.channel(), "")).once())
     await eventually(lambda: _claimed(world, message_id))
@@ -174,8 +174,8 @@ async def test_a_channel_that_does_not_end_leaves_its_message_unsure(world: Any)
     message_id = await world.requested()
 
     class Stubborn(Crashing):
-        async def send(self, message: OutgoingMessage, handing_over: HandingOver) -> SendResult:  # noqa: ARG002
-            await handing_over()
+        async def send(self, message: OutgoingMessage, before_sending: BeforeSending) -> SendResult:  # noqa: ARG002
+            await before_sending()
             with suppress(asyncio.CancelledError):
                 await asyncio.Event().wait()
             return await asyncio.Event().wait()  # type: ignore[return-value]
@@ -189,13 +189,13 @@ async def test_a_channel_that_does_not_end_leaves_its_message_unsure(world: Any)
     assert (await world.stats())["messages"] == 0
 
 
-async def test_a_database_that_is_lost_before_handing_over_leaves_nothing_unsure(world: Any) -> None:
+async def test_an_unavailable_database_before_sending_leaves_nothing_unsure(world: Any) -> None:
     message_id = await world.requested()
 
     class Lost(MessagesTable):
-        async def sending(self, lease: Lease[MessageRow], row: MessageRow) -> bool:
-            await super().sending(lease, row)
-            raise DependencyUnavailable("Postgres", "its answer was lost")
+        async def mark_sending(self, lease: Lease[MessageRow], row: MessageRow) -> bool:
+            await super().mark_sending(lease, row)
+            raise DependencyUnavailable("Postgres", "its response was lost")
 
     lost = Lost(world.pool, world.name, lease_s=300, clock=world.clock)
     await world.delivery(table=lost, when_unsure="hold").once()

@@ -1,4 +1,4 @@
-"""E-mail as it goes over the wire to a real SMTP server."""
+"""E-mails as an SMTP server receives them."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def message(**changes: Any) -> OutgoingMessage:
 
 @dataclass
 class Wire:
-    """What is between the channel and the server: counts connections, and cuts them."""
+    """A proxy between the channel and the server that counts connections and can break them."""
 
     port: int = 0
     opened: int = 0
     open_ends: list[asyncio.StreamWriter] = field(default_factory=list)
 
-    def hang_up(self) -> None:
+    def break_all(self) -> None:
         for end in self.open_ends:
             end.transport.abort()
         self.open_ends.clear()
@@ -65,7 +65,7 @@ async def counting(server_port: int) -> AsyncIterator[Wire]:
     async with await asyncio.start_server(accept, "127.0.0.1", 0) as server:
         wire.port = server.sockets[0].getsockname()[1]
         yield wire
-        wire.hang_up()
+        wire.break_all()
 
 
 async def send(world: Any, **changes: Any) -> SendResult:
@@ -93,7 +93,7 @@ async def test_a_mail_is_html_with_a_plain_text_and_deterministic_headers(world:
         *("--=_leadstream\n--=_leadstream--\n", "=3D =\n=_", "a\x0bb\x0cc\u2028d"),
     ],
 )
-async def test_any_text_arrives_as_it_is_in_lines_that_any_server_takes(world: Any, text: str) -> None:
+async def test_any_text_arrives_unchanged_in_lines_that_any_server_accepts(world: Any, text: str) -> None:
     sender, to = email.parse_sender("us@example.com"), email.parse_address("ada@example.com")
     written = email.compose(message(body=text), sender, to)
     lines = written.split(b"\r\n")
@@ -154,7 +154,7 @@ async def test_no_value_adds_a_header_or_a_recipient(world: Any, changes: dict[s
         "ü" * 300 + " Bcc: eve@example.com",
     ],
 )
-def test_hostile_values_in_headers_stay_values(subject: str) -> None:
+def test_hostile_values_add_no_headers(subject: str) -> None:
     sender, to = email.parse_sender('"a, b; c" <us@example.com>'), email.parse_address("ada@example.com")
     parsed = message_from_bytes(email.compose(message(subject=subject), sender, to), policy=default)
     assert parsed["bcc"] is None
@@ -169,13 +169,13 @@ async def test_addresses_beyond_ascii(world: Any) -> None:
     assert (first, second) == ("ada@xn--bcher-kva.example", "jürgen@example.com")
 
 
-async def test_connections_are_kept_and_a_stale_one_is_replaced(world: Any) -> None:
+async def test_connections_are_reused_and_a_closed_one_is_replaced(world: Any) -> None:
     async with counting(world.smtp_port) as wire:
         channel = world.channel(url=f"smtp://127.0.0.1:{wire.port}")
         for _ in range(2):
             assert isinstance(await channel.send(message(), nothing), Sent)
         assert wire.opened == 1
-        wire.hang_up()
+        wire.break_all()
         assert isinstance(await channel.send(message(), nothing), Sent)
         assert wire.opened == 2
         assert (await world.stats())["messages"] == 3
@@ -183,7 +183,7 @@ async def test_connections_are_kept_and_a_stale_one_is_replaced(world: Any) -> N
         assert isinstance(await channel.send(message(), nothing), SendFailed)
         await world.faults()
         assert isinstance(await channel.send(message(), nothing), Sent)
-        assert wire.opened == 2  # a refusal of one mail is no reason to hang up
+        assert wire.opened == 2  # a rejected mail does not close the connection
         await channel.close()
 
 
@@ -200,7 +200,7 @@ async def test_connections_are_kept_and_a_stale_one_is_replaced(world: Any) -> N
         (550, "mail", Verdict.RETRY, Reason.MISCONFIGURED),
     ],
 )
-async def test_what_its_errors_mean(world: Any, code: int, at: str, verdict: Verdict, reason: Reason) -> None:
+async def test_reply_codes_are_classified(world: Any, code: int, at: str, verdict: Verdict, reason: Reason) -> None:
     await world.faults(code=code, at=at)
     result = await send(world)
     assert isinstance(result, SendFailed)
@@ -210,7 +210,7 @@ async def test_what_its_errors_mean(world: Any, code: int, at: str, verdict: Ver
     assert isinstance(await send(world), Sent)
 
 
-async def test_silence_before_the_message_is_certain_and_after_it_is_not(world: Any) -> None:
+async def test_a_timeout_before_the_message_is_a_failure_and_after_it_unsure(world: Any) -> None:
     async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
         writer.close()
@@ -225,14 +225,14 @@ async def test_silence_before_the_message_is_certain_and_after_it_is_not(world: 
     assert await world.channel(timeout_s=0.2).send(message(), nothing) == Unsure(Reason.TIMEOUT)
 
 
-async def test_a_password_never_goes_out_in_the_clear(world: Any) -> None:
+async def test_a_password_is_never_sent_unencrypted(world: Any) -> None:
     result = await world.channel(username="us", password="secret").send(message(), nothing)
     assert isinstance(result, SendFailed)
     assert (result.verdict, result.reason) == (Verdict.PAUSE, Reason.MISCONFIGURED)
     assert (await world.stats())["messages"] == 0
 
 
-def test_settings_are_checked_and_secrets_stay_secret() -> None:
+def test_settings_are_validated_and_secrets_are_not_shown() -> None:
     given = {
         "LEADSTREAM_CHANNEL_EMAIL_URL": "http://example.com",
         "LEADSTREAM_CHANNEL_EMAIL_FROM_ADDRESS": "nobody",

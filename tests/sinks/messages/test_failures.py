@@ -1,4 +1,4 @@
-"""Messages that fail, a server that is unavailable, and a stop in between."""
+"""Failing messages, an unavailable server or database, and a stop during sending."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from infra.errors import DependencyUnavailable
 from infra.postgres.leased_rows import Done, Lease
 from infra.postgres.pool import MINUS_INFINITY
 from infra.runtime import Stop
-from sinks.messages import HandingOver, OutgoingMessage, SendResult
+from sinks.messages import BeforeSending, OutgoingMessage, SendResult
 from sinks.messages.messages_table import MessageRow, MessagesTable
 from tests.conftest import eventually
 from tests.sinks.messages.crashing import Crashing
@@ -57,7 +57,7 @@ async def test_many_temporary_failures_end_in_one_mail_each(world: Any) -> None:
 
 
 @pytest.mark.parametrize("at", ["rcpt", "data"])
-async def test_a_refusal_for_good_is_dead(world: Any, at: str) -> None:
+async def test_a_permanent_rejection_is_dead(world: Any, at: str) -> None:
     message_id = await world.requested()
     await world.faults(code=550, at=at)
     await world.delivery().once()
@@ -68,14 +68,14 @@ async def test_a_refusal_for_good_is_dead(world: Any, at: str) -> None:
 
 async def test_an_unavailable_server_pauses_the_channel_and_costs_no_message_an_attempt(world: Any) -> None:
     messages = [await world.requested() for _ in range(20)]
-    away = world.delivery(max_connections=2, url="smtp://127.0.0.1:1")
-    assert await away.once() == 2
-    assert await away.once() == 0
+    unavailable = world.delivery(max_connections=2, url="smtp://127.0.0.1:1")
+    assert await unavailable.once() == 2
+    assert await unavailable.once() == 0
     assert {(await world.row(m))["attempts"] for m in messages} == {0}
     assert set(world.reported()) == {("parked", "unavailable")}
     world.clock.forward(60)
-    back = world.delivery()
-    while await back.once():
+    available = world.delivery()
+    while await available.once():
         pass
     assert await world.stats() == {"messages": 20, "unique": 20, "duplicates": 0, "refused": 0}
 
@@ -98,15 +98,15 @@ async def test_what_was_claimed_ahead_of_a_pause_is_released_and_costs_no_attemp
     assert sorted(row["last_error"] for row in rows) == [""] * 18 + ["unavailable"] * 2
 
 
-async def test_asked_to_stop_it_finishes_what_it_has_begun_and_releases_the_rest(world: Any) -> None:
+async def test_a_stop_finishes_messages_in_progress_and_releases_the_others(world: Any) -> None:
     messages = [await world.requested() for _ in range(12)]
     stop, begun, go_on = Stop(), asyncio.Event(), asyncio.Event()
 
     class Slow(Crashing):
-        async def send(self, message: OutgoingMessage, handing_over: HandingOver) -> SendResult:
+        async def send(self, message: OutgoingMessage, before_sending: BeforeSending) -> SendResult:
             begun.set()
             await go_on.wait()
-            return await super().send(message, handing_over)
+            return await super().send(message, before_sending)
 
     running = asyncio.create_task(world.delivery(Slow(world.channel(), ""), max_connections=2).run(stop))
     await begun.wait()
@@ -120,7 +120,7 @@ async def test_asked_to_stop_it_finishes_what_it_has_begun_and_releases_the_rest
     assert (await world.stats())["messages"] == 2
 
 
-async def test_what_waited_for_too_long_is_given_up(world: Any) -> None:
+async def test_a_message_older_than_expire_s_is_dead(world: Any) -> None:
     await world.requested()
     await world.faults(code=451)
     delivery = world.delivery(expire_s=3600)
@@ -130,7 +130,7 @@ async def test_what_waited_for_too_long_is_given_up(world: Any) -> None:
     assert world.reported() == [("parked", "unavailable"), ("dead", "expired")]
 
 
-async def test_an_unavailable_database_at_the_wrong_moment_loses_no_result(world: Any) -> None:
+async def test_a_result_is_written_after_the_database_was_unavailable(world: Any) -> None:
     message_id = await world.requested()
     calls: list[str] = []
 
@@ -138,7 +138,7 @@ async def test_an_unavailable_database_at_the_wrong_moment_loses_no_result(world
         async def finish(self, lease: Lease[MessageRow], done: Sequence[tuple[MessageRow, Done]]) -> Collection[str]:
             calls.append(done[0][0].key)
             if len(calls) < 3:
-                raise DependencyUnavailable("Postgres", "gone")
+                raise DependencyUnavailable("Postgres", "test")
             return await super().finish(lease, done)
 
     delivery = world.delivery(table=Flaky(world.pool, world.name, lease_s=300, clock=world.clock))

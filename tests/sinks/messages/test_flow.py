@@ -1,4 +1,4 @@
-"""Signal in, mail out, once: the two real processes over a real broker, killed on the way too."""
+"""From a campaign signal to one mail: the two real processes with a real broker, also when they are killed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CAMPAIGNS = Path(__file__).parents[3] / "campaigns"
 
 
 class Process:
-    """One worker of the pipeline; killed and started at will."""
+    """A worker process that the test can end and start again."""
 
     def __init__(self, environment: dict[str, str], *words: str) -> None:
         self._environment = child_environment(environment)
@@ -52,6 +52,7 @@ async def workers(stack: Any, world: Any, **settings: str) -> AsyncIterator[tupl
     environment = stack.environment(
         LEADSTREAM_CHANNEL_EMAIL_URL=f"smtp://127.0.0.1:{world.smtp_port}",
         LEADSTREAM_CHANNEL_EMAIL_LEASE_S="5",
+        LEADSTREAM_CHANNEL_EMAIL_TIMEOUT_S="2.5",
         LEADSTREAM_CAMPAIGNS_DIR=str(CAMPAIGNS),
         **settings,
     )
@@ -66,8 +67,8 @@ async def workers(stack: Any, world: Any, **settings: str) -> AsyncIterator[tupl
 
 
 @pytest.fixture
-async def say(stack: Any) -> AsyncIterator[Callable[..., Any]]:
-    """Return a function that puts signals of leads on the topic, as intake does."""
+async def signal(stack: Any) -> AsyncIterator[Callable[..., Any]]:
+    """Return a function that publishes campaign signals of leads, as intake does."""
     deliverer = Deliverer(stack.settings, "test")
 
     async def put(*leads: str, event_id: str = "", times: int = 1, **fields: Any) -> None:
@@ -99,7 +100,7 @@ def _signal(lead_id: str, event_id: str, **lead: Any) -> bytes:
 
 
 def outcomes_of(stack: Any, leads: set[str]) -> dict[tuple[str, str, str], int]:
-    """Count what leads.outcomes says of ``leads`` by stage, what and reason; the same of the same record once."""
+    """Count the outcomes of ``leads`` by stage, what and reason; repeated outcomes of one record count once."""
     client = {"bootstrap.servers": stack.kafka_bootstrap, "group.id": uuid.uuid4().hex, "enable.partition.eof": True}
     consumer = Consumer(client | {"auto.offset.reset": "earliest", "enable.auto.commit": False})
     found: set[tuple[Any, ...]] = set()
@@ -110,10 +111,10 @@ def outcomes_of(stack: Any, leads: set[str]) -> dict[tuple[str, str, str], int]:
             if message.error() is not None:
                 ends -= 1
                 continue
-            told = CODEC.decode(message.value()).record
-            if told["lead_id"] in leads:
+            outcome = CODEC.decode(message.value()).record
+            if outcome["lead_id"] in leads:
                 names = ("stage", "what", "reason", "topic", "partition", "offset")
-                found.add(tuple(told[name] for name in names))
+                found.add(tuple(outcome[name] for name in names))
     consumer.close()
     counted: dict[tuple[str, str, str], int] = {}
     for stage, what, reason, *_ in found:
@@ -121,43 +122,43 @@ def outcomes_of(stack: Any, leads: set[str]) -> dict[tuple[str, str, str], int]:
     return counted
 
 
-async def test_a_signal_becomes_one_mail_however_often_it_comes(stack: Any, world: Any, say: Any) -> None:
+async def test_repeated_signals_become_one_mail(stack: Any, world: Any, signal: Any) -> None:
     lead, silent = await world.lead(), await world.lead()
     async with workers(stack, world) as (campaigns, delivery):
-        await say(lead, times=3)
-        await say(lead, event_id="another demo request")
-        await say(silent, consent={"marketing": "withdrawn"})
+        await signal(lead, times=3)
+        await signal(lead, event_id="another demo request")
+        await signal(silent, consent={"marketing": "withdrawn"})
         last = await world.lead()
-        await say(last)
+        await signal(last)
         await eventually(lambda: _mails_to(world, lead, last))
         # Restarted workers, the same signal again, and new ones of the same leads.
         assert (await campaigns.end(), await delivery.end()) == (0, 0)
         await campaigns.start()
         await delivery.start()
-        await say(lead, last, event_id="much later")
+        await signal(lead, last, event_id="much later")
         later = await world.lead()
-        await say(later)
+        await signal(later)
         await eventually(lambda: _mails_to(world, lead, last, later))
         assert (await campaigns.end(), await delivery.end()) == (0, 0)
     stats = await world.stats()
     assert (stats["messages"], stats["duplicates"]) == (3, 0)
     assert {mail["to"][0] for mail in await world.mails()} == {f"{each}@example.com" for each in (lead, last, later)}
-    told = outcomes_of(stack, {lead, silent, last, later})
-    assert told["messages-email", "sent", ""] == 3
-    assert told["campaigns", "skipped", "no_consent"] == 1
-    assert told["messages-email", "skipped", "already_asked"] >= 3
+    outcomes = outcomes_of(stack, {lead, silent, last, later})
+    assert outcomes["messages-email", "sent", ""] == 3
+    assert outcomes["campaigns", "skipped", "no_consent"] == 1
+    assert outcomes["messages-email", "skipped", "already_asked"] >= 3
 
 
 @pytest.mark.parametrize("when_unsure", ["again", "hold"])
-async def test_killed_again_and_again_every_mail_is_accounted_for(
-    stack: Any, world: Any, say: Any, when_unsure: str
+async def test_after_repeated_kills_every_mail_is_accounted_for(
+    stack: Any, world: Any, signal: Any, when_unsure: str
 ) -> None:
     chance = random.Random(7)
     leads = [await world.lead() for _ in range(300)]
     await world.faults(latency_ms=5)
     async with workers(stack, world, LEADSTREAM_CHANNEL_EMAIL_WHEN_UNSURE=when_unsure) as (campaigns, delivery):
         for start in range(0, 300, 60):
-            await say(*leads[start : start + 60])
+            await signal(*leads[start : start + 60])
             goal = start + chance.randrange(10, 50)
             await eventually(partial(_finished, world, leads, goal))
             victim = delivery if start % 120 == 0 else campaigns
@@ -172,10 +173,10 @@ async def test_killed_again_and_again_every_mail_is_accounted_for(
     stats = await world.stats()
     open_at_kills = 3 * 4  # kills times connections
     assert sent + unsure == 300, counted
-    if when_unsure == "again":  # none left out
+    if when_unsure == "again":  # no mail is missing
         assert (unsure, stats["unique"]) == (0, 300)
         assert stats["duplicates"] <= open_at_kills
-    else:  # none twice
+    else:  # no mail is sent twice
         assert stats["duplicates"] == 0
         assert sent <= stats["messages"] <= sent + unsure
         assert unsure <= open_at_kills

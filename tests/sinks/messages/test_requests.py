@@ -1,4 +1,4 @@
-"""Which requests become messages, and which of these are not sent after all."""
+"""Which requests become messages, and which messages are skipped."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from tests.events import CODEC
 pytestmark = pytest.mark.integration
 
 
-async def test_asking_again_sends_nothing_again(world: Any) -> None:
+async def test_a_repeated_request_sends_no_second_message(world: Any) -> None:
     lead_id, message_id = await world.lead(), uuid.uuid4().hex
     first = world.request(lead_id, message_id=message_id)
     assert await world.consume(first, first) == []
     await world.delivery().once()
     assert await world.consume(first) == []
-    (told,) = await world.consume(world.request(lead_id, message_id=message_id, event_id="e-2"))
-    await world.emit([told])
+    (skipped,) = await world.consume(world.request(lead_id, message_id=message_id, event_id="e-2"))
+    await world.emit([skipped])
     assert world.reported() == [("sent", ""), ("skipped", "already_asked")]
     assert world.outcomes[1]["event_id"] == "e-2"
     assert await world.delivery().once() == 0
     assert (await world.stats())["messages"] == 1
 
 
-async def test_consent_withdrawn_while_it_waited_is_respected_also_by_a_merged_lead(world: Any) -> None:
+async def test_consent_withdrawn_after_the_request_is_respected_also_for_a_merged_lead(world: Any) -> None:
     lead_id, survivor = await world.lead(), await world.lead()
     first, second = await world.requested(lead_id), await world.requested(lead_id)
     await world.lead(lead_id, consent={"sales": "withdrawn"})
@@ -48,10 +48,10 @@ async def test_an_erased_lead_gets_nothing(world: Any) -> None:
     assert (await world.row(message_id))["request"] is None
 
 
-async def test_an_erasure_takes_what_waits_but_not_what_is_asked_for_later(world: Any) -> None:
+async def test_an_erasure_cancels_waiting_messages_but_not_later_requests(world: Any) -> None:
     lead_id, minute = await world.lead(), 60_000_000
-    await world.happened(lead_id, "before", world.clock() - 2 * minute)
-    await world.happened(lead_id, "after", world.clock() + minute)
+    await world.add_history(lead_id, "before", world.clock() - 2 * minute)
+    await world.add_history(lead_id, "after", world.clock() + minute)
     before = await world.requested(lead_id, event_id="before")
     await world.faults(code=451)
     await world.delivery().once()
@@ -65,33 +65,33 @@ async def test_an_erasure_takes_what_waits_but_not_what_is_asked_for_later(world
     assert (await world.row(before))["request"] is None
 
 
-async def test_one_a_lead_is_one_also_where_it_was_several(world: Any) -> None:
+async def test_once_per_lead_also_holds_for_merged_leads(world: Any) -> None:
     mailed, other, survivor = [await world.lead() for _ in range(3)]
 
-    async def already(*leads: tuple[str, str], **changes: Any) -> list[tuple[str, str]]:
-        asked = [
+    async def skipped(*leads: tuple[str, str], **changes: Any) -> list[tuple[str, str]]:
+        requests = [
             world.request(lead, event_id=event, **{"message_id": f"{world.name}-{lead}", "once_per": "lead"} | changes)
             for lead, event in leads
         ]
-        told = [CODEC.decode(output.value or b"").record for output in await world.consume(*asked)]
-        return [(outcome["event_id"], outcome["reason"]) for outcome in told]
+        outcomes = [CODEC.decode(output.value or b"").record for output in await world.consume(*requests)]
+        return [(outcome["event_id"], outcome["reason"]) for outcome in outcomes]
 
-    assert await already((mailed, "e-1")) == []
+    assert await skipped((mailed, "e-1")) == []
     for loser in (mailed, other):
         await world.pool.execute("INSERT INTO lead_aliases (alias_id, lead_id) VALUES ($1, $2)", loser, survivor)
-    assert await already((survivor, "e-2"), (other, "e-3")) == [("e-2", "already_asked"), ("e-3", "already_asked")]
-    assert await already((mailed, "e-1"), (mailed, "e-4")) == [("e-4", "already_asked")]
-    assert await already((survivor, "e-5"), campaign="another", message_id=f"{world.name}-5") == []
-    assert await already((survivor, "e-6"), once_per="event", message_id=f"{world.name}-6") == []
+    assert await skipped((survivor, "e-2"), (other, "e-3")) == [("e-2", "already_asked"), ("e-3", "already_asked")]
+    assert await skipped((mailed, "e-1"), (mailed, "e-4")) == [("e-4", "already_asked")]
+    assert await skipped((survivor, "e-5"), campaign="another", message_id=f"{world.name}-5") == []
+    assert await skipped((survivor, "e-6"), once_per="event", message_id=f"{world.name}-6") == []
     await world.delivery().once()
     assert (await world.stats())["messages"] == 3
 
     one, two = await world.lead(), await world.lead()
     await world.pool.execute("INSERT INTO lead_aliases (alias_id, lead_id) VALUES ($1, $2)", one, two)
-    assert await already((one, "e-7"), (two, "e-8")) == [("e-8", "already_asked")]
+    assert await skipped((one, "e-7"), (two, "e-8")) == [("e-8", "already_asked")]
 
 
-async def test_what_is_no_request_is_dead_and_what_is_for_others_is_left(world: Any) -> None:
+async def test_invalid_requests_are_dead_and_those_of_other_channels_are_ignored(world: Any) -> None:
     lead_id = await world.lead()
     good, other = world.request(lead_id), world.request(lead_id, channel="slack")
     bad = [type(good)(value, 1) for value in (None, b"x", world.request("no-uuid").value())]
