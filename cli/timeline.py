@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from infra.clock import to_datetime
+from schemas.addresses import normal_email
+from schemas.rules import e164
 
 if TYPE_CHECKING:
     import asyncpg
@@ -203,7 +205,7 @@ class TimelineReader:
     async def _lead_id_of(self, identifier: str, tenant: str) -> str:
         rows = await self._postgres.fetch(
             "SELECT DISTINCT tenant, lead_id FROM identities WHERE value = ANY($1) AND ($2 = '' OR tenant = $2)",
-            [identifier, identifier.lower()],
+            [identifier, normal_email(identifier), e164(identifier)],
             tenant,
         )
         _require_one_tenant(row["tenant"] for row in rows)

@@ -116,7 +116,8 @@ class Assignment:
         # Each time anew: that pauses the partitions that were assigned since, too.
         self._consumer.pause(self._consumer.assignment())
         slipped_through = self._consume(size, 0)  # first: a rebalance in it may drop what is carried
-        self._carried += slipped_through
+        # Errors are dealt with at once; records of a partition that was revoked in that very call are dropped.
+        self._carried += [m for m in slipped_through if self._is_record(m) and _partition(m) in self._current]
 
     def resume(self) -> None:
         """Fetch again."""

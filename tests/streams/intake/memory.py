@@ -25,6 +25,11 @@ class Tables:
     touches: dict[str, list[Touch]] = field(default_factory=dict)
 
 
+def _as_jsonb(row: LeadRow) -> LeadRow:
+    """Return the row as Postgres does: its text of jsonb has a space after each colon and comma."""
+    return row._replace(attributes=json.dumps(json.loads(row.attributes), ensure_ascii=False))
+
+
 class MemoryTransaction(Transaction):
     def __init__(self, tables: Tables, signals: frozenset[str]) -> None:
         self._tables = tables
@@ -42,7 +47,7 @@ class MemoryTransaction(Transaction):
         self._tables.identities |= bindings
 
     async def lock(self, lead_ids: Collection[str]) -> dict[str, LeadRow]:
-        found = {lead_id: self._tables.leads[lead_id] for lead_id in lead_ids}
+        found = {lead_id: _as_jsonb(self._tables.leads[lead_id]) for lead_id in lead_ids}
         assert not any(lead.merged_into for lead in found.values())
         return found
 
@@ -55,7 +60,7 @@ class MemoryTransaction(Transaction):
         places = [(receipt.lead_id, receipt.version) for _, receipt in redelivered]
         past = {place: self._tables.history[place] for place in places}
         lead_ids = {lead_id for lead_id, _ in places} | {loser for change in past.values() for loser in change.merged}
-        return past, {lead_id: self._tables.leads[lead_id] for lead_id in lead_ids}
+        return past, {lead_id: _as_jsonb(self._tables.leads[lead_id]) for lead_id in lead_ids}
 
     async def signal_types(self) -> frozenset[str]:
         return self._signals
