@@ -1,1 +1,1 @@
-"""Intake: decode, validate, dedupe, identify, merge, route; one Postgres transaction a batch."""
+"""The intake stage: merges lead events into the canonical record and publishes the changes."""

@@ -1,4 +1,4 @@
-"""``python -m streams.intake``: one intake worker; start as many as the topic has partitions."""
+"""Runs one intake worker: ``python -m streams.intake``. A worker without a partition of the topic is idle."""
 
 from infra.runtime import run
 from streams.intake.app import main

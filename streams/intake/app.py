@@ -1,4 +1,4 @@
-"""Intake's composition root: settings to clients to the batch loop."""
+"""Composition root of intake: builds its clients and its processor and runs them in the batch loop."""
 
 from __future__ import annotations
 

@@ -1,14 +1,15 @@
-"""Stage 5 of 6, the decision: from a batch's events and what is stored about them to what to write and to publish.
+"""Decides a batch: merges its events into their leads and returns the rows to write and the records to publish.
 
-A pure function: no connection, no clock of its own, and its input stays as it is. What has to be looked up depends on
-earlier answers, so the lookups stand between the stages, in :mod:`streams.intake.pipeline`.
+:mod:`streams.intake.merge` is stage 5 for one event; this module applies it to a whole batch. :func:`decide` is a pure
+function: it has no connection and no clock, and does not change its input. :mod:`streams.intake.pipeline` does the
+lookups before it, since each lookup depends on the result of the one before.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import orjson
 
@@ -18,11 +19,11 @@ from streams.intake.event import Event, Identity
 from streams.intake.identity import Identified
 from streams.intake.merge import ERASURE, Lead, Touch, absorb, merge
 
-FILTERED = ("email", "status", "owner", "region", "score")  # attributes that are columns too
+FILTERED = ("email", "status", "owner", "region", "score")  # attributes that are also columns of the table leads
 
 
 class LeadRow(NamedTuple):
-    """A lead as it is stored. Times are microseconds since 1970."""
+    """A row of the table ``leads``. Times are microseconds since 1970, UTC."""
 
     lead_id: str
     tenant: str
@@ -32,12 +33,12 @@ class LeadRow(NamedTuple):
     erased_at: int | None
     attributes: str  # JSON
     provenance: str  # JSON
-    merged_into: str  # "": it is not part of another one
-    filtered: tuple[Any, ...] = ()  # values of FILTERED; only of a lead to insert
+    merged_into: str  # lead_id of the survivor, or ""
+    filtered: tuple[Any, ...] = ()  # the values of FILTERED, if the lead is to be inserted
 
 
 class PastChange(NamedTuple):
-    """A version of a lead, as its history has it."""
+    """A version of a lead in its history."""
 
     decided_at: int
     changes: str  # JSON
@@ -45,72 +46,81 @@ class PastChange(NamedTuple):
 
 
 class Change(NamedTuple):
-    """One accepted event: the version it made, what it changed, the leads it merged, and the lead as it is now."""
+    """An accepted event, and its effect on its lead."""
 
     event: Event
     lead_id: str
-    version: int
+    version: int  # the version that the event made
     decided_at: int
-    changed: Collection[str]  # the fields that it changed
-    changes: str  # those fields and their new values, as JSON
-    merged: dict[str, int]  # each lead that became part of this one, and the version that ended it
-    lead_version: int  # the lead's newest one: of a redelivered event it may be later than ``version``
-    lead: str  # the known ones of lead.avsc's fields, as JSON
+    changed: Collection[str]  # the changed fields
+    changes: str  # the changed fields and their new values, as JSON
+    merged: dict[str, int]  # lead that was merged into this one -> its last version
+    lead_version: int  # the lead's current version; for a redelivered event it can be higher than ``version``
+    lead: str  # the lead at ``lead_version``: the fields of lead.avsc that are set, as JSON
 
 
 class Merge(NamedTuple):
-    """Two stored leads that became one, with all it takes to undo it."""
+    """The merge of a stored lead into another one, with the data that is needed to undo it."""
 
     survivor_id: str
     loser_id: str
     tenant: str
     event_id: str
-    survivor: str  # attributes and provenance before, as JSON
-    loser: str
+    survivor: str  # the survivor's attributes and provenance before the merge, as JSON
+    loser: str  # those of the loser
+
+
+class Oversize(NamedTuple):
+    """An event that cannot be accepted, because the lead or a record about it would be too large."""
+
+    event: Event
+    what: Literal["lead", "record"]  # what would be too large
 
 
 class Limits(NamedTuple):
-    """What can be published."""
+    """The sizes that can be published."""
 
-    lead_bytes: int  # of a lead's attributes as JSON
-    fits: Callable[[Change], bool]  # whether each record that the change leads to fits its topic
+    lead_bytes: int  # maximum size of a lead's attributes as JSON
+    fits: Callable[[Change], bool]  # whether each record about the change fits its topic
 
 
 @dataclass(frozen=True, slots=True)
 class DecisionInput:
-    """A batch's events, and what is stored about them."""
+    """The events of a batch, and everything that is stored about them."""
 
     now: int  # microseconds since 1970
     events: Deduplicated
-    owners: Mapping[Identity, str]  # the leads of those identities of new events that are stored
-    identified: Identified  # of the new events
-    leads: Mapping[str, LeadRow]  # stored leads that the new events change
-    touches: Mapping[str, Sequence[Touch]]  # of the leads that touches_needed names
-    history: Mapping[tuple[str, int], PastChange]  # of redelivered events, by lead_id and version
-    current: Mapping[str, LeadRow]  # the leads of redelivered events, and those that they merged
-    signal_types: frozenset[str] = frozenset()  # the event types that campaigns listen to
+    owners: Mapping[Identity, str]  # the leads of the stored identities of the new events
+    identified: Identified  # the leads of the new events
+    leads: Mapping[str, LeadRow]  # the stored leads that the new events change
+    touches: Mapping[str, Sequence[Touch]]  # the touches of the leads in touches_needed()
+    history: Mapping[tuple[str, int], PastChange]  # the changes by redelivered events, by lead_id and version
+    current: Mapping[str, LeadRow]  # the leads of redelivered events, and the leads that these events merged
+    signal_types: frozenset[str] = frozenset()  # the event types for which campaign signals are published
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to write and what to publish. Where ``too_large`` is not empty, the rest of it is of no use."""
+    """The rows to write and the records to publish; or only ``oversize``, if there are such events.
+
+    ``accepted`` has the changes to write (receipts and history) and to publish. ``inserted``, ``updated``, ``merges``
+    are only written, ``redelivered`` and ``duplicates`` only published. ``oversize``: the batch must be decided again
+    without these events.
+    """
 
     now: int = 0
-    # To write: receipts and history of the accepted events, and the leads.
     accepted: Sequence[Change] = ()
     inserted: Sequence[LeadRow] = ()
     updated: Sequence[LeadRow] = ()
     merges: Sequence[Merge] = ()
-    # To publish: the accepted events, and these.
     redelivered: Sequence[Change] = ()
     duplicates: Sequence[Event] = ()
     signal_types: frozenset[str] = frozenset()
-    # Events whose lead, or a record about it, would be too large: decide again without them.
-    too_large: Sequence[Event] = ()
+    oversize: Sequence[Oversize] = ()
 
 
 def touches_needed(events: Sequence[Event], identified: Identified, leads: Mapping[str, LeadRow]) -> set[str]:
-    """Return the stored leads whose touches the decision needs: those erased now, or merged where one was erased."""
+    """Return the stored leads whose touches :func:`decide` needs: those to erase, or to merge if one was erased."""
     merges = identified.merges
     erased = {to for event, to in zip(events, identified.lead_ids, strict=True) if event.type.name == ERASURE}
     erased |= {to for loser, to in merges.items() if (leads[loser].erased_at, leads[to].erased_at) != (None, None)}
@@ -118,17 +128,17 @@ def touches_needed(events: Sequence[Event], identified: Identified, leads: Mappi
 
 
 def decide(known: DecisionInput, limits: Limits) -> Decision:
-    """Merge the new events into their leads, each making the next version, and restate the redelivered ones.
+    """Merge the new events into their leads, and reconstruct the changes of the redelivered events.
 
-    Guarantees: a lead's version grows by one with each accepted event. What is accepted can be published, now and when
-    it is redelivered. Cutting the same events into other batches leads to the same leads.
+    Guarantees: each accepted event increases its lead's version by one. The records about it can be published, also
+    when it is redelivered. The same events in other batches give the same leads.
     """
     work = _Work(known, limits)
     for event, lead_id in zip(known.events.new, known.identified.lead_ids, strict=True):
         if not work.accept(event, lead_id):
             break
-    if work.too_large:
-        return Decision(known.now, too_large=_certainly_too_large(work.too_large, work.changes, known.owners))
+    if work.oversize:
+        return Decision(known.now, oversize=_certain(work.oversize, work.changes, known.owners))
     created = known.identified.created
     return Decision(
         known.now,
@@ -136,14 +146,14 @@ def decide(known: DecisionInput, limits: Limits) -> Decision:
         [_row(lead) for lead_id, lead in work.changed.items() if lead_id in created],
         [_row(lead) for lead_id, lead in work.changed.items() if lead_id not in created],
         work.merges,
-        [_restate(event, receipt, known) for event, receipt in known.events.redelivered],
+        [_past_change(event, receipt, known) for event, receipt in known.events.redelivered],
         known.events.duplicates,
         known.signal_types,
     )
 
 
 class _Work:
-    """The working copies of a batch's leads, and what its events have led to so far."""
+    """The working copies of a batch's leads, and the changes so far."""
 
     def __init__(self, known: DecisionInput, limits: Limits) -> None:
         self._now = known.now
@@ -155,24 +165,26 @@ class _Work:
         self.changes: list[Change] = []
         self.changed: dict[str, Lead] = {}
         self.merges: list[Merge] = []
-        self.too_large: list[tuple[Event, str]] = []
+        self.oversize: list[tuple[Oversize, str]] = []  # with the lead of each event
 
     def accept(self, event: Event, lead_id: str) -> bool:
-        """Merge one event, or note that it is too large; return whether the next event can still be looked at."""
+        """Merge one event, or add it to ``oversize``; return False if no further event can be merged."""
         lead = self._leads.get(lead_id)
         if lead is None:
             lead = self._leads[lead_id] = Lead(lead_id, event.tenant, created_at=self._now, touches=[])
-        # The first event of a group carries the merge: from then on there is one lead.
+        # The first event of a lead also merges its losers into it.
         losers = self._losers.pop(lead_id, [])
-        # An upper bound of the lead's size, before anything is changed: only an erasure may make a lead smaller.
+        # Compares an upper bound of the lead's size, before the lead is changed. Only an erasure can reduce the size.
         if self._exceeds(lead, losers, event) and event.type.name != ERASURE:
-            self.too_large.append((event, lead_id))
+            self.oversize.append((Oversize(event, "lead"), lead_id))
             return True
         for loser in losers:
             self._merge_leads(lead, loser, event)
         change = self._next_version(lead, event, {loser.lead_id: loser.version for loser in losers} if losers else {})
-        if utf8_bytes(lead.json) > self._limits.lead_bytes or not self._limits.fits(change):
-            self.too_large.append((event, lead_id))  # rare: an erasure that restores or merges too much
+        lead_fits = utf8_bytes(lead.json) <= self._limits.lead_bytes
+        if not lead_fits or not self._limits.fits(change):
+            # Rare: an erasure that restores or merges many values. The lead is changed already.
+            self.oversize.append((Oversize(event, "record" if lead_fits else "lead"), lead_id))
             return False
         self.changed[lead_id] = lead
         self.changes.append(change)
@@ -180,13 +192,13 @@ class _Work:
 
     def _exceeds(self, lead: Lead, losers: Sequence[Lead], event: Event) -> bool:
         for exact in (False, True):
-            if exact:  # Postgres' text of jsonb has spaces: up to a fifth more than what is published
+            if exact:  # Postgres' text of jsonb has spaces: up to a fifth larger than the published text
                 for each in (lead, *losers):
                     each.json = _json(each.attributes)
-            most = utf8_bytes(lead.json) + len(event.properties)
+            bound = utf8_bytes(lead.json) + len(event.properties)
             if losers:
-                most += sum(utf8_bytes(loser.json) for loser in losers)
-            if most <= self._limits.lead_bytes:
+                bound += sum(utf8_bytes(loser.json) for loser in losers)
+            if bound <= self._limits.lead_bytes:
                 return False
         return True
 
@@ -210,41 +222,34 @@ class _Work:
         return Change(event, lead.lead_id, version, self._now, changed, changes, merged, version, _lead_json(lead))
 
 
-def _certainly_too_large(
-    found: list[tuple[Event, str]], changes: list[Change], owners: Mapping[Identity, str]
-) -> list[Event]:
-    """Return those of ``found`` that have the same lead without the others: of each lead at least one.
+def _certain(
+    found: list[tuple[Oversize, str]], changes: list[Change], owners: Mapping[Identity, str]
+) -> list[Oversize]:
+    """Return the events of ``found`` that are certainly too large: at least one of each lead.
 
-    One of them may be what makes another's identities the lead's; whether that one is too large shows without it.
+    An event of ``found`` may belong to its lead only through the identities of another one. Without that one its lead
+    may be smaller, so it is not certain: the batch is decided again without the certain ones.
     """
     leads = {lead_id for _, lead_id in found}
     identities = {i: change.lead_id for change in changes if change.lead_id in leads for i in change.event.identities}
     identities |= dict(owners)
-    certain: list[Event] = []
-    for event, lead_id in found:
-        if lead_id in leads or any(identities.get(identity) == lead_id for identity in event.identities):
+    certain: list[Oversize] = []
+    for oversize, lead_id in found:
+        if lead_id in leads or any(identities.get(identity) == lead_id for identity in oversize.event.identities):
             leads.discard(lead_id)
-            certain.append(event)
+            certain.append(oversize)
     return certain
 
 
-def _restate(event: Event, receipt: Receipt, known: DecisionInput) -> Change:
-    """Return what was decided about a redelivered event; the lead may be newer by now."""
+def _past_change(event: Event, receipt: Receipt, known: DecisionInput) -> Change:
+    """Return the change by a redelivered event. Its lead may have a newer version by now."""
     past = known.history[receipt.lead_id, receipt.version]
     lead = _working_copy(known.current[receipt.lead_id], None)
     lead.json = _json(lead.attributes)
     changed = orjson.loads(past.changes)
-    return Change(
-        event,
-        lead.lead_id,
-        receipt.version,
-        past.decided_at,
-        changed,
-        _json(changed),
-        {loser: known.current[loser].version for loser in past.merged},
-        lead.version,
-        _lead_json(lead),
-    )
+    merged = {loser: known.current[loser].version for loser in past.merged}
+    changes, text = _json(changed), _lead_json(lead)
+    return Change(event, lead.lead_id, receipt.version, past.decided_at, changed, changes, merged, lead.version, text)
 
 
 def _working_copy(row: LeadRow, touches: Sequence[Touch] | None) -> Lead:
@@ -282,8 +287,8 @@ def _snapshot(lead: Lead) -> str:
 
 
 def _lead_json(lead: Lead) -> str:
-    """Return the lead as it is now; the next event of the batch changes the working copy."""
-    # Written by hand, for nothing in it can need an escape: ids are UUIDs, and a tenant is [a-z0-9_-].
+    """Return the current state of the lead as JSON, since the next event of the batch changes the working copy."""
+    # Formatted without a JSON library: ids are UUIDs and a tenant is [a-z0-9_-], so no text needs an escape.
     return (
         f'{{"lead_id":"{lead.lead_id}","tenant":"{lead.tenant}","version":{lead.version},'
         f'"merged_into":"{lead.merged_into}","created_at":{lead.created_at},"updated_at":{lead.updated_at}'

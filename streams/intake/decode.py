@@ -1,4 +1,4 @@
-"""Stage 1 of 6: bytes to a record of its schema. Afterwards every value has the type that its schema says."""
+"""Stage 1 of 6: decode the bytes of a message to a record. Every value then has the type of its schema."""
 
 from __future__ import annotations
 
@@ -9,15 +9,24 @@ from schemas.codec import Codec, Decoded, DecodeError
 
 
 def decode(message: Message, codec: Codec, max_bytes: int) -> Decoded | Dead:
-    """Decode one message in any of the three wire forms; return Dead with its reason where that is impossible.
+    """Decode one message in any of the three wire formats of :mod:`schemas.codec`.
 
-    Raises DependencyUnavailable where its schema has to be fetched and the registry is unavailable.
+    Returns:
+        The record, or Dead if the message is empty, has more than ``max_bytes`` bytes, or cannot be decoded.
+
+    Raises:
+        DependencyUnavailable: the external schema registry must be requested and is unavailable.
+
     """
     payload = message.value()
     if not payload:
-        return Dead(Reason.EMPTY, (Problem("", "no value; send a lead event (there are no tombstones on this topic)"),))
+        return Dead(
+            Reason.EMPTY, (Problem("", "the record has no value: send a lead event (this topic has no tombstones)"),)
+        )
     if len(payload) > max_bytes:
-        return Dead(Reason.TOO_LARGE, (Problem("", f"{len(payload)} bytes; the limit is {max_bytes}"),))
+        return Dead(
+            Reason.TOO_LARGE, (Problem("", f"the event has {len(payload)} bytes, but the maximum is {max_bytes}"),)
+        )
     try:
         return codec.decode(payload)
     except DecodeError as error:

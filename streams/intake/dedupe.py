@@ -1,8 +1,9 @@
-"""Stage 3 of 6: one effect per event.
+"""Stage 3 of 6: find duplicates and redeliveries, so that each event has one effect.
 
-An event is known by ``(tenant, event_id)`` alone: no producer's clock is trusted, a retried request may carry another
-``occurred_at``. ``receipts`` stores from which record each event was accepted. The same coordinates are a redelivery
-after a crash: the decision is published again. Other coordinates are a duplicate.
+An event is identified by ``(tenant, event_id)`` alone: a sender may repeat a request with another ``occurred_at``. The
+table ``receipts`` has the coordinates (topic, partition, offset) of the record from which each event was accepted. An
+event that comes with the same coordinates is a redelivery after a crash: its decision is published again. With other
+coordinates it is a duplicate.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from streams.intake.event import Event
 
 
 class Receipt(NamedTuple):
-    """An accepted event: the record that it came in, and the version of the lead that it made."""
+    """The receipt of an accepted event: the coordinates of its record, and the version of the lead that it made."""
 
     topic: str
     partition: int
@@ -24,7 +25,7 @@ class Receipt(NamedTuple):
 
 
 class Deduplicated(NamedTuple):
-    """A batch's events by what has to happen with them, each in the batch's order."""
+    """The events of a batch in three groups, each in the order of the batch."""
 
     new: list[Event]
     redelivered: list[tuple[Event, Receipt]]
@@ -32,7 +33,10 @@ class Deduplicated(NamedTuple):
 
 
 def dedupe(events: Iterable[Event], receipts: Mapping[str, Receipt]) -> Deduplicated:
-    """Sort ``events`` by the ``receipts`` of their keys; of several with one key in a batch the first is new."""
+    """Group ``events`` by their ``receipts``, which are by event key.
+
+    If several events without a receipt have the same key, the first is new and the others are duplicates.
+    """
     found = Deduplicated([], [], [])
     seen: set[str] = set()
     for event in events:

@@ -1,6 +1,6 @@
-"""What flows through intake: one valid lead event, its key and its identities.
+"""A valid lead event as it passes through intake, with its key and its identities.
 
-Every stage needs these and none owns them, so they stand here: no stage imports a later one.
+Every stage uses this module, so that no stage imports a later one.
 """
 
 from __future__ import annotations
@@ -32,44 +32,45 @@ class Event(NamedTuple):
     event_id: str
     source: str
     occurred_at: int
-    key: str  # see event_key
-    identities: tuple[Identity, ...]
+    key: str  # from event_key()
+    identities: tuple[Identity, ...]  # from identities()
     topic: str
     partition: int
     offset: int
     received_at: int
     properties: bytes  # the record without its envelope, as JSON
-    message: Message  # unchanged, for the dead letter
+    message: Message  # the consumed message, for a dead letter
     traceparent: bytes | None = None  # a valid W3C traceparent
 
     @property
     def own(self) -> bool:
-        """Whether the pipeline made it (an enrichment result)."""
+        """Whether the pipeline made the event, such as an enrichment result."""
         return self.source.startswith(OWN_SOURCE)
 
     @property
     def coordinates(self) -> Coordinates:
-        """The Kafka record that it came in."""
+        """Topic, partition and offset of the record that contained the event."""
         return self.topic, self.partition, self.offset
 
 
 @dataclass(frozen=True, slots=True)
 class EventBatch:
-    """A batch after decode and validate: its events, and the dead letters of its other records."""
+    """A batch after decoding and validation: its valid events, and the dead letters of all other records."""
 
     events: list[Event] = field(default_factory=list)
     dead: list[Output] = field(default_factory=list)
 
 
 def event_key(tenant: str, event_id: str) -> str:
-    """Return 32 hex digits that stand for the event; 128 bits, so two events never share it in practice."""
+    """Return the key of an event in ``receipts``: a 128-bit hash of tenant and event_id, as 32 hexadecimal digits."""
     return blake2b(f"{tenant}\0{event_id}".encode(), digest_size=16).hexdigest()
 
 
 def identities(tenant: str, identifiers: Mapping[str, Any]) -> tuple[Identity, ...]:
-    """Return an event's identities, normalised: e-mail in its normal form, phone in E.164, the others trimmed.
+    """Return the identities of an event: its identifiers that can belong to one lead only, normalised.
 
-    A phone number without a country code, or that is no possible number, is not an identity.
+    E-mail addresses are in the form of :func:`schemas.addresses.normal_email`, phone numbers in E.164 form, external
+    and anonymous ids without surrounding white space. A phone number without a country code is not an identity.
     """
     found: list[Identity] = []
     if value := identifiers["external_id"].strip():

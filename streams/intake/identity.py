@@ -1,7 +1,8 @@
-"""Stage 4 of 6: whose event is it? Afterwards every event has a lead, and no identity belongs to two leads.
+"""Stage 4 of 6: assign each event to a lead by its identities, so that each identity belongs to one lead.
 
-An event whose identifiers hit several leads makes them one; the oldest survives (ids are time-ordered: the smallest).
-That is a transitive closure, so the same events in any order give the same groups.
+:func:`streams.intake.event.identities` defines what an identity is. An event whose identities belong to several leads
+merges them. The oldest lead survives: the one with the smallest id, since ids are in the order of creation. Groups are
+transitive closures over shared identities, so the same events in any order give the same groups.
 """
 
 from __future__ import annotations
@@ -12,28 +13,33 @@ from typing import Any
 
 from streams.intake.event import Event, Identity
 
-NewId = Callable[[int], str]  # the id of a lead created at a time in microseconds; later ones sort after earlier ones
+NewId = Callable[[int], str]  # time in microseconds -> id of a lead created then; ids sort in the order of these times
 
 
 @dataclass(frozen=True, slots=True)
 class Identified:
-    """Which lead each event of a batch belongs to, and which identities and leads that creates and joins."""
+    """The lead of each event of a batch, and the new leads, merges and identities that follow."""
 
-    lead_ids: list[str]  # of each event, in the batch's order
-    created: frozenset[str]  # leads that did not exist before
-    merges: dict[str, str]  # existing lead -> the existing lead that it becomes part of
-    bindings: dict[Identity, str]  # identities that no lead had before -> lead
+    lead_ids: list[str]  # the lead of each event, in the order of the batch
+    created: frozenset[str]  # new leads
+    merges: dict[str, str]  # stored lead -> the stored lead that it is merged into
+    bindings: dict[Identity, str]  # new identity -> its lead
 
     @property
     def existing(self) -> set[str]:
-        """The leads that change and are stored already."""
+        """The stored leads that the batch changes."""
         return {*self.lead_ids, *self.merges} - self.created
 
 
 def identify(events: Iterable[Event], owners: Mapping[Identity, str], now: int, new_id: NewId) -> Identified:
-    """Group ``events`` by shared identities and return each group's lead.
+    """Assign each event to a lead.
 
-    ``owners`` are the leads of those identities that are stored. ``new_id`` is called with ``now`` for each new lead.
+    Args:
+        events: the new events of a batch, in order.
+        owners: the lead of each stored identity of ``events``.
+        now: current time in microseconds since 1970.
+        new_id: is called with ``now`` for each new lead.
+
     """
     groups = _Groups()
     events = list(events)

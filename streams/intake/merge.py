@@ -1,16 +1,19 @@
-"""Stage 5 of 6: one merge rule for everything that changes a lead.
+"""Stage 5 of 6: merge an event into its lead, by one rule for every event type.
 
-Each field of a lead keeps its value together with its stamp: (authority, occurred_at, event_id). A value replaces
-another exactly when its stamp is greater. Stamps are totally ordered and each event has its own, so merging is a
-maximum: any order and any repetition of the same events gives the same lead, and so does merging two leads.
+Each field of a lead has a value and the stamp of the event that set it: (rank of its authority, occurred_at, event_id).
+A value replaces the current one if its stamp is greater. Stamps are totally ordered and each event has its own, so the
+result is a maximum: the same events in any order and repetition give the same lead, and so does merging two leads.
 
-Authority goes before time: a value from the person outranks one from a CRM user, that one from an app, that one from an
-enrichment provider. The first and the last touch are the earliest and the latest event of a person or an app.
+Authority precedes time: person over CRM user over app over enrichment provider. The first and the last touch of a lead
+are the earliest and the latest event with the authority person or app.
 
-``lead_erased`` removes every value that is not later than it, and from then on such values are refused. A removed value
-may have outranked a later one of less authority: those are stored too, hidden, at most one for each lesser authority,
-and an erasure restores them. A lead stores its first and its last touch only: a late erasure needs all its ``touches``
-to find the first after it.
+``lead_erased`` removes every value that occurred at its time or before, and values that old are ignored from then on.
+This needs two things that the lead does not show:
+
+- A removed value may have outranked a later value of lower authority, which must then be restored. Such values are
+  stored as hidden values, at most one for each lower authority.
+- A lead stores only its first and last touch. To find the first touch after an erasure that arrives late, all touches
+  of the lead (``Lead.touches``) must be looked up.
 """
 
 from __future__ import annotations
@@ -26,18 +29,18 @@ RANKS = {"enrichment": 1, "app": 2, "crm_user": 3, "person": 4}
 MAPS = frozenset({"consent", "crm_ids", "custom"})
 ERASURE = "lead_erased"
 _ERASED = "_erased"
-# In ``provenance``: field -> [[rank, occurred_at, event_id, value], ...], falling rank, rising time.
+# Key in ``provenance``: field -> [[rank, occurred_at, event_id, value], ...], in falling rank and rising time.
 _HIDDEN = "_hidden"
 TOUCHING = frozenset({"app", "person"})  # the authorities whose events are touches
-_IDENTIFIERS = frozenset({"external_id", "email", "phone"})  # identities that are also fields of the lead
+_IDENTIFIERS = frozenset({"external_id", "email", "phone"})  # kinds of identities that are also fields of the lead
 
-Stamp = list[Any]  # [rank, occurred_at, event_id]: a list, as JSON gives it back
+Stamp = list[Any]  # [rank, occurred_at, event_id]: a list, because it is stored as JSON
 Touch = tuple[int, str, str]  # occurred_at, event_id, source
 
 
 @dataclass(slots=True)
 class Lead:
-    """A lead's working copy within one transaction: ``attributes`` by field, ``provenance`` by field or map key."""
+    """The working copy of a lead in one transaction. ``attributes``: by field. ``provenance``: by field or map key."""
 
     lead_id: str
     tenant: str
@@ -48,19 +51,21 @@ class Lead:
     attributes: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)  # field -> Stamp
     json: str = ""  # ``attributes`` as JSON, after the last event
-    touches: list[Touch] | None = field(default=None, compare=False)  # all of them; None: not looked up
+    touches: list[Touch] | None = field(default=None, compare=False)  # all touches of the lead; None: not looked up
 
     @property
     def erased_at(self) -> int | None:
-        """When its newest erasure occurred; None: never. It may have new values since."""
+        """Time of the lead's latest erasure, or None. The lead may have got values since."""
         erased = self.provenance.get(_ERASED)
         return erased[1] if erased else None
 
 
 def merge(lead: Lead, event: Event) -> dict[str, Any]:
-    """Merge ``event`` into ``lead`` and return what changed: field, or ``map.key``, to its new value.
+    """Merge ``event`` into ``lead``. If ``event`` is an erasure, ``lead.touches`` must be looked up.
 
-    Where ``event`` is an erasure, ``lead.touches`` has to be all of them.
+    Returns:
+        The changed fields: name, or ``map.key`` in a map, to its new value (None: removed).
+
     """
     stamp = [RANKS[event.type.authority], event.occurred_at, event.event_id]
     changes: dict[str, Any] = {}
@@ -76,9 +81,9 @@ def merge(lead: Lead, event: Event) -> dict[str, Any]:
 
 
 def absorb(survivor: Lead, loser: Lead) -> None:
-    """Merge ``loser``'s values into ``survivor`` by the same rule; ``loser`` itself does not change.
+    """Merge the values of ``loser`` into ``survivor`` by the same rule; ``loser`` does not change.
 
-    Where one of them was ever erased, ``touches`` of both have to be all of them.
+    If one of them was erased, the ``touches`` of both must be looked up.
     """
     erased = loser.provenance.get(_ERASED)
     if erased:
@@ -95,7 +100,7 @@ def absorb(survivor: Lead, loser: Lead) -> None:
 
 
 def _fields(event: Event) -> list[tuple[str, Any]]:
-    """Return the event's values of the lead's fields; an empty value is none."""
+    """Return the values of the event for fields of the lead, as (name, value); empty values are left out."""
     record, kind = event.record, event.type
     found: list[tuple[str, Any]] = []
     for _, identity, value in event.identities:
@@ -104,7 +109,7 @@ def _fields(event: Event) -> list[tuple[str, Any]]:
         elif identity.startswith("crm:"):
             found.append((f"crm_ids.{identity[4:]}", value))
     if (phone := record["identifiers"]["phone"]) and not e164(phone):
-        found.append(("phone", phone.strip()))  # no identity, but still of use to a reader
+        found.append(("phone", phone.strip()))  # not an identity, but a CRM user can still use it
     for name, target in kind.lead_fields.items():
         value = record[name]
         if value == "" or value is None:
@@ -120,26 +125,27 @@ def _fields(event: Event) -> list[tuple[str, Any]]:
 
 
 def _set_if_greater(lead: Lead, name: str, stamp: Stamp, value: Any) -> bool:
-    """Set the field where ``stamp`` is greater than that of its value; return whether that changes it."""
+    """Set a field if ``stamp`` is greater than its current stamp; return whether its value changed."""
     provenance, attributes = lead.provenance, lead.attributes
-    had = provenance.get(name)
-    if had is None:
+    current = provenance.get(name)
+    if current is None:
         provenance[name] = stamp
         return _put(attributes, name, value)
-    if had < stamp:
-        if had[1] > stamp[1] or _HIDDEN in provenance:
-            _hide(provenance, name, [*had, _get(attributes, name)], stamp[1])
+    if current < stamp:
+        if current[1] > stamp[1] or _HIDDEN in provenance:
+            _hide(provenance, name, [*current, _get(attributes, name)], stamp[1])
         provenance[name] = stamp
         return _put(attributes, name, value)
-    if stamp[1] > had[1]:
-        _hide(provenance, name, [*stamp, value], had[1])
+    if stamp[1] > current[1]:
+        _hide(provenance, name, [*stamp, value], current[1])
     return False
 
 
 def _hide(provenance: dict[str, Any], name: str, entry: list[Any], after: int) -> None:
-    """Store ``entry`` (stamp and value) among the field's hidden ones, and drop those that can never be restored.
+    """Add ``entry`` (stamp and value) to the hidden values of a field; drop those that can never be restored.
 
-    Restored can be what is later than ``after``, the time of the visible value, and later than all of more authority.
+    A hidden value can be restored if it is later than the visible value (at ``after``) and later than every hidden
+    value of higher authority.
     """
     hidden = provenance.setdefault(_HIDDEN, {})
     kept: list[list[Any]] = []
@@ -154,7 +160,7 @@ def _hide(provenance: dict[str, Any], name: str, entry: list[Any], after: int) -
 
 
 def _put(attributes: dict[str, Any], name: str, value: Any) -> bool:
-    """Set a field or a map's key; return whether that is a change."""
+    """Set a field, or a key of a map; return whether its value changed."""
     top, _, key = name.partition(".")
     if not key:
         if attributes.get(name) == value:
@@ -188,8 +194,8 @@ def _touch(lead: Lead, at: int, source: str, event_id: str) -> None:
 
 
 def _erase(lead: Lead, stamp: Stamp, changes: dict[str, Any]) -> None:
-    had = lead.provenance.get(_ERASED)
-    if had is not None and had >= stamp:
+    latest = lead.provenance.get(_ERASED)
+    if latest is not None and latest >= stamp:
         return
     hidden = lead.provenance.pop(_HIDDEN, {})
     for name, old in list(lead.provenance.items()):
@@ -207,7 +213,7 @@ def _erase(lead: Lead, stamp: Stamp, changes: dict[str, Any]) -> None:
 
 
 def _restore(lead: Lead, hidden: Mapping[str, list[list[Any]]], touches: Sequence[Touch], after: int) -> dict[str, Any]:
-    """Merge the hidden values and the touches that are later than ``after``; return the fields that this changes."""
+    """Merge hidden values and touches that are later than ``after`` into ``lead``; return the changed fields."""
     for at, event_id, source in [touch for touch in touches if touch[0] > after]:
         _touch(lead, at, source, event_id)
     return {

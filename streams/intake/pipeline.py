@@ -1,10 +1,10 @@
-"""Intake: every lead event becomes part of one canonical record, in one Postgres transaction a batch.
+"""The flow of intake: merges each batch of lead events into the canonical record, in one Postgres transaction.
 
 decode → validate → dedupe → identify → merge → route
 
-Guarantees: a version of a lead is made exactly once, and what was decided is published at least once.
-Crash: before the commit nothing is left behind. Between the commit and the delivery of the records, the batch is
-redelivered: its receipts have the same coordinates, so what was decided is read back and published again.
+Guarantees: each version of a lead is made exactly once and published at least once.
+Crash: before the commit nothing is stored. After the commit and before the delivery, the batch is redelivered. Its
+receipts have the same coordinates, so its decisions are read from Postgres and published again.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from streams.intake.validate import validate
 
 
 class Intake:
-    """The processor of ``leads.received``. ``now`` is in microseconds since 1970."""
+    """The batch loop's processor of ``leads.received``. ``now`` returns microseconds since 1970."""
 
     def __init__(
         self, store: Store, codec: Codec, router: Router, *, max_event_bytes: int, max_ahead_s: int, now: Clock = now_us
@@ -40,10 +40,10 @@ class Intake:
         self._validate = partial(validate, max_ahead=max_ahead_s * 1_000_000)
 
     def prepare(self, messages: Sequence[Message]) -> EventBatch:
-        """Decode and validate. No database is needed, so it runs while the batch before is decided."""
+        """Decode and validate ``messages``. Needs no database, so it runs while the previous batch is decided."""
         now, batch = self._now(), EventBatch()
         for message in messages:
-            decoded = self._decode(message)  # first: the rules, and all later stages, rely on the schema's types
+            decoded = self._decode(message)  # first, because all later stages rely on the types of the schema
             event = decoded if isinstance(decoded, Dead) else self._validate(decoded, message, now)
             if isinstance(event, Dead):
                 batch.dead.append(self._router.dead(message, event))
@@ -52,29 +52,29 @@ class Intake:
         return batch
 
     async def apply(self, batch: EventBatch) -> Effects:
-        """Decide, then route: nothing is published about a lead before the canonical record has it."""
+        """Decide, then publish: no change of a lead is published before it is committed."""
         decided = await decide_all(batch.events, self._decide)
-        dead = batch.dead + [self._router.too_large(event) for event in decided.too_large]
+        dead = batch.dead + [self._router.too_large(oversize) for oversize in decided.oversize]
         return Effects(lambda: self._router.route(decided.decisions) + dead, len(dead))
 
     async def _decide(self, batch: Sequence[Event]) -> Decision:
         await self._store.make_months(self._now())
         async with self._store.transaction() as stored:
             now = self._now()
-            # Dedupe before identify: an event that was accepted before must not bind identities or merge leads.
+            # Dedupe before identify: a duplicate must not bind identities or merge leads.
             events = dedupe(batch, await stored.receipts(batch, now))
-            # Identify before merge: only then it is known which leads are to be locked, and which of them are one.
+            # Identify before merge: it determines which leads must be locked and which of them are merged.
             owners = await stored.owners(events.new)
             who = identify(events.new, owners, now, uuid7)
-            # Bind before lock: a worker that binds the same identity waits here for this commit, then looks again.
+            # Bind before lock: another worker that binds the same identity waits here for this commit, then retries.
             await stored.bind(who.bindings)
             leads = await stored.lock(who.existing)
             touches = await stored.touches(touches_needed(events.new, who, leads))
             history, current = await stored.history(events.redelivered)
             signals = await stored.signal_types()
             known = DecisionInput(now, events, owners, who, leads, touches, history, current, signals)
-            decision = decide(known, self._router.limits)  # merge; what cannot be published is not written
-            if decision.too_large:
-                raise TooLarge(decision.too_large)  # rolls back
+            decision = decide(known, self._router.limits)  # merge; only what can be published is written
+            if decision.oversize:
+                raise TooLarge(decision.oversize)  # rolls the transaction back
             await stored.write(decision)
         return decision

@@ -1,7 +1,7 @@
-"""Stage 6 of 6: which records a decision leads to. A redelivered event leads to the same ones.
+"""Stage 6 of 6: build the records to publish about a decision. A redelivered event gives the same records again.
 
-Each record's size is checked here before the decision is committed (:attr:`Router.limits`): Postgres never holds one
-whose records cannot be delivered.
+The size of each record is checked before the decision is committed (:attr:`Router.limits`), so Postgres never has a
+change whose records cannot be published.
 """
 
 from __future__ import annotations
@@ -20,24 +20,31 @@ from infra.kafka.producer import Output
 from infra.kafka.sizes import topic_limits, utf8_bytes
 from infra.outcomes import Dead, Problem, Reason, What
 from schemas.codec import Codec
-from streams.intake.decide import Change, Decision, Limits
+from streams.intake.decide import Change, Decision, Limits, Oversize
 from streams.intake.event import Event
 
 STAGE = "intake"
-CRM_TOPICS = "leads.crm-"
+CRM_TOPICS = "leads.crm-"  # prefix of the topics of CRM sync
 _CHANGED, _ENRICHMENT, _SIGNALS = "leads.changed", "leads.enrichment-requested", "leads.campaign-signals"
 _ENRICHABLE = frozenset({"email", "domain"})
-# Everything of a record but lead, properties, changes and merged: ids, names and times, all bounded by the rules of an
-# event, the lead's own ids and times, the record's key, its traceparent and the overhead of a batch. About 2,500 bytes.
+# Upper bound of a record without lead, properties, changes and merged: ids, names and times (bounded by schemas.rules),
+# key, traceparent and the overhead of a batch. The real maximum is about 2,500 bytes.
 _FIXED = 4096
-_MERGED = 40  # bytes of one id in ``merged``
+_MERGED = 40  # bytes of one lead id in ``merged``
 
 
 class Router:
-    """Turns decisions into records.
+    """Builds the records about decisions.
 
-    ``crm_topics`` get each changed lead's newest version. ``topics`` are the limits by topic
-    (:func:`infra.kafka.sizes.topic_limits`, read where they are not passed).
+    Args:
+        codec: encodes the records.
+        crm_topics: receive the current version of each changed lead.
+        topics: topic -> maximum record size in bytes; by default :func:`infra.kafka.sizes.topic_limits`.
+        now: returns the current time in microseconds since 1970.
+
+    Raises:
+        ValueError: ``max.message.bytes`` of a topic is too small for any record.
+
     """
 
     def __init__(
@@ -50,11 +57,10 @@ class Router:
     ) -> None:
         topics = topic_limits() if topics is None else topics
         if small := [name for name in (*crm_topics, OUTCOMES) if topics[name] < _FIXED]:
-            raise ValueError(f"max.message.bytes of {', '.join(small)} has to be at least {_FIXED}")
-        largest = min(topics[name] for name in (_CHANGED, _ENRICHMENT, _SIGNALS))
-        # A lead may take a quarter: besides it a record holds an event and the changes, each about as large at most.
-        self.limits = Limits(largest // 4, self._fits)
-        self._room = largest - _FIXED - self.limits.lead_bytes
+            raise ValueError(f"max.message.bytes of {', '.join(small)} must be at least {_FIXED}")
+        self._record_bytes = min(topics[name] for name in (_CHANGED, _ENRICHMENT, _SIGNALS))
+        # A quarter for the lead: a record also contains the event and the changes, each possibly as large as the lead.
+        self.limits = Limits(self._record_bytes // 4, self._fits)
         self._crm_topics = crm_topics
         self._now = now
         self._outcomes = OutcomeRecords(STAGE, codec.encoder("outcome"), now)
@@ -64,29 +70,27 @@ class Router:
         self._campaign_signal = codec.encoder("campaign_signal")
 
     def _fits(self, change: Change) -> bool:
-        return self._content(change) <= self._room
+        return self.largest_record(change) <= self._record_bytes
 
     def largest_record(self, change: Change) -> int:
-        """Return an upper bound of the bytes of each record that ``change`` leads to, now or when it is redelivered.
+        """Return an upper bound of the size in bytes of each record about ``change``, also when it is redelivered.
 
-        The lead counts with the most that it may grow to: a redelivered event is published with the lead as it is then.
+        The lead counts with its maximum size, because a redelivered event is published with the lead's state at that
+        time.
         """
-        return _FIXED + self.limits.lead_bytes + self._content(change)
-
-    @staticmethod
-    def _content(change: Change) -> int:
-        return len(change.event.properties) + utf8_bytes(change.changes) + _MERGED * len(change.merged)
+        content = len(change.event.properties) + utf8_bytes(change.changes) + _MERGED * len(change.merged)
+        return _FIXED + self.limits.lead_bytes + content
 
     def route(self, decisions: Iterable[Decision]) -> list[Output]:
-        """Return the records of a batch's ``decisions``, in their order, and count its events by outcome.
+        """Return the records about the ``decisions`` of a batch, in order, and count their events in the metrics.
 
-        A lead goes to each CRM's topic once, at its newest version.
+        Each CRM topic gets one record per changed lead, with its newest version in the batch.
         """
         outputs: list[Output] = []
         newest: dict[str, tuple[str, int]] = {}
         for decision in decisions:
             for change in (*decision.redelivered, *decision.accepted):
-                outputs += self._change(change, signalled=change.event.type.name in decision.signal_types)
+                outputs += self._records(change, signalled=change.event.type.name in decision.signal_types)
                 tenant, lead_id = change.event.tenant, change.lead_id
                 newest[lead_id] = (tenant, max(change.lead_version, newest.get(lead_id, ("", 0))[1]))
                 newest |= {loser: (tenant, version) for loser, version in change.merged.items()}
@@ -104,12 +108,15 @@ class Router:
         metrics.OUTCOMES.labels(STAGE, What.DEAD.value, dead.reason.value).inc()
         return dead_letter(message, STAGE, dead)
 
-    def too_large(self, event: Event) -> Output:
-        """Return the dead letter of an event whose lead, or a record about it, would be too large, and count it."""
-        problem = f"with it the lead would be larger than {self.limits.lead_bytes} bytes; send fewer or shorter fields"
-        return self.dead(event.message, Dead(Reason.TOO_LARGE, (Problem("", problem),)))
+    def too_large(self, oversize: Oversize) -> Output:
+        """Return the dead letter of an event that is too large to be accepted, and count it."""
+        if oversize.what == "lead":
+            problem = f"the lead would be larger than {self.limits.lead_bytes} bytes: send fewer or shorter fields"
+        else:
+            problem = f"a record about the lead would be larger than {self._record_bytes} bytes: send a smaller event"
+        return self.dead(oversize.event.message, Dead(Reason.TOO_LARGE, (Problem("", problem),)))
 
-    def _change(self, change: Change, *, signalled: bool) -> list[Output]:
+    def _records(self, change: Change, *, signalled: bool) -> list[Output]:
         event = change.event
         key = change.lead_id.encode()
         headers = [("traceparent", event.traceparent)] if event.traceparent else None

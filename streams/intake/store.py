@@ -1,8 +1,8 @@
-"""What is stored about a batch's events: the transaction in which they are decided, and its lookups.
+"""The transaction in which a batch is decided, with its lookups and writes in Postgres.
 
-Locks are taken in the order identities, leads (by lead_id), receipts, so that two workers cannot wait for one another
-in a circle. Where the server finds a circle all the same, and where another worker wrote between a lookup and its
-write, :class:`Contended` is raised and the transaction is rolled back: decide the events again.
+Rows are locked in the order identities, leads (by lead_id), receipts, so that workers rarely deadlock. If Postgres
+detects a deadlock, or another worker wrote between a lookup and a write, the transaction is rolled back and raises
+:class:`Contended`: decide the events again.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from streams.intake.event import Event, Identity
 from streams.intake.merge import TOUCHING, Touch
 from streams.intake.writes import columns_of, insert_bindings, write_decision
 
-_CLOCK_ERROR = timedelta(seconds=300)  # by how much a worker's clock may be wrong
-_EVERY_TYPE = "*"  # in signal_types: written by `leadstream prepare` while a campaign file is invalid
-_MONTH_LOCK = 7017840
+_CLOCK_ERROR = timedelta(seconds=300)  # maximum error of a worker's clock
+_EVERY_TYPE = "*"  # an event type in signal_types that stands for all; written while a campaign file is invalid
+_MONTH_LOCK = 7017840  # key of the advisory lock around the turn of a month
 _CONTENTION = {
     asyncpg.UniqueViolationError: "unique_violation",
     asyncpg.DeadlockDetectedError: "deadlock",
@@ -32,8 +32,8 @@ _CONTENTION = {
 }
 
 
-class Contended(Exception):  # noqa: N818 - it asks for another try
-    """Another worker decided about the same people at the same time; ``what`` they met in is a metric's label."""
+class Contended(Exception):  # noqa: N818 - control flow, not a defect
+    """Another worker wrote the same rows at the same time. ``what``: the kind of conflict, a label of a metric."""
 
     def __init__(self, what: str) -> None:
         super().__init__(what)
@@ -41,16 +41,16 @@ class Contended(Exception):  # noqa: N818 - it asks for another try
 
 
 class Transaction:
-    """One transaction: lookups and writes of one decision, called in the order in which they stand here."""
+    """The lookups and writes of one transaction. They must be called in the order of the methods here."""
 
     def __init__(self, connection: asyncpg.Connection) -> None:
         self.connection = connection
 
     async def receipts(self, events: Iterable[Event], now: int) -> dict[str, Receipt]:
-        """Return the receipts of those ``events`` that were accepted before, by event key.
+        """Return the receipts of accepted events among ``events``, by event key.
 
-        Around the turn of a month one worker at a time decides: the key of receipts holds the month, so nothing else
-        stops two workers that have the same event, one just before the turn and one just after it.
+        Around the turn of a month, a lock lets only one worker decide at a time. The unique key of ``receipts``
+        includes the month, so without the lock two workers could accept the same event in different months.
         """
         at = to_datetime(now)
         if (at - _CLOCK_ERROR).month != (at + _CLOCK_ERROR).month:
@@ -62,7 +62,7 @@ class Transaction:
         return {row[0].hex: Receipt(row[1], row[2], row[3], str(row[4]), row[5]) for row in rows}
 
     async def owners(self, events: Sequence[Event]) -> dict[Identity, str]:
-        """Return the leads of those of the events' identities that are stored."""
+        """Return the lead of each stored identity of ``events``."""
         wanted = list(dict.fromkeys(identity for event in events for identity in event.identities))
         if not wanted:
             return {}
@@ -77,18 +77,23 @@ class Transaction:
         return {wanted[n - 1]: str(lead_id) for n, lead_id in rows}
 
     async def bind(self, bindings: Mapping[Identity, str]) -> None:
-        """Write new identities; waits for another worker that has written one of them and not committed yet."""
+        """Insert new identities. Waits if another worker has inserted one of them and has not committed yet."""
         await insert_bindings(self.connection, bindings)
 
     async def lock(self, lead_ids: Collection[str]) -> dict[str, LeadRow]:
-        """Lock and return leads. Raises Contended where one was merged since its identity was looked up."""
+        """Lock leads and return their rows.
+
+        Raises:
+            Contended: a lead was merged after its identity was looked up.
+
+        """
         found = await self._leads(lead_ids, "FOR NO KEY UPDATE")
         if any(lead.merged_into for lead in found.values()):
             raise Contended("merged_lead")
         return found
 
     async def touches(self, lead_ids: Collection[str]) -> dict[str, list[Touch]]:
-        """Return every touch of stored leads, those of the leads merged into them included, from their history."""
+        """Return all touches of stored leads, from the history of the leads and of the leads merged into them."""
         found: dict[str, list[Touch]] = {lead_id: [] for lead_id in lead_ids}
         if not found:
             return found
@@ -111,7 +116,7 @@ class Transaction:
     async def history(
         self, redelivered: Sequence[tuple[Event, Receipt]]
     ) -> tuple[dict[tuple[str, int], PastChange], dict[str, LeadRow]]:
-        """Return what was decided about redelivered events, by lead_id and version, and their leads as they are now."""
+        """Return the past changes by redelivered events, by (lead_id, version), and the current rows of their leads."""
         if not redelivered:
             return {}, {}
         rows = await self.connection.fetch(
@@ -126,13 +131,13 @@ class Transaction:
         return past, await self._leads([*losers, *(receipt.lead_id for _, receipt in redelivered)])
 
     async def signal_types(self) -> frozenset[str]:
-        """Return the event types that campaigns listen to now; every type while one of their files is invalid."""
+        """Return the event types for which campaign signals are published: all while a campaign file is invalid."""
         rows = await self.connection.fetch("SELECT DISTINCT event_type FROM signal_types")
         types = frozenset(row[0] for row in rows)
         return frozenset(registry().events) if _EVERY_TYPE in types else types
 
     async def write(self, decision: Decision) -> None:
-        """Write the decision; it is there when the transaction commits."""
+        """Write the rows of ``decision``."""
         await write_decision(self.connection, decision)
 
     async def _leads(self, lead_ids: Iterable[str], lock: str = "") -> dict[str, LeadRow]:
@@ -143,7 +148,7 @@ class Transaction:
             f"""
             SELECT lead_id, tenant, version, created_at, updated_at, erased_at, attributes, provenance, merged_into
             FROM leads WHERE lead_id = ANY($1::uuid[]) ORDER BY lead_id {lock}
-            """,  # noqa: S608 - lock is a clause of ours
+            """,  # noqa: S608 - lock is a constant
             wanted,
         )
         return {
@@ -155,17 +160,20 @@ class Transaction:
 
 
 class Store:
-    """The canonical record, as intake sees it."""
+    """The canonical record in Postgres, for intake."""
 
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
-        self._months_at = 0  # when to make partitions next
+        self._next_months_at = 0  # time of the next call of make_month_partitions()
 
     @asynccontextmanager
     async def transaction(self) -> AsyncIterator[Transaction]:
         """Run the body in one transaction.
 
-        Raises Contended: it is rolled back. DependencyUnavailable: it may or may not be committed.
+        Raises:
+            Contended: the transaction was rolled back.
+            DependencyUnavailable: Postgres is unavailable; it is unknown whether the transaction was committed.
+
         """
         try:
             async with transaction(self._pool) as connection:
@@ -175,8 +183,8 @@ class Store:
             raise Contended(what) from error
 
     async def make_months(self, now: int) -> None:
-        """Make the partitions of the months to come, at start and once a day; without them nothing can be written."""
-        if now >= self._months_at:
+        """Create the partitions of the coming months, at start and once a day. Inserts fail without a partition."""
+        if now >= self._next_months_at:
             async with transaction(self._pool) as connection:
                 await connection.execute("SELECT make_month_partitions()")
-            self._months_at = now + DAY_US
+            self._next_months_at = now + DAY_US

@@ -1,8 +1,8 @@
-"""Decide a batch in as few transactions as contention allows.
+"""Decides a batch in one transaction, or in several if it contends with another worker.
 
-A batch is one transaction. Where it contends twice with another worker it is split in two halves, in the order of its
-events, down to single events: what contends is decided alone, the rest in large parts. A part that is committed stays
-committed; where a later one fails, the batch is repeated and the committed events are redeliveries to it.
+After contending twice, a batch is split in halves, in the order of its events, and so are its parts, down to single
+events. So the contending events are decided alone and all others in large parts. A committed part stays committed: if a
+later part fails, the batch is repeated, and the committed events are then redeliveries.
 """
 
 from __future__ import annotations
@@ -16,31 +16,31 @@ from infra import metrics
 from infra.errors import DependencyUnavailable
 from infra.retry import Backoff
 from infra.runtime import log
-from streams.intake.decide import Decision
+from streams.intake.decide import Decision, Oversize
 from streams.intake.event import Event
 from streams.intake.route import STAGE
 from streams.intake.store import Contended
 
-_TRIES = 2  # of a part with several events, before it is split
-_TRIES_ALONE = 10
+_ATTEMPTS = 2  # for a part with several events, before it is split
+_ATTEMPTS_ALONE = 10  # for a single event
 _BACKOFF = Backoff(0.005, 0.5)
 _log = log(STAGE)
 
 
-class TooLarge(Exception):  # noqa: N818 - it asks for another try without them
-    """Raised inside a transaction, to roll it back: these events cannot be accepted."""
+class TooLarge(Exception):  # noqa: N818 - control flow, not a defect
+    """Rolls a transaction back: its events must be decided again without those in ``oversize``."""
 
-    def __init__(self, events: Sequence[Event]) -> None:
-        super().__init__(f"{len(events)} events")
-        self.events = events
+    def __init__(self, oversize: Sequence[Oversize]) -> None:
+        super().__init__(f"{len(oversize)} events are too large")
+        self.oversize = oversize
 
 
 @dataclass(frozen=True, slots=True)
 class Decided:
-    """A batch's decisions, each committed, in the order of its events; and its events that are too large."""
+    """The committed decisions of a batch, in the order of its events, and its events that are too large."""
 
     decisions: list[Decision] = field(default_factory=list)
-    too_large: list[Event] = field(default_factory=list)
+    oversize: list[Oversize] = field(default_factory=list)
 
 
 async def decide_all(
@@ -48,9 +48,17 @@ async def decide_all(
     decide: Callable[[Sequence[Event]], Awaitable[Decision]],
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
 ) -> Decided:
-    """Decide ``events`` by ``decide``, which decides those that it is called with in one transaction.
+    """Decide ``events``.
 
-    Raises DependencyUnavailable where a single event contends too often; the transactions before it are committed.
+    Args:
+        events: of one batch, in order.
+        decide: decides the events that it is called with in one transaction.
+        sleep: waits for a number of seconds, between attempts.
+
+    Raises:
+        DependencyUnavailable: Postgres is unavailable, or a single event contended 10 times. The transactions before it
+            are committed.
+
     """
     run = _Run(decide, sleep)
     parts = deque([events] if events else [])
@@ -69,14 +77,14 @@ class _Run:
         self._failures = 0  # since the last commit
 
     async def part(self, events: Sequence[Event]) -> list[Sequence[Event]]:
-        """Decide a part, or return the parts to decide instead."""
-        for _ in range(_TRIES if len(events) > 1 else _TRIES_ALONE):
+        """Decide a part of the batch; return the parts to decide instead if that failed, else no parts."""
+        for _ in range(_ATTEMPTS if len(events) > 1 else _ATTEMPTS_ALONE):
             try:
                 self.decided.decisions.append(await self._decide(events))
             except TooLarge as found:
-                # From the beginning without them: they bind no identity, merge no leads and create none.
-                self.decided.too_large.extend(found.events)
-                dead = {event.coordinates for event in found.events}
+                # Decided again from the start, because oversize events must not bind identities, merge or create leads.
+                self.decided.oversize.extend(found.oversize)
+                dead = {oversize.event.coordinates for oversize in found.oversize}
                 rest = [event for event in events if event.coordinates not in dead]
                 return [rest] if rest else []
             except Contended as contended:
@@ -85,7 +93,7 @@ class _Run:
                 self._failures = 0
                 return []
         if len(events) == 1:
-            raise DependencyUnavailable("Postgres", f"a single event contended with other workers {_TRIES_ALONE} times")
+            raise DependencyUnavailable("Postgres", f"an event contended with other workers {_ATTEMPTS_ALONE} times")
         return [events[: len(events) // 2], events[len(events) // 2 :]]
 
     async def _back_off(self, contended: Contended, events: int) -> None:

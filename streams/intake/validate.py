@@ -1,4 +1,7 @@
-"""Stage 2 of 6: what a type cannot express. Afterwards the event has an id, a tenant, a time and an identifier."""
+"""Stage 2 of 6: validate what an Avro schema cannot express. The event then has an id, a tenant, a time, an identity.
+
+The rules are in :mod:`schemas.rules`; the HTTP API applies the same ones.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +22,21 @@ _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0
 
 
 def validate(decoded: Decoded, message: Message, now: int, max_ahead: int) -> Event | Dead:
-    """Check ``decoded`` against the rules; ``now`` and ``max_ahead`` are microseconds. Dead names every wrong field."""
+    """Validate a decoded record.
+
+    Args:
+        decoded: of any type; only lead events are valid on this topic.
+        message: the consumed message.
+        now: current time in microseconds since 1970.
+        max_ahead: how far ``occurred_at`` may be ahead of ``now``, in microseconds.
+
+    Returns:
+        The event, or Dead with every problem.
+
+    """
     kind = registry().events.get(decoded.type)
     if kind is None:
-        problem = Problem("/type", f"{decoded.type} is written by the pipeline, it is not a lead event")
+        problem = Problem("/type", f"{decoded.type} is not a lead event: only the pipeline writes it")
         return Dead(Reason.UNKNOWN_EVENT_TYPE, (problem,))
     record = decoded.record
     properties = rules.check_event(kind, record, now, max_ahead)
@@ -51,9 +65,11 @@ def validate(decoded: Decoded, message: Message, now: int, max_ahead: int) -> Ev
 
 
 def traceparent(headers: Sequence[tuple[str, bytes | None]]) -> bytes | None:
-    """Return the last ``traceparent`` of ``headers`` where it is valid, else None: any other is dropped.
+    """Return the last ``traceparent`` header if it is valid, else None.
 
-    So that no output's size depends on a header that its sender chose. Source: W3C Trace Context, section 3.2.
+    An invalid header is dropped, so that a sender cannot increase the size of the outputs with it.
+
+    Source: W3C Trace Context, section 3.2.
     """
     found = dict(headers).get(HEADER)
     return found if found and _TRACEPARENT.fullmatch(found) else None

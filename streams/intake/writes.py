@@ -1,4 +1,4 @@
-"""The rows of a decision in Postgres: COPY and ``unnest``, one statement a table, in the caller's transaction."""
+"""Writes the rows of a decision to Postgres by COPY and ``unnest``, in the caller's transaction."""
 
 from __future__ import annotations
 
@@ -13,11 +13,16 @@ from infra.clock import to_datetime
 from streams.intake.decide import FILTERED, Change, Decision, LeadRow, Merge
 from streams.intake.event import Identity
 
-_INSERTED = LeadRow._fields.index("merged_into")  # a new lead is not part of another one
+_INSERTED = LeadRow._fields.index("merged_into")  # a new lead has not been merged
 
 
 async def insert_bindings(connection: asyncpg.Connection, bindings: Mapping[Identity, str]) -> None:
-    """Insert new identities. Raises UniqueViolationError where another worker has just inserted one of them."""
+    """Insert new identities.
+
+    Raises:
+        UniqueViolationError: another worker has inserted one of them since it was looked up.
+
+    """
     if bindings:
         rows = sorted((*identity, lead_id) for identity, lead_id in bindings.items())
         await connection.copy_records_to_table(
@@ -28,7 +33,9 @@ async def insert_bindings(connection: asyncpg.Connection, bindings: Mapping[Iden
 async def write_decision(connection: asyncpg.Connection, decision: Decision) -> None:
     """Write leads, merges, receipts and history.
 
-    Raises UniqueViolationError where another worker has just accepted one of the events.
+    Raises:
+        UniqueViolationError: another worker has accepted one of the events since its receipt was looked up.
+
     """
     if not decision.accepted:
         return
@@ -48,7 +55,7 @@ async def _insert_leads(connection: asyncpg.Connection, leads: Sequence[LeadRow]
 
 
 async def _update_leads(connection: asyncpg.Connection, leads: Sequence[LeadRow]) -> None:
-    """Replace leads that are locked; created_at and merged_into are _merge's."""
+    """Update locked leads, except created_at and merged_into, which :func:`_merge` updates."""
     rows = [(lead.lead_id, lead.version, lead.attributes, lead.provenance, lead.erased_at) for lead in leads]
     if rows:
         await connection.execute(
@@ -77,7 +84,10 @@ async def _insert_receipts(connection: asyncpg.Connection, changes: Sequence[Cha
 
 async def _insert_history(connection: asyncpg.Connection, changes: Sequence[Change], month: date) -> None:
     columns = ["lead_id", "version", "month", "decided_at", "tenant", "event_id", "event_type", "source", "occurred_at"]
-    columns += ["changes", "merged"]  # an array costs more to write than the rest, and hardly a change merges
+    columns += [
+        "changes",
+        "merged",
+    ]  # merged only if it has values: an array is expensive to write, and merges are rare
     plain = [_history(change, month) for change in changes if not change.merged]
     await connection.copy_records_to_table("lead_history", records=plain, columns=columns[:-1])
     if len(plain) < len(changes):
@@ -94,7 +104,7 @@ def _history(change: Change, month: date) -> tuple[Any, ...]:
 
 
 async def _merge(connection: asyncpg.Connection, merges: Sequence[Merge]) -> None:
-    """Give the losers' identities and aliases to the survivors, and record what it takes to undo that."""
+    """Move the losers' identities and aliases to the survivors, and store the data that is needed to undo that."""
     if not merges:
         return
     pairs = columns_of([(merge.loser_id, merge.survivor_id) for merge in merges], 2)

@@ -1,4 +1,4 @@
-"""Decisions: any cut of the same events into batches leads to the same leads, and nothing is decided twice."""
+"""Decisions: the same events in any batches give the same leads, and each event is decided once."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.streams.intake.memory import MemoryStore
 
 KINDS = ("lead_updated", "form_submitted", "enrichment_completed", "consent_changed", "page_viewed", "lead_erased")
 WORDS = st.sampled_from(["Ada", "Grace", "Alan"])
-SMALL = 32_768  # a topic's limit: leads then take 8 KiB
+SMALL = 32_768  # maximum record size of the topics; of a lead then 8 KiB
 
 
 @st.composite
@@ -52,7 +52,7 @@ def many(draw: st.DrawFn, *, largest: int = 3) -> list[Event]:
 
 @st.composite
 def cuts(draw: st.DrawFn, events: Sequence[Event]) -> list[list[Event]]:
-    """Cut ``events`` into batches, some of which are delivered twice: the worker crashed before it could commit."""
+    """Split ``events`` into batches, some of which are redelivered, as after a crash before the offset commit."""
     batches: list[list[Event]] = []
     left = list(events)
     while left:
@@ -76,9 +76,7 @@ async def put(store: MemoryStore, events: Sequence[Event], **own: Any) -> Sequen
 
 @given(st.data(), many())
 @settings(max_examples=200, deadline=None)
-async def test_any_cut_into_batches_and_any_redelivery_lead_to_the_same_leads(
-    data: st.DataObject, events: list[Event]
-) -> None:
+async def test_any_batching_and_any_redelivery_give_the_same_leads(data: st.DataObject, events: list[Event]) -> None:
     found: list[list[str]] = []
     for batches in ([events], data.draw(cuts(events))):
         store = MemoryStore()
@@ -134,7 +132,7 @@ async def test_duplicates_write_nothing_and_are_reported(events: list[Event], da
 
 @given(st.data(), many(largest=4000))
 @settings(max_examples=200, deadline=None)
-async def test_events_that_are_too_large_leave_no_trace(data: st.DataObject, events: list[Event]) -> None:
+async def test_events_that_are_too_large_change_nothing(data: st.DataObject, events: list[Event]) -> None:
     one_batch, without = MemoryStore(), MemoryStore()
     dead: set[int] = set()
     for batch in data.draw(cuts(events)):
@@ -149,8 +147,8 @@ async def test_events_that_are_too_large_leave_no_trace(data: st.DataObject, eve
     assert len(one_batch.tables.receipts) == len(events) - len(dead)
 
 
-async def test_an_event_is_not_dead_for_being_in_a_batch_with_one_that_is() -> None:
-    """What joins two leads is too large; an event that fits its own lead, and not both, is accepted."""
+async def test_an_event_that_fits_is_accepted_in_a_batch_with_one_that_is_too_large() -> None:
+    """The event that merges two leads is too large; an event that fits only its own lead is accepted."""
     store = MemoryStore()
     large, small = {"email": "a@example.com"}, {"external_id": "b"}
     sizes: list[tuple[str, int, dict[str, Any]]] = [("of-large", 5000, large), ("of-small", 1000, small)]
@@ -173,11 +171,11 @@ async def test_an_event_is_not_dead_for_being_in_a_batch_with_one_that_is() -> N
     assert len(store.tables.receipts) == 3
 
 
-async def test_an_erasure_that_restores_more_than_a_record_holds_is_dead() -> None:
-    """What ranks lower and is later is stored beside the visible value, where it does not count as the lead's size."""
+async def test_an_erasure_that_restores_more_than_a_lead_may_have_is_dead() -> None:
+    """Later values of lower rank are stored as hidden values, which do not count as the lead's size."""
     store = MemoryStore()
     who: dict[str, Any] = {"email": "a@example.com"}
-    for number in range(4):  # four times half of what a lead may hold, hidden under short values of a higher rank
+    for number in range(4):  # twice the maximum of a lead, hidden by short values of higher rank
         names = [f"{number}-{n}" for n in range(4)]
         own: dict[str, Any] = {"custom": dict.fromkeys(names, "x"), "crm": "hubspot", "record_id": "1"}
         short = event("crm_record_changed", f"s-{number}", offset=2 * number, at=NOW - 2 * HOUR, **own, **who)
@@ -188,12 +186,14 @@ async def test_an_erasure_that_restores_more_than_a_record_holds_is_dead() -> No
 
     outputs = await put(store, [event("lead_erased", "erased", at=NOW - HOUR, offset=100, **who)], limit=SMALL)
 
-    assert [output.topic for output in outputs] == ["leads.dead"]
+    (dead,) = outputs
+    assert dead.topic == "leads.dead"
+    assert "the lead would be larger than 8192 bytes" in detail(dead)
     assert repr(store.tables) == before
 
 
 async def test_an_erasure_whose_changes_do_not_fit_a_record_is_dead() -> None:
-    """Each short field is longer among the changes than in the lead."""
+    """A removed short field takes more bytes in the changes than in the lead."""
     store = MemoryStore()
     for number in range(4):
         custom = {f"{number}{n:03d}": "x" for n in range(170)}
@@ -206,12 +206,13 @@ async def test_an_erasure_whose_changes_do_not_fit_a_record_is_dead() -> None:
         outputs = await put(store, [erasing], limit=SMALL)
 
         assert ([output.topic for output in outputs] == ["leads.dead"]) is dead
+        assert not dead or "a record about the lead would be larger than 32768 bytes" in detail(outputs[0])
         assert (repr(store.tables) == before) is dead
 
 
 @given(many(), many())
 @settings(max_examples=100, deadline=None)
-async def test_a_decision_depends_on_its_input_alone_and_leaves_it_as_it_is(
+async def test_a_decision_depends_only_on_its_input_and_does_not_change_it(
     before: list[Event], events: list[Event]
 ) -> None:
     store = MemoryStore()
@@ -233,6 +234,11 @@ async def test_a_decision_depends_on_its_input_alone_and_leaves_it_as_it_is(
     assert repr(known) == shown
     assert len(first.accepted) == len(events)
     assert len(first.redelivered) == len(before)
+
+
+def detail(dead: Output) -> str:
+    value = dict(dead.headers or [])["leadstream.detail"]
+    return (value or b"").decode()
 
 
 def _anything(_: Change) -> bool:

@@ -1,4 +1,4 @@
-"""Merging is order-free: any order, any repetition and any grouping of the same events gives the same lead."""
+"""Merging does not depend on the order: any order, repetition and grouping of events gives the same lead."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_two_leads_merged_are_the_lead_that_had_all_events(data: st.DataObject, 
 
 @given(events())
 @settings(max_examples=100, deadline=None)
-def test_what_merge_reports_as_changes_is_what_changed(many: list[Event]) -> None:
+def test_merge_returns_exactly_the_changed_fields(many: list[Event]) -> None:
     lead = Lead("lead", "acme", touches=[])
     reported: dict[str, Any] = {}
     for one in many:

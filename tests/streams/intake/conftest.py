@@ -1,6 +1,6 @@
-"""Intake on a real Postgres, and what a test sees of it."""
+"""Intake with a real Postgres, and functions that read its results."""
 
-# ruff: noqa: S608 - the statements are ours
+# ruff: noqa: S608 - the statements are constants
 from __future__ import annotations
 
 import json
@@ -28,7 +28,7 @@ TOPICS = {
     "leads.outcomes": "outcome",
 }
 LEAD_INSIDE = ("leads.enrichment-requested", "leads.campaign-signals")
-# The part of a lead_change that a redelivery repeats exactly: all but the lead as it is by now.
+# The part of a lead_change that a redelivery repeats exactly: all fields except the current lead.
 EVENT_PART = ("event_id", "event_type", "lead_id", "version", "decided_at", "changes", "merged", "properties", "offset")
 
 
@@ -49,13 +49,13 @@ async def open_pool(dsn: str) -> AsyncIterator[asyncpg.Pool]:
 
 @pytest.fixture
 async def pool(stack: Stack) -> AsyncIterator[asyncpg.Pool]:
-    async with open_pool(stack.dsn) as there:
-        await there.execute("INSERT INTO signal_types VALUES ('tests', 'form_submitted') ON CONFLICT DO NOTHING")
-        yield there
+    async with open_pool(stack.dsn) as pool:
+        await pool.execute("INSERT INTO signal_types VALUES ('tests', 'form_submitted') ON CONFLICT DO NOTHING")
+        yield pool
 
 
 async def put(stage: Intake, *found: Message) -> dict[str, list[dict[str, Any]]]:
-    """Take one batch and return what was published, by the type of its records."""
+    """Process one batch; return the published records by type."""
     effects = await stage.apply(stage.prepare(found))
     published: dict[str, list[dict[str, Any]]] = {name: [] for name in TOPICS.values()}
     for output in effects.to_deliver():
@@ -68,14 +68,14 @@ async def put(stage: Intake, *found: Message) -> dict[str, list[dict[str, Any]]]
 
 
 async def state(pool: asyncpg.Pool, tenant: str) -> dict[str, list[tuple[Any, ...]]]:
-    """Return every row about a tenant."""
-    mine = "WHERE lead_id IN (SELECT lead_id FROM leads WHERE tenant = $1) ORDER BY 1, 2"
+    """Return every row of a tenant."""
+    of_tenant = "WHERE lead_id IN (SELECT lead_id FROM leads WHERE tenant = $1) ORDER BY 1, 2"
     tables = {
         "leads": "SELECT * FROM leads WHERE tenant = $1 ORDER BY lead_id",
         "identities": "SELECT kind, value, lead_id FROM identities WHERE tenant = $1 ORDER BY 1, 2",
         "lead_history": "SELECT * FROM lead_history WHERE tenant = $1 ORDER BY lead_id, version",
-        "receipts": f"SELECT * FROM receipts {mine}",
-        "lead_aliases": f"SELECT * FROM lead_aliases {mine}",
+        "receipts": f"SELECT * FROM receipts {of_tenant}",
+        "lead_aliases": f"SELECT * FROM lead_aliases {of_tenant}",
         "lead_merges": "SELECT * FROM lead_merges WHERE tenant = $1 ORDER BY survivor_id, loser_id",
     }
     return {name: [tuple(row) for row in await pool.fetch(sql, tenant)] for name, sql in tables.items()}

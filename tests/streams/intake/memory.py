@@ -1,4 +1,4 @@
-"""Postgres as intake sees it, in memory: for tests of decisions and of what happens between transactions."""
+"""An in-memory replacement for intake's store, for tests of decisions and of several transactions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Tables:
 
 
 def _as_jsonb(row: LeadRow) -> LeadRow:
-    """Return the row as Postgres does: its text of jsonb has a space after each colon and comma."""
+    """Return the row as Postgres does: the text of a jsonb value has a space after each colon and comma."""
     return row._replace(attributes=json.dumps(json.loads(row.attributes), ensure_ascii=False))
 
 
@@ -90,7 +90,7 @@ class MemoryTransaction(Transaction):
 
 
 class MemoryStore(Store):
-    """``fail`` is called with the events of each transaction; what it raises rolls it back."""
+    """``fail`` is called with the events of each transaction; an error that it raises rolls the transaction back."""
 
     def __init__(self, fail: Callable[[Sequence[Event]], None] = lambda _: None) -> None:
         self.tables = Tables()
@@ -110,7 +110,7 @@ class MemoryStore(Store):
         pass
 
     def summary(self) -> list[str]:
-        """Return what there is, without ids of leads, and check that every lead's versions have no gap."""
+        """Return the leads without their ids, and check that the versions of each lead have no gap."""
         tables = self.tables
         live = {lead_id: lead for lead_id, lead in tables.leads.items() if not lead.merged_into}
         assert set(tables.identities.values()) == set(live)

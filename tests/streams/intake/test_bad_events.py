@@ -1,4 +1,4 @@
-"""What is no event, or none for the database, harms no other."""
+"""An invalid event, or one that Postgres could reject, does not affect other events."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ BROKEN: list[tuple[Reason, bytes | None]] = [
 ]
 
 
-async def test_what_is_no_event_is_a_dead_letter_with_its_bytes_intact(pool: asyncpg.Pool, unique: str) -> None:
+async def test_an_invalid_event_is_a_dead_letter_with_unchanged_bytes(pool: asyncpg.Pool, unique: str) -> None:
     good = [payload("lead_updated", f"g-{n}", tenant=unique, email="a@example.com") for n in range(2)]
     values: list[bytes | None] = [good[0], *(value for _, value in BROKEN), good[1]]
     headers = [("traceparent", b"00-1"), ("x", None), ("x", b"\xff")]
@@ -96,7 +96,7 @@ async def test_what_is_no_event_is_a_dead_letter_with_its_bytes_intact(pool: asy
     assert (await leads(pool, unique))[0]["version"] == 2
 
 
-async def test_a_batch_of_nothing_but_dead_letters_needs_no_database() -> None:
+async def test_a_batch_of_dead_letters_only_needs_no_database() -> None:
     async with open_pool("postgresql://leadstream@127.0.0.1:1/leadstream") as away:
         stage = intake(away)
         effects = await stage.apply(stage.prepare([message(b"hello")]))
@@ -105,7 +105,7 @@ async def test_a_batch_of_nothing_but_dead_letters_needs_no_database() -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(data=st.data())
-def test_no_bytes_make_prepare_fail(data: st.DataObject) -> None:
+def test_prepare_accepts_any_bytes(data: st.DataObject) -> None:
     value = bytearray(GOOD)
     for place, byte in data.draw(st.lists(st.tuples(st.integers(0, len(GOOD) - 1), st.integers(0, 255)), max_size=4)):
         value[place] = byte
@@ -114,8 +114,8 @@ def test_no_bytes_make_prepare_fail(data: st.DataObject) -> None:
     assert len(prepared.dead) + len(prepared.events) == 2
 
 
-async def test_what_is_taken_for_an_event_is_never_refused_by_the_database(pool: asyncpg.Pool, unique: str) -> None:
-    """Or one event would stop everybody's."""
+async def test_postgres_rejects_no_event_that_passed_validation(pool: asyncpg.Pool, unique: str) -> None:
+    """Otherwise one event could stop the events of all senders."""
     rng = random.Random(17)
     stage = intake(pool)
     taken = 0

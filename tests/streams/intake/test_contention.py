@@ -1,4 +1,4 @@
-"""Workers that meet the same people: retried with backoff, bisected, bounded, counted, and no event lost or doubled."""
+"""Workers that write the same leads: bounded retries with backoff, bisection, metrics, and each event once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ EVENTS = [event("page_viewed", f"e-{n}", email=f"{n}@example.com", offset=n) for
 
 
 class Server:
-    """Decides, but for parts with an event of ``contending``: these fail, alone as often as it says."""
+    """Decides parts without an event of ``contending``; a single such event fails as often as its value says."""
 
     def __init__(self, contending: dict[int, int], *, whole: int = 1_000_000) -> None:
         self.contending = contending
@@ -55,7 +55,7 @@ def counted(what: str) -> float:
     return REGISTRY.get_sample_value("leadstream_contention_total", {"stage": "intake", "what": what}) or 0
 
 
-async def test_a_batch_that_contends_once_is_decided_whole() -> None:
+async def test_a_batch_that_contends_once_is_decided_in_one_transaction() -> None:
     server, before = Server({5: 0}, whole=1), counted("deadlock")
 
     decided = await decide_all(EVENTS, server.decide, server.sleep)
@@ -65,7 +65,7 @@ async def test_a_batch_that_contends_once_is_decided_whole() -> None:
     assert counted("deadlock") == before + len(server.waits) == before + 1
 
 
-async def test_what_contends_twice_is_decided_alone_and_the_rest_in_large_parts() -> None:
+async def test_an_event_that_contends_twice_is_decided_alone_and_the_others_in_large_parts() -> None:
     server = Server({5: 3})
 
     decided = await decide_all(EVENTS, server.decide, server.sleep)
@@ -88,7 +88,7 @@ async def test_an_event_that_always_contends_makes_the_loop_retry_the_batch() ->
 
 @given(st.dictionaries(st.integers(0, 7), st.integers(0, 9)), st.integers(0, 12))
 @settings(max_examples=200, deadline=None)
-async def test_events_are_decided_once_each_in_their_order(contending: dict[int, int], whole: int) -> None:
+async def test_each_event_is_decided_once_and_in_order(contending: dict[int, int], whole: int) -> None:
     server = Server(contending, whole=whole)
 
     await decide_all(EVENTS, server.decide, server.sleep)
@@ -96,13 +96,13 @@ async def test_events_are_decided_once_each_in_their_order(contending: dict[int,
     assert [offset for part in server.committed for offset in part] == list(range(8))
 
 
-async def test_no_events_are_no_transaction() -> None:
+async def test_without_events_there_is_no_transaction() -> None:
     server = Server({})
     assert (await decide_all([], server.decide, server.sleep)).decisions == []
     assert server.calls == 0
 
 
-async def test_a_batch_in_parts_is_published_as_a_whole_one_is(unique: str) -> None:
+async def test_a_batch_in_parts_publishes_the_same_as_in_one_transaction(unique: str) -> None:
     values = [payload("lead_updated", f"e-{n}", tenant=unique, email=f"{n % 3}@example.com") for n in range(8)]
     batch = [message(value, offset=n) for n, value in enumerate(values)]
 
@@ -122,7 +122,7 @@ async def test_a_batch_in_parts_is_published_as_a_whole_one_is(unique: str) -> N
 
 
 class Breaks(Store):
-    """Postgres, but more than two events contend, and after ``commits`` it is unavailable."""
+    """A store in which more than two events contend, and that is unavailable after ``commits`` transactions."""
 
     def __init__(self, pool: asyncpg.Pool, commits: int) -> None:
         super().__init__(pool)
@@ -146,7 +146,7 @@ class _Pairs(Transaction):
 
 @pytest.mark.integration
 @pytest.mark.parametrize("commits", [1, 2, 3])
-async def test_a_crash_between_two_parts_of_a_batch_loses_and_doubles_nothing(
+async def test_after_a_crash_between_two_parts_of_a_batch_each_event_has_one_effect(
     pool: asyncpg.Pool, unique: str, commits: int
 ) -> None:
     values = [
@@ -174,7 +174,7 @@ async def test_a_crash_between_two_parts_of_a_batch_loses_and_doubles_nothing(
 
 
 class Gate(Store):
-    """Postgres, but each transaction waits for ``opened`` before it commits."""
+    """A store whose transactions wait for ``opened`` before they commit."""
 
     def __init__(self, pool: asyncpg.Pool) -> None:
         super().__init__(pool)
@@ -190,10 +190,10 @@ class Gate(Store):
 
 @pytest.mark.integration
 @pytest.mark.parametrize("same_event", [False, True])
-async def test_two_workers_with_the_same_new_person_make_one_lead(
+async def test_two_workers_with_the_same_new_identity_make_one_lead(
     pool: asyncpg.Pool, unique: str, *, same_event: bool
 ) -> None:
-    """The second one waits for the identity that the first has bound, finds it taken, and decides again."""
+    """The second worker waits for the identity that the first has bound, contends, and decides again."""
     ids = ["e-0", "e-0" if same_event else "e-1"]
     one, two = (payload("page_viewed", name, tenant=unique, email="a@example.com", url="/") for name in ids)
     other = payload("page_viewed", "other", tenant=unique, email="other@example.com", url="/")

@@ -1,4 +1,4 @@
-"""One effect per event."""
+"""Duplicates and redeliveries are recognised by key and coordinates."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_the_same_coordinates_are_a_redelivery_and_others_a_duplicate() -> None:
 
 
 @given(st.lists(st.sampled_from("abcd"), max_size=20), st.sets(st.sampled_from("abcd")))
-def test_every_event_has_one_fate_and_each_id_is_new_at_most_once(ids: list[str], accepted: set[str]) -> None:
+def test_each_event_is_in_one_group_and_each_id_is_new_at_most_once(ids: list[str], accepted: set[str]) -> None:
     events = [event("page_viewed", name, email="a@example.com", offset=100 + at) for at, name in enumerate(ids)]
     receipts = {event_key("acme", name): Receipt("leads.received", 0, 1, "lead", 1) for name in accepted}
 

@@ -1,4 +1,4 @@
-"""``leads.erased_at`` is the time of the lead's newest erasure, however the lead got it."""
+"""``leads.erased_at`` is the time of the lead's latest erasure, also after a merge."""
 
 from __future__ import annotations
 

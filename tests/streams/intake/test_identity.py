@@ -1,4 +1,4 @@
-"""Who is who."""
+"""Events are assigned to leads by their identities."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_phone_numbers_become_e164_or_nothing(given: str, normal: str) -> None:
     assert e164(given) == normal
 
 
-def test_identifiers_are_normalised_before_they_are_matched() -> None:
+def test_identities_are_normalised() -> None:
     one = event("page_viewed", "e-1", email=" Ada@Example.COM ", phone="+44 20 7183 8750")
     two = event("page_viewed", "e-2", email="ada@example.com")
 
@@ -35,7 +35,7 @@ def test_identifiers_are_normalised_before_they_are_matched() -> None:
     assert set(who.bindings) == {("acme", "email", "ada@example.com"), ("acme", "phone", "+442071838750")}
 
 
-def test_an_event_that_hits_two_leads_merges_them_into_the_older() -> None:
+def test_an_event_with_identities_of_two_leads_merges_them_into_the_older() -> None:
     older, newer = uuid7(NOW), uuid7(NOW + 1_000_000)
     known = {("acme", "email", "ada@example.com"): newer, ("acme", "phone", "+442071838750"): older}
 
@@ -59,7 +59,7 @@ def test_any_order_within_a_batch_gives_the_same_groups() -> None:
         assert by_event["e-1"] == by_event["e-2"] == by_event["e-3"] != by_event["e-4"]
 
 
-def test_tenants_share_nobody() -> None:
+def test_tenants_share_no_lead() -> None:
     who = identify(
         [
             event("page_viewed", email="a@example.com", tenant="acme"),

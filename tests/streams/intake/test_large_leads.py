@@ -1,4 +1,4 @@
-"""A lead has to fit a record of Kafka: what would make it too large is dead, and leaves no trace."""
+"""An event that would make its lead or a record about it too large is dead and changes nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LARGEST = {name: int(topic.config["max.message.bytes"]) for name, topic in topic
 
 
 async def offer(stage: Intake, *values: bytes) -> dict[str, str]:
-    """Put one batch; return the ids of its dead letters with their reasons, and check that every output fits."""
+    """Process one batch; return the event ids of its dead letters with their reasons; check the size of all outputs."""
     found = [message(value, offset=n) for n, value in enumerate(values)]
     outputs: Sequence[Output] = (await stage.apply(stage.prepare(found))).to_deliver()
     for output in outputs:
@@ -35,14 +35,14 @@ async def offer(stage: Intake, *values: bytes) -> dict[str, str]:
 
 
 def large(event_id: str, tenant: str, size: int, letter: str = "x", kind: str = "lead_updated", **own: Any) -> bytes:
-    """Return an event of about ``size`` bytes, as JSON, of values that no other event has."""
+    """Return an event of about ``size`` bytes of JSON, whose values no other event has."""
     each = 8000 * len(json.dumps(letter, ensure_ascii=False).encode().strip(b'"'))
     name = "answers" if kind == "form_submitted" else "custom"
     values = {f"{event_id}-{n}": letter * 8000 for n in range(size // each)}
     return payload(kind, event_id, tenant=tenant, **{name: values}, **own)
 
 
-async def test_a_lead_that_would_outgrow_a_record_of_kafka_takes_no_more_and_stops_nobody(
+async def test_a_lead_at_its_maximum_size_gets_no_more_values_and_does_not_affect_others(
     pool: asyncpg.Pool, unique: str
 ) -> None:
     def growing(n: int) -> bytes:
@@ -64,9 +64,7 @@ async def test_a_lead_that_would_outgrow_a_record_of_kafka_takes_no_more_and_sto
 
 
 @pytest.mark.parametrize("letter", ["x", "\x01", "\u6f22"], ids=["ascii", "escaped", "three bytes"])
-async def test_an_event_too_large_for_any_lead_leaves_nothing_behind(
-    pool: asyncpg.Pool, unique: str, letter: str
-) -> None:
+async def test_an_event_too_large_for_any_lead_changes_nothing(pool: asyncpg.Pool, unique: str, letter: str) -> None:
     stage = intake(pool, max_event_bytes=2 * LIMIT)
     first = large("e-1", unique, LIMIT + 50_000, letter, email="a@example.com", external_id="a")
     small = payload("lead_updated", "e-2", tenant=unique, email="a@example.com", first_name="Ada")
@@ -78,7 +76,7 @@ async def test_an_event_too_large_for_any_lead_leaves_nothing_behind(
     assert await offer(stage, first) == {"e-1": "too_large"}
 
 
-async def test_leads_that_would_be_too_large_together_stay_two(pool: asyncpg.Pool, unique: str) -> None:
+async def test_leads_that_would_be_too_large_together_are_not_merged(pool: asyncpg.Pool, unique: str) -> None:
     stage = intake(pool, max_event_bytes=2 * LIMIT)
     ways: list[dict[str, Any]] = [{"email": "a@example.com"}, {"external_id": "a"}]
     form = "form_submitted"
@@ -96,7 +94,7 @@ async def test_leads_that_would_be_too_large_together_stay_two(pool: asyncpg.Poo
     assert not await offer(stage, large("last", unique, LIMIT // 4, kind=form, form_id="demo", **ways[0]))
 
 
-async def test_an_erasure_that_joins_leads_too_large_together_is_dead(pool: asyncpg.Pool, unique: str) -> None:
+async def test_an_erasure_that_would_merge_leads_into_one_too_large_is_dead(pool: asyncpg.Pool, unique: str) -> None:
     stage = intake(pool, max_event_bytes=2 * LIMIT)
     ways: list[dict[str, Any]] = [{"email": "a@example.com"}, {"external_id": "a"}]
     for n, way in enumerate(ways):

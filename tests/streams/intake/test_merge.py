@@ -6,7 +6,7 @@ from streams.intake.merge import Lead, merge
 from tests.events import HOUR, NOW, event
 
 
-def test_authority_goes_before_time() -> None:
+def test_authority_precedes_time() -> None:
     lead = Lead("lead", "acme")
     merge(lead, event("form_submitted", "e-1", email="ada@example.com", title="Countess", at=NOW - 5 * HOUR))
 
@@ -25,7 +25,7 @@ def test_a_late_event_of_the_same_authority_never_overwrites_a_newer_value() -> 
     assert lead.attributes["status"] == "won"
 
 
-def test_what_is_empty_says_nothing() -> None:
+def test_empty_values_change_nothing() -> None:
     lead = Lead("lead", "acme")
     merge(lead, event("lead_updated", "e-1", email="ada@example.com", company="Example Ltd", at=NOW - HOUR))
 
@@ -35,7 +35,7 @@ def test_what_is_empty_says_nothing() -> None:
     assert lead.attributes["company"] == "Example Ltd"
 
 
-def test_erasure_forgets_what_came_before_and_refuses_late_events_from_before() -> None:
+def test_an_erasure_removes_earlier_values_also_those_that_arrive_late() -> None:
     lead = Lead("lead", "acme")
     merge(lead, event("form_submitted", "e-1", email="ada@example.com", first_name="Ada", at=NOW - 3 * HOUR))
     merge(lead, event("lead_erased", "e-2", external_id="user-1", at=NOW - 2 * HOUR))

@@ -35,7 +35,7 @@ async def test_a_new_event_makes_a_lead_and_is_published(pool: asyncpg.Pool, uni
 
 
 @pytest.mark.parametrize(("source", "asked"), [("import", True), ("leadstream:enrichment:pdl", False)])
-async def test_whoever_brings_an_address_has_it_enriched_but_for_enrichment_itself(
+async def test_a_new_address_is_enriched_unless_it_comes_from_enrichment(
     pool: asyncpg.Pool, unique: str, source: str, *, asked: bool
 ) -> None:
     own = {"provider": "import", "domain": "example.com", "source": source}
@@ -63,7 +63,7 @@ async def test_the_same_event_from_another_record_is_a_duplicate(pool: asyncpg.P
     assert await state(pool, unique) == before
 
 
-async def test_of_duplicates_within_a_batch_the_first_counts(pool: asyncpg.Pool, unique: str) -> None:
+async def test_of_duplicates_within_a_batch_the_first_is_accepted(pool: asyncpg.Pool, unique: str) -> None:
     named = [payload("lead_created", "e-1", tenant=unique, email="a@example.com", first_name=n) for n in ("Ada", "Eve")]
     published = await put(intake(pool), *(message(v, offset=n) for n, v in enumerate([*named, named[0]])))
     assert [(c["event_id"], c["version"]) for c in published["lead_change"]] == [("e-1", 1)]
@@ -105,7 +105,7 @@ async def test_a_redelivered_and_a_new_event_share_a_batch(pool: asyncpg.Pool, u
     assert (await leads(pool, unique))[0]["attributes"]["title"] == "two"
 
 
-async def test_two_leads_become_one_and_all_of_it_is_recorded_and_published(pool: asyncpg.Pool, unique: str) -> None:
+async def test_a_merge_of_two_leads_is_stored_and_published(pool: asyncpg.Pool, unique: str) -> None:
     stage = intake(pool)
     await put(stage, message(payload("page_viewed", "e-1", tenant=unique, anonymous_id="anon", url="/"), offset=1))
     known = payload("lead_updated", "e-2", tenant=unique, email="a@example.com", title="CTO")
@@ -141,7 +141,7 @@ async def test_two_leads_become_one_and_all_of_it_is_recorded_and_published(pool
     assert await state(pool, unique) == stored
 
 
-async def test_a_survivor_that_is_merged_later_takes_its_aliases_along(pool: asyncpg.Pool, unique: str) -> None:
+async def test_a_merge_moves_the_aliases_of_the_loser(pool: asyncpg.Pool, unique: str) -> None:
     stage = intake(pool)
 
     async def seen(event_id: str, offset: int, **who: str) -> None:
@@ -159,7 +159,7 @@ async def test_a_survivor_that_is_merged_later_takes_its_aliases_along(pool: asy
     assert {str(row[2]) for row in (await state(pool, unique))["identities"]} == {oldest}
 
 
-async def test_a_tenant_never_sees_anothers_lead(pool: asyncpg.Pool, unique: str) -> None:
+async def test_an_event_never_changes_another_tenants_lead(pool: asyncpg.Pool, unique: str) -> None:
     stage, one, two = intake(pool), f"{unique}-1", f"{unique}-2"
     same: dict[str, Any] = {"email": "a@example.com", "phone": "+442071838750", "crm_ids": {"hubspot": "5"}}
     published = await put(
@@ -179,7 +179,7 @@ async def test_a_tenant_never_sees_anothers_lead(pool: asyncpg.Pool, unique: str
     assert wanted == {(one, of_one["lead_id"]), (two, of_two["lead_id"])}
 
 
-async def test_postgres_away_is_a_dependency_away(unique: str) -> None:
+async def test_an_unavailable_postgres_is_reported_as_a_dependency(unique: str) -> None:
     async with open_pool("postgresql://leadstream@127.0.0.1:1/leadstream") as away:
         with pytest.raises(DependencyUnavailable, match="Postgres"):
             await put(intake(away), message(payload("lead_updated", tenant=unique, email="a@example.com")))

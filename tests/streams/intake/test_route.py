@@ -1,4 +1,4 @@
-"""The upper bound that is checked before a decision is committed, and the records that it is about."""
+"""The upper bound of record sizes that is checked before a decision is committed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_no_record_of_a_change_is_larger_than_its_bound(text: str, letter: str, 
     one = event("form_submitted", "e" * 200, form_id="f", answers={"k": text.replace("\0", "")}, **LONG)
     one = one._replace(topic="t" * 249, partition=2**31 - 1, offset=2**63 - 1, traceparent=TRACEPARENT)
     changes = letter * size
-    # As large as a decision lets it become, and 300 bytes of the lead's own ids and times.
+    # The maximum size of a lead's attributes, and 300 bytes for its ids and times.
     lead = "\u6f22" * (made.limits.lead_bytes // 3) + "x" * 300
     losers = {f"{n:08d}{LEAD_ID[8:]}": 2**62 for n in range(merged)}
     change = Change(one, LEAD_ID, 2**62, 2**62, {"email": 1}, changes, losers, 2**62, lead)
@@ -52,13 +52,13 @@ def test_no_record_of_a_change_is_larger_than_its_bound(text: str, letter: str, 
     assert max(output_bytes(output) for output in outputs) <= made.largest_record(change)
 
 
-def test_the_outcome_of_a_duplicate_fits_the_smallest_topic_there_may_be() -> None:
+def test_the_outcome_of_a_duplicate_fits_the_smallest_permitted_topic() -> None:
     longest = event("page_viewed", "e" * 200, url="/", **LONG)._replace(topic="t" * 249, offset=2**63 - 1)
     (outcome,) = router(4096).route([Decision(duplicates=[longest])])
     assert output_bytes(outcome) <= 4096
 
 
 @pytest.mark.parametrize("topic", [CRM, "leads.outcomes"])
-def test_a_topic_too_small_for_any_record_is_a_mistake_in_topics_toml(topic: str) -> None:
+def test_a_topic_too_small_for_any_record_is_an_error_at_start(topic: str) -> None:
     with pytest.raises(ValueError, match=topic):
         Router(CODEC, [CRM], topics=dict.fromkeys(TOPICS, 1 << 20) | {topic: 4095})

@@ -1,4 +1,4 @@
-"""Which event types are signalled to campaigns is data: a change is seen by the next batch."""
+"""A change of the registered event types is effective from the next batch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ from tests.streams.intake.conftest import intake, put
 pytestmark = pytest.mark.integration
 
 
-async def test_a_campaign_added_at_run_time_is_seen_by_the_next_batch(pool: asyncpg.Pool, unique: str) -> None:
+async def test_an_event_type_registered_at_run_time_is_signalled_from_the_next_batch(
+    pool: asyncpg.Pool, unique: str
+) -> None:
     stage = intake(pool)
     offset = 0
 

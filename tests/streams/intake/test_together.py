@@ -1,4 +1,4 @@
-"""Whatever the order, and several workers together: the same leads, each event once."""
+"""Any order of events, and several workers: the same leads, and each event accepted once."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.integration
 
 
 def crowd(rng: random.Random, tenant: str, count: int) -> list[bytes]:
-    """Return events of a few people, some of which only later prove to be one."""
+    """Return events of a few people, some of whom are merged by later events."""
     made = []
     for number in range(count):
         who = rng.randrange(6)
@@ -51,7 +51,7 @@ def crowd(rng: random.Random, tenant: str, count: int) -> list[bytes]:
 
 
 async def check(pool: asyncpg.Pool, tenant: str, values: Sequence[bytes]) -> set[str]:
-    """Hold the database to what the merge rule alone makes of all ``values``; return the leads without their ids."""
+    """Compare the stored leads with the result of the merge rule for all ``values``; return them without their ids."""
     stored = await state(pool, tenant)
     live = {lead["lead_id"]: lead for lead in await leads(pool, tenant)}
     owner = {(kind, value): str(lead_id) for kind, value, lead_id in stored["identities"]}
@@ -76,7 +76,7 @@ async def check(pool: asyncpg.Pool, tenant: str, values: Sequence[bytes]) -> set
 
 @settings(max_examples=6, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10**6))
-async def test_any_order_and_cut_of_batches_gives_the_same_leads(stack: Stack, seed: int) -> None:
+async def test_any_order_and_batching_gives_the_same_leads(stack: Stack, seed: int) -> None:
     found: list[set[str]] = []
     async with open_pool(stack.dsn) as pool:
         for turn in range(2):
@@ -97,7 +97,9 @@ async def test_any_order_and_cut_of_batches_gives_the_same_leads(stack: Stack, s
     assert found[0] == found[1]
 
 
-async def test_the_months_to_come_are_made_at_the_start_and_every_day(pool: asyncpg.Pool, unique: str) -> None:
+async def test_the_partitions_of_coming_months_are_created_at_start_and_every_day(
+    pool: asyncpg.Pool, unique: str
+) -> None:
     months = "SELECT relname FROM pg_class WHERE relname ~ '^(receipts|lead_history)_[0-9_]*$' ORDER BY 1"
     made = [row[0] for row in await pool.fetch(months)]
     start = clock = time.time_ns() // 1000
@@ -111,7 +113,7 @@ async def test_the_months_to_come_are_made_at_the_start_and_every_day(pool: asyn
         assert (left == made) is (passed != 23 * HOUR)
 
 
-async def test_two_workers_at_a_months_turn_accept_an_event_once(pool: asyncpg.Pool, unique: str) -> None:
+async def test_two_workers_at_the_turn_of_a_month_accept_an_event_once(pool: asyncpg.Pool, unique: str) -> None:
     turn = (datetime.now(UTC).replace(day=1) + timedelta(days=32)).replace(day=1, hour=0, minute=0, second=0)
     before, after = ((turn + timedelta(seconds=s)).timestamp() for s in (-2, 2))
     stages = [intake(pool, now=lambda at=at: int(at * 1e6)) for at in (before, after)]
@@ -127,13 +129,13 @@ async def test_two_workers_at_a_months_turn_accept_an_event_once(pool: asyncpg.P
 async def decide_partition(
     pool: asyncpg.Pool, partition: int, values: list[bytes]
 ) -> list[dict[str, list[dict[str, Any]]]]:
-    """Decide all of a partition in small batches and return what each published."""
+    """Process a partition in small batches; return what each batch published."""
     stage = intake(pool)
     found = [message(value, offset=n, partition=partition) for n, value in enumerate(values)]
     return [await put(stage, *found[start : start + 3]) for start in range(0, len(found), 3)]
 
 
-async def test_workers_that_meet_the_same_people_lose_no_update(
+async def test_workers_with_events_of_the_same_people_lose_no_update(
     stack: Stack, unique: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", "leadstream.intake")

@@ -1,4 +1,4 @@
-"""What is carried on from a record's headers."""
+"""The traceparent header of a record."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ def test_a_traceparent_that_is_not_valid_is_dropped(value: bytes | None) -> None
     assert carried(("traceparent", value)) is None
 
 
-def test_a_valid_traceparent_is_carried_and_no_other_header() -> None:
+def test_only_a_valid_traceparent_is_kept() -> None:
     assert carried(("x", b"1"), ("traceparent", VALID), ("y", None)) == VALID
     assert carried(("x", VALID)) is None
 
 
 @given(st.binary(max_size=80) | st.from_regex(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}", fullmatch=True))
-def test_what_is_carried_has_at_most_55_bytes(value: bytes) -> None:
+def test_a_kept_traceparent_has_at_most_55_bytes(value: bytes) -> None:
     assert carried(("traceparent", value)) in (None, value)
     assert len(carried(("traceparent", value)) or b"") <= 55
