@@ -1,1 +1,1 @@
-"""The stream processors: intake decides, enrichment and campaigns follow."""
+"""The stream processors: intake merges lead events into the canonical record; enrichment and campaigns follow it."""

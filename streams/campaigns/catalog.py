@@ -28,7 +28,7 @@ from streams.campaigns.templates import Templates, load_campaigns_and_templates
 from streams.campaigns.triggers import Campaign, event_types
 
 CONSUMER = "campaigns"
-EVERY_TYPE = "*"  # as an event type in signal_types: intake signals all of them
+EVERY_TYPE = "*"  # an event type in signal_types that stands for all: intake emits signals for every type
 _POLL_S = 1.0
 _RETRY_S = 1.0
 
@@ -44,7 +44,7 @@ class CampaignSet:
 
 
 class Catalog:
-    """The campaigns of ``folder``. A user must read ``current`` once for each record: it may change between two reads.
+    """The campaigns of ``folder``. Callers must read ``current`` once for each record: it may change between two reads.
 
     Raises:
         SettingsError: a file is invalid at start. The message lists every problem.
@@ -57,12 +57,13 @@ class Catalog:
         self.current = _load(folder)
 
     async def follow_changes(self, pool: asyncpg.Pool, stop: Stop) -> None:
-        """Register the event types, then reload changed files every second until ``stop``."""
+        """Register the event types, then look for changed files every second until ``stop`` and reload them."""
         await self._register(pool, self.current, stop)
         seen = self._seen
         while not await stop.wait(_POLL_S):
             seen, before = await asyncio.to_thread(_fingerprint, self._folder), seen
-            # A change is loaded once it is at rest: a folder that is being copied may be valid and incomplete.
+            # Loaded only if nothing has changed since the previous look: a folder that is still being copied may be
+            # valid but incomplete.
             if seen == self._seen or seen != before:
                 continue
             self._seen = seen
@@ -130,7 +131,7 @@ def _fingerprint(folder: Path) -> _Fingerprint:
     for file in [*folder.glob("*.yaml"), *folder.glob("templates/**/*")]:
         try:
             stat = file.stat()
-        except OSError:  # deleted since the folder was listed, or a link to nothing
+        except OSError:  # deleted since the folder was listed, or a broken link
             continue
         found.add((str(file), stat.st_mtime_ns, stat.st_size))
     return frozenset(found)

@@ -50,7 +50,11 @@ class Trigger(_Strict):
 
 
 class Consent(_Strict):
-    """The consent for ``purpose`` that a message needs: granted, or with ``required: false`` not withdrawn."""
+    """The consent for ``purpose`` that a message needs: granted, or with ``required: false`` not withdrawn.
+
+    Checked before a message is requested. ``_PERMISSION`` in sinks/messages/messages_table.py checks again before it is
+    sent, that the consent was not withdrawn since; see sinks/messages/delivery.py.
+    """
 
     purpose: str = Field(default="marketing", min_length=1)
     required: bool = True
@@ -142,7 +146,7 @@ def read_campaigns(folder: Path) -> tuple[dict[str, Campaign], list[str]]:
         except ValidationError as error:
             problems += [f"{file}: {'.'.join(map(str, e['loc'])) or 'file'}: {e['msg']}" for e in error.errors()]
             continue
-        except OSError as error:  # deleted since the folder was listed, not readable, a folder
+        except OSError as error:  # deleted since the folder was listed, not readable, or a folder
             problems.append(f"{file}: cannot be read: {error.strerror}")
             continue
         except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or an impossible date
@@ -175,7 +179,7 @@ def invalid_campaigns(problems: list[str]) -> SettingsError:
 
 
 def event_types(campaigns: Iterable[Campaign]) -> frozenset[str]:
-    """Return the event types that the campaigns listen to. Intake emits signals for these types only."""
+    """Return the event types that trigger ``campaigns``. Intake emits signals for these types only."""
     return frozenset(campaign.trigger.event for campaign in campaigns)
 
 

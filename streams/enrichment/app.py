@@ -10,7 +10,7 @@ from infra.postgres.pool import connect
 from infra.runtime import Stop, log
 from infra.settings import Settings
 from schemas.codec import Codec
-from streams.enrichment.cache import PostgresAnswerCache
+from streams.enrichment.cache import PostgresResultCache
 from streams.enrichment.enrich import STAGE, TOPIC, EnrichmentHandler
 from streams.enrichment.providers import Provider
 from streams.enrichment.waterfall import Waterfall
@@ -28,7 +28,7 @@ async def main(settings: Settings, stop: Stop) -> None:
         opened.push_async_callback(pool.close)
         deliverer = Deliverer(settings, STAGE, on_fatal=stop.fail)
         opened.push_async_callback(deliverer.close)
-        handler = EnrichmentHandler(Waterfall(providers, PostgresAnswerCache(pool)), Codec())
+        handler = EnrichmentHandler(Waterfall(providers, PostgresResultCache(pool)), Codec())
         await run_agent(
             settings, stop, group=STAGE, topic=TOPIC, handler=handler, deliverer=deliverer, max_inflight=MAX_INFLIGHT
         )

@@ -1,7 +1,7 @@
 """Handles one enrichment request: emits one outcome, and one lead event if a provider found the lead.
 
 Crash: a request that is processed again gives the same event with the same event_id, which intake recognises as a
-duplicate. The event_id is a hash of tenant, lead, provider and request; the values come from the cached answer.
+duplicate. The event_id is a hash of tenant, lead, provider and request; the values come from the cached result.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from infra.outcomes import Dead, Problem, Reason, What
 from schemas.codec import Codec, DecodeError
 from schemas.lead import parse_lead
 from streams.enrichment.providers import FIELDS, Found, LookupFailed
-from streams.enrichment.waterfall import Result, Waterfall
+from streams.enrichment.waterfall import Enrichment, Waterfall
 from streams.faust.ordered import Record
 
 STAGE = "enrichment"
@@ -57,15 +57,15 @@ class EnrichmentHandler:
         except ValueError as error:
             return [self._dead(record, Dead(Reason.NOT_JSON, (Problem("/lead", str(error)),)))]
         identifiers = identifiers_of(request["lead"])
-        result = await self._waterfall.enrich(request["tenant"], request["lead"]) if identifiers else None
-        if result is None or not isinstance(result.answer, Found):
-            return [self._outcome(record, request, *_describe(result))]
-        value = self._event(completed_event(request, identifiers, result, result.answer))
+        enrichment = await self._waterfall.enrich(request["tenant"], request["lead"]) if identifiers else None
+        if enrichment is None or not isinstance(enrichment.result, Found):
+            return [self._outcome(record, request, *_describe(enrichment))]
+        value = self._event(completed_event(request, identifiers, enrichment, enrichment.result))
         key = f"{request['tenant']}:{next(iter(identifiers.values()))}".encode()
         event = Output("leads.received", key, value, _trace(record.headers()))
         if not fits(event):
-            return [self._outcome(record, request, What.SKIPPED, Reason.TOO_LARGE, result.provider)]
-        return [event, self._outcome(record, request, *_describe(result))]
+            return [self._outcome(record, request, What.SKIPPED, Reason.TOO_LARGE, enrichment.provider)]
+        return [event, self._outcome(record, request, *_describe(enrichment))]
 
     def _outcome(
         self, record: Record, request: Mapping[str, Any], what: What, reason: Reason | None, detail: str
@@ -87,10 +87,10 @@ class EnrichmentHandler:
 
 
 def identifiers_of(lead: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the identifiers that the result's event carries, or none if the lead cannot be identified.
+    """Return the identifiers for the enrichment event, or none if the lead cannot be identified.
 
-    Only the strongest kind that the lead has: another identifier may belong to another lead by now, and the event would
-    merge the two leads.
+    Only the lead's strongest kind of identifier is used: the others may belong to another lead by now, and the event
+    would merge the two leads.
     """
     for names in (("email", "external_id"), ("phone",)):
         identifiers = {name: lead[name] for name in names if lead[name]}
@@ -100,37 +100,37 @@ def identifiers_of(lead: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def completed_event(
-    request: Mapping[str, Any], identifiers: Mapping[str, Any], result: Result, found: Found
+    request: Mapping[str, Any], identifiers: Mapping[str, Any], enrichment: Enrichment, found: Found
 ) -> dict[str, Any]:
-    """Return the ``enrichment_completed`` event with the data that ``result.provider`` found."""
+    """Return the ``enrichment_completed`` event with the data that ``enrichment.provider`` found."""
     tenant, lead_id = request["tenant"], request["lead"]["lead_id"]
-    event_id = uuid.uuid5(_NAMESPACE, "\0".join((tenant, lead_id, result.provider, request["event_id"])))
+    event_id = uuid.uuid5(_NAMESPACE, "\0".join((tenant, lead_id, enrichment.provider, request["event_id"])))
     return {
         "envelope": {
             "event_id": str(event_id),
             "tenant": tenant,
-            "occurred_at": result.fetched_at,
-            "source": SOURCE + result.provider,
+            "occurred_at": enrichment.fetched_at,
+            "source": SOURCE + enrichment.provider,
             "context": {},
         },
         "identifiers": {"external_id": "", "email": "", "phone": "", "anonymous_id": "", "crm_ids": {}, **identifiers},
-        "provider": result.provider,
+        "provider": enrichment.provider,
         "likelihood": found.likelihood,
         "request_event_id": request["event_id"],
         **{name: value for name, value in found.fields.items() if name in FIELDS},
     }
 
 
-def _describe(result: Result | None) -> tuple[What, Reason | None, str]:
-    if result is None:
+def _describe(enrichment: Enrichment | None) -> tuple[What, Reason | None, str]:
+    if enrichment is None:
         return What.SKIPPED, Reason.NO_IDENTIFIER, "the lead has no value that a provider can look up"
-    answer = result.answer
-    if isinstance(answer, Found):
-        return What.ENRICHED, None, result.provider
-    if isinstance(answer, LookupFailed):
-        detail = f"{result.provider}: {answer.detail}" if answer.detail else result.provider
-        return What.PARKED, answer.reason, detail
-    return What.SKIPPED, Reason.NOT_FOUND, result.provider
+    result = enrichment.result
+    if isinstance(result, Found):
+        return What.ENRICHED, None, enrichment.provider
+    if isinstance(result, LookupFailed):
+        detail = f"{enrichment.provider}: {result.detail}" if result.detail else enrichment.provider
+        return What.PARKED, result.reason, detail
+    return What.SKIPPED, Reason.NOT_FOUND, enrichment.provider
 
 
 def _trace(headers: Headers) -> Headers | None:

@@ -1,11 +1,11 @@
-"""Asks the providers about a lead, one after the other, until one of them has data.
+"""Looks a lead up at the providers, one after the other, until one of them has data.
 
 Guarantees:
 
-- While a question is asked or its answer is cached, this process does not ask it again. An answer that could not be
-  cached, because Postgres is unavailable, stays in memory: it is cached at the next attempt and not paid for twice.
-- All calls about one lead together take at most ``deadline_s`` seconds. Waiting for a connection or for the rate limit
-  does not count: it is back-pressure.
+- While a lookup is in progress or its result is cached, this process does not repeat it. A result that could not be
+  cached, because Postgres is unavailable, stays in memory. It is cached at the next attempt and not paid for twice.
+- All calls about one lead together take at most ``deadline_s`` seconds. Time spent waiting for a connection or for the
+  rate limit does not count: it is back-pressure.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from typing import Any
 
 from infra.outcomes import Reason
 from infra.retry import Backoff
-from streams.enrichment.cache import AnswerCache, CachedAnswer, Lookup
-from streams.enrichment.providers import Answer, Found, LookupFailed, NotFound, Provider, ProviderConfig, Question
+from streams.enrichment.cache import CachedResult, Lookup, ResultCache
+from streams.enrichment.providers import Found, LookupFailed, LookupResult, NotFound, Provider, ProviderConfig, Query
 
 _BACKOFF = Backoff(0.1, 3.0)
 
 
 @dataclass(frozen=True, slots=True)
-class Result:
-    """The answer about a lead and the provider that gave it; ``fetched_at`` in microseconds since 1970, or 0."""
+class Enrichment:
+    """The result of looking a lead up, and its provider. ``fetched_at``: microseconds since 1970; 0 after a failure."""
 
-    answer: Answer
+    result: LookupResult
     provider: str = ""
     fetched_at: int = 0
 
@@ -41,11 +41,11 @@ class _Budget:
 
 
 class Waterfall:
-    """Asks ``providers`` in the order of their rank.
+    """Looks leads up at ``providers``, in the order of their rank.
 
     Args:
         providers: connected providers.
-        answers: the cache of answers.
+        results: the cache of results.
         deadline_s: seconds for all calls about one lead.
         clock: returns seconds; only differences count.
         sleep: waits for a number of seconds.
@@ -55,23 +55,23 @@ class Waterfall:
     def __init__(
         self,
         providers: Sequence[Provider],
-        answers: AnswerCache,
+        results: ResultCache,
         *,
         deadline_s: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
     ) -> None:
         self._providers = sorted(providers, key=lambda provider: (provider.config.rank, provider.name))
-        self._answers = answers
+        self._results = results
         self._deadline_s = deadline_s
         self._clock = clock
         self._sleep = sleep
         self._connections = {provider.name: asyncio.Semaphore(provider.config.connections) for provider in providers}
-        self._running: dict[tuple[str, bytes], asyncio.Task[CachedAnswer | LookupFailed]] = {}
+        self._running: dict[tuple[str, bytes], asyncio.Task[CachedResult | LookupFailed]] = {}
         self._uncached: dict[tuple[str, bytes], Found | NotFound] = {}
 
-    async def enrich(self, tenant: str, lead: Mapping[str, Any]) -> Result | None:
-        """Ask the providers about ``lead`` until one of them has data.
+    async def enrich(self, tenant: str, lead: Mapping[str, Any]) -> Enrichment | None:
+        """Look ``lead`` up at the providers until one of them has data.
 
         Args:
             tenant: of the lead.
@@ -86,41 +86,43 @@ class Waterfall:
 
         """
         budget = _Budget(self._deadline_s)
-        result: Result | None = None
+        enrichment: Enrichment | None = None
         for provider in self._providers:
-            question = provider.question(lead)
-            if not question:
+            query = provider.query(lead)
+            if not query:
                 continue
-            lookup = Lookup(provider.name, tenant, lead["lead_id"], question)
-            cached = await self._answers.get(lookup) or await self._ask_once(provider, lookup, budget)
+            lookup = Lookup(provider.name, tenant, lead["lead_id"], query)
+            cached = await self._results.get(lookup) or await self._look_up_once(provider, lookup, budget)
             if isinstance(cached, LookupFailed):
-                result = Result(cached, provider.name)
-            elif isinstance(cached.answer, Found):
-                return Result(cached.answer, provider.name, cached.fetched_at)
+                enrichment = Enrichment(cached, provider.name)
+            elif isinstance(cached.result, Found):
+                return Enrichment(cached.result, provider.name, cached.fetched_at)
             else:
-                result = result or Result(cached.answer, provider.name, cached.fetched_at)
-        return result
+                enrichment = enrichment or Enrichment(cached.result, provider.name, cached.fetched_at)
+        return enrichment
 
-    async def _ask_once(self, provider: Provider, lookup: Lookup, budget: _Budget) -> CachedAnswer | LookupFailed:
-        """Ask a question, or wait for the answer if another request is asking it now."""
+    async def _look_up_once(self, provider: Provider, lookup: Lookup, budget: _Budget) -> CachedResult | LookupFailed:
+        """Look up, or wait for the result if the same lookup is in progress for another request."""
         key = (lookup.provider, lookup.key)
         task = self._running.get(key)
         if task is None:
-            task = self._running[key] = asyncio.create_task(self._ask_and_cache(provider, lookup, budget))
+            task = self._running[key] = asyncio.create_task(self._look_up_and_cache(provider, lookup, budget))
             task.add_done_callback(lambda _: self._running.pop(key, None))
         return await asyncio.shield(task)
 
-    async def _ask_and_cache(self, provider: Provider, lookup: Lookup, budget: _Budget) -> CachedAnswer | LookupFailed:
+    async def _look_up_and_cache(
+        self, provider: Provider, lookup: Lookup, budget: _Budget
+    ) -> CachedResult | LookupFailed:
         key = (lookup.provider, lookup.key)
-        answer = self._uncached.get(key) or await self._ask(provider, lookup.question, budget)
-        if isinstance(answer, LookupFailed):
-            return answer
-        self._uncached[key] = answer
-        cached = await self._answers.put(lookup, answer, _days(provider.config, answer))
+        result = self._uncached.get(key) or await self._look_up(provider, lookup.query, budget)
+        if isinstance(result, LookupFailed):
+            return result
+        self._uncached[key] = result
+        cached = await self._results.put(lookup, result, _days(provider.config, result))
         del self._uncached[key]
         return cached
 
-    async def _ask(self, provider: Provider, question: Question, budget: _Budget) -> Answer:
+    async def _look_up(self, provider: Provider, query: Query, budget: _Budget) -> LookupResult:
         attempt = 0
         while True:
             attempt += 1
@@ -131,16 +133,16 @@ class Waterfall:
                 started_at = self._clock()
                 try:
                     async with asyncio.timeout(max(budget.left, 0)):
-                        answer = await provider.ask(question)
+                        result = await provider.look_up(query)
                 except TimeoutError:
-                    answer = LookupFailed(Reason.TIMEOUT, retryable=True)
+                    result = LookupFailed(Reason.TIMEOUT, retryable=True)
                 budget.left -= self._clock() - started_at
             pause = _BACKOFF.seconds(attempt)
-            if not isinstance(answer, LookupFailed) or not answer.retryable or budget.left <= pause:
-                return answer
+            if not isinstance(result, LookupFailed) or not result.retryable or budget.left <= pause:
+                return result
             await self._sleep(pause)
             budget.left -= pause
 
 
-def _days(config: ProviderConfig, answer: Found | NotFound) -> float:
-    return config.found_days if isinstance(answer, Found) else config.not_found_days
+def _days(config: ProviderConfig, result: Found | NotFound) -> float:
+    return config.found_days if isinstance(result, Found) else config.not_found_days

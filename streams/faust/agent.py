@@ -124,7 +124,7 @@ async def run_agent(
     beat = asyncio.create_task(watchdog.beat(stop))
     try:
         await stop.wait()
-    finally:  # also if another task of the process failed: Faust's threads would keep the process alive
+    finally:  # also if another task of the process failed: Faust's threads would keep the process running
         beat.cancel()
         await _leave(app, pipe, stop, settings.shutdown_s)
         watchdog.ended.set()
@@ -144,7 +144,7 @@ async def _leave(app: Any, pipe: OrderedPipe, stop: Stop, shutdown_s: float) -> 
 
 
 async def _topic_exists(settings: Settings, stop: Stop, group: str, topic: str) -> bool:
-    """Wait until Kafka answers and has ``topic``; False when asked to stop first."""
+    """Wait until Kafka is available and has ``topic``; return False if ``stop`` is requested first."""
     admin = client.admin(settings, group, on_fatal=stop.fail)
     logged = ""
     while not stop.requested:

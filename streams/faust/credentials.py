@@ -19,11 +19,11 @@ from infra.kafka.client import tls_context
 from infra.kafka_settings import KafkaSettings
 
 _TIMEOUT_S = 10.0
-_FRESH_SHARE = 0.8  # of a token's lifetime, after which a new connection gets a new one
+_FRESH_SHARE = 0.8  # share of a token's lifetime during which it is used for new connections
 
 
 def credentials(settings: KafkaSettings) -> CredentialsT | None:
-    """Return what Faust logs in with; None for PLAINTEXT."""
+    """Return the credentials for Faust, or None for a connection without TLS and SASL."""
     context = tls_context(settings)
     if settings.kafka_sasl_mechanism is None:
         return faust.SSLCredentials(context) if context is not None else None
@@ -39,7 +39,7 @@ def credentials(settings: KafkaSettings) -> CredentialsT | None:
 
 
 class TokenProvider(AbstractTokenProvider):
-    """Gets OAuth 2.0 tokens by client credentials, as librdkafka's method ``oidc`` does for its own clients.
+    """Requests OAuth 2.0 tokens with client credentials, as librdkafka's method ``oidc`` does for its own clients.
 
     Source: RFC 6749, section 4.4.
     """
@@ -58,19 +58,19 @@ class TokenProvider(AbstractTokenProvider):
         self._fresh_until = float("-inf")
 
     async def token(self) -> str:
-        """Return a token, the same one for the first 80 % of its lifetime; aiokafka asks once a connection.
+        """Return a token: the same one for 80 % of its lifetime. aiokafka calls this once for each connection.
 
         Raises:
             KafkaConnectionError: the token endpoint did not return one; aiokafka then retries with backoff.
 
         """
         if self._clock() >= self._fresh_until:
-            answer = await self._ask()
-            self._token = str(answer["access_token"])
-            self._fresh_until = self._clock() + _FRESH_SHARE * float(answer.get("expires_in", 0))
+            response = await self._request()
+            self._token = str(response["access_token"])
+            self._fresh_until = self._clock() + _FRESH_SHARE * float(response.get("expires_in", 0))
         return self._token
 
-    async def _ask(self) -> dict[str, Any]:
+    async def _request(self) -> dict[str, Any]:
         settings, secret = self._settings, self._settings.kafka_oauth_client_secret
         form = {"grant_type": "client_credentials"}
         if settings.kafka_oauth_scope:
@@ -83,6 +83,6 @@ class TokenProvider(AbstractTokenProvider):
             found: dict[str, Any] = response.json()
             found["access_token"]
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-            # aiokafka retries this type with backoff; any other ends its client without a word.
+            # aiokafka retries this type with backoff. Any other type ends its client without a log event.
             raise KafkaConnectionError(f"no token from the token endpoint: {type(error).__name__}") from error
         return found

@@ -18,7 +18,7 @@ from typing import Any
 
 from infra.runtime import log
 
-_GAP_READS = 3  # a gap is skipped after it was read so often
+_GAP_READS = 3  # number of times that a gap is read before it is skipped
 
 Partition = Any  # Faust's TP: a hashable pair of topic and partition
 

@@ -15,7 +15,7 @@ def decode(message: Message, codec: Codec, max_bytes: int) -> Decoded | Dead:
         The record, or Dead if the message is empty, has more than ``max_bytes`` bytes, or cannot be decoded.
 
     Raises:
-        DependencyUnavailable: the external schema registry must be requested and is unavailable.
+        DependencyUnavailable: a schema must be fetched from the external registry, and it is unavailable.
 
     """
     payload = message.value()

@@ -1,4 +1,4 @@
-"""What every provider must do, whichever file it is: found by folder, tried on its simulator and on bare answers."""
+"""The contract of every provider, tested with its simulator and with single responses. Found by folder."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import pytest
 
 from infra import http, plugins
 from infra.outcomes import Reason
-from streams.enrichment.providers import FIELDS, Answer, Found, LookupFailed, NotFound, Provider, ProviderConfig
+from streams.enrichment.providers import FIELDS, Found, LookupFailed, LookupResult, NotFound, Provider, ProviderConfig
 
 PROVIDERS = plugins.discover("streams.enrichment.providers")
 every_provider = pytest.mark.parametrize("module", PROVIDERS.values(), ids=PROVIDERS)
-SECRET = "key-that-nobody-may-see"
+SECRET = "a-secret-key"
 LEAD = {
     "lead_id": str(uuid.uuid4()),
     "email": "ada.lovelace@example.com",
@@ -36,11 +36,11 @@ def config(module: ModuleType, **given: Any) -> ProviderConfig:
     return made
 
 
-async def answer_to(module: ModuleType, handler: Handler, lead: dict[str, Any] = LEAD) -> Answer:
+async def result_of(module: ModuleType, handler: Handler, lead: dict[str, Any] = LEAD) -> LookupResult:
     settings = config(module)
     async with http.client(settings.base_url, transport=httpx.MockTransport(handler)) as client:
         provider: Provider = module.connect(settings, client)
-        return await provider.ask(provider.question(lead))
+        return await provider.look_up(provider.query(lead))
 
 
 def refusing(error: type[httpx.TransportError]) -> Handler:
@@ -55,7 +55,7 @@ def test_there_are_providers() -> None:
 
 
 @every_provider
-def test_it_is_off_until_it_has_a_key_and_its_key_is_never_shown(module: ModuleType) -> None:
+def test_it_is_disabled_without_a_key_and_never_shows_its_key(module: ModuleType) -> None:
     assert issubclass(module.Config, ProviderConfig)
     assert module.Config().api_key.get_secret_value() == ""
     assert SECRET not in repr(config(module))
@@ -82,49 +82,49 @@ def test_it_is_off_until_it_has_a_key_and_its_key_is_never_shown(module: ModuleT
 async def test_a_failed_call_has_the_promised_meaning(
     module: ModuleType, handler: Handler, reason: Reason, retryable: bool
 ) -> None:
-    answer = await answer_to(module, handler)
-    assert isinstance(answer, LookupFailed)
-    assert (answer.reason, answer.retryable) == (reason, retryable)
+    result = await result_of(module, handler)
+    assert isinstance(result, LookupFailed)
+    assert (result.reason, result.retryable) == (reason, retryable)
     for secret in (SECRET, LEAD["email"]):
-        assert secret not in repr(answer)
+        assert secret not in repr(result)
 
 
 @every_provider
-async def test_it_asks_nothing_about_nobody(module: ModuleType) -> None:
+async def test_without_values_to_look_up_the_query_is_empty(module: ModuleType) -> None:
     nobody = dict.fromkeys(LEAD, "") | {"lead_id": LEAD["lead_id"]}
     async with http.client("http://provider") as client:
-        assert not module.connect(config(module), client).question(nobody)
+        assert not module.connect(config(module), client).query(nobody)
 
 
 @every_provider
-async def test_neither_key_nor_person_stands_in_the_url(module: ModuleType) -> None:
-    asked: list[httpx.Request] = []
+async def test_the_url_contains_neither_the_key_nor_personal_data(module: ModuleType) -> None:
+    sent: list[httpx.Request] = []
 
     def handler(request: httpx.Request) -> httpx.Response:
-        asked.append(request)
+        sent.append(request)
         return httpx.Response(503)
 
-    await answer_to(module, handler)
-    assert asked
-    assert not any(secret in str(request.url) for request in asked for secret in (SECRET, LEAD["email"], "ada"))
+    await result_of(module, handler)
+    assert sent
+    assert not any(secret in str(request.url) for request in sent for secret in (SECRET, LEAD["email"], "ada"))
 
 
 @every_provider
-async def test_its_simulator_is_understood(module: ModuleType, tmp_path: Path) -> None:
+async def test_the_responses_of_its_simulator_are_valid(module: ModuleType, tmp_path: Path) -> None:
     app = importlib.import_module(f"simulators.{module.NAME}").app(tmp_path)
     settings = config(module)
-    answers: list[Answer] = []
+    results: list[LookupResult] = []
     async with http.client(settings.base_url, transport=httpx.ASGITransport(app=app)) as client:
         provider: Provider = module.connect(settings, client)
         for n in range(60):
             await provider.wait_for_rate_limit()
-            answers.append(await provider.ask(provider.question(LEAD | {"email": f"lead{n}@example.com"})))
-    found = [answer for answer in answers if isinstance(answer, Found)]
+            results.append(await provider.look_up(provider.query(LEAD | {"email": f"lead{n}@example.com"})))
+    found = [result for result in results if isinstance(result, Found)]
     assert found
-    assert any(isinstance(answer, NotFound) for answer in answers)
-    assert not any(isinstance(answer, LookupFailed) for answer in answers)
-    for answer in found:
-        assert set(answer.fields) <= FIELDS
-        assert answer.likelihood is None or 0 <= answer.likelihood <= 1
-        assert all(isinstance(value, str) for value in answer.fields.get("custom", {}).values())
-        assert "" not in answer.fields.values()
+    assert any(isinstance(result, NotFound) for result in results)
+    assert not any(isinstance(result, LookupFailed) for result in results)
+    for result in found:
+        assert set(result.fields) <= FIELDS
+        assert result.likelihood is None or 0 <= result.likelihood <= 1
+        assert all(isinstance(value, str) for value in result.fields.get("custom", {}).values())
+        assert "" not in result.fields.values()

@@ -27,17 +27,17 @@ class ProviderConfig(BaseModel):
 
     base_url: str = Field(pattern=r"^https?://", description="Base URL of the provider's API.")
     api_key: SecretStr = Field(SecretStr(""), description="API key. Empty: the provider is not used.")
-    rank: int = Field(100, description="Providers are asked in the order of rank, then name, until one has data.")
+    rank: int = Field(100, description="Providers are called in the order of rank, then name, until one has data.")
     requests_per_minute: int = Field(1000, ge=1, le=10_000_000, description="Maximum calls per minute of one process.")
     connections: int = Field(16, ge=1, le=1000, description="Maximum concurrent calls of one process.")
     timeout_s: float = Field(2.0, gt=0, le=30, description="Timeout of one call, in seconds.")
-    found_days: float = Field(90, gt=0, description="Days for which an answer with data is cached.")
-    not_found_days: float = Field(7, gt=0, description='Days for which the answer "not found" is cached.')
+    found_days: float = Field(90, gt=0, description="Days for which a result with data is cached.")
+    not_found_days: float = Field(7, gt=0, description='Days for which the result "not found" is cached.')
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An answer with data: ``fields`` of :data:`FIELDS`, ``likelihood`` 0 to 1, ``cost`` in the provider's credits."""
+    """A result with data: ``fields`` of :data:`FIELDS`, ``likelihood`` 0 to 1, ``cost`` in the provider's credits."""
 
     fields: Mapping[str, Any]
     likelihood: float | None = None
@@ -53,15 +53,15 @@ class NotFound:
 
 @dataclass(frozen=True, slots=True)
 class LookupFailed:
-    """The call failed. ``retryable``: the same call may succeed soon. ``detail`` contains no lead data or secret."""
+    """The call failed. ``retryable``: the same call may succeed soon. ``detail``: contains no lead data, no secret."""
 
     reason: Reason
     retryable: bool = False
     detail: str = field(default="")
 
 
-Answer = Found | NotFound | LookupFailed
-Question = Mapping[str, str]
+LookupResult = Found | NotFound | LookupFailed
+Query = Mapping[str, str]
 
 
 class Provider(Protocol):
@@ -77,14 +77,14 @@ class Provider(Protocol):
         """The provider's settings."""
         ...
 
-    def question(self, lead: Mapping[str, Any]) -> Question:
-        """Return the values of ``lead`` (every field of lead.avsc) to look up; empty if they are not sufficient."""
+    def query(self, lead: Mapping[str, Any]) -> Query:
+        """Return the values to look up from ``lead``, which has every field of lead.avsc; empty if it has too few."""
         ...
 
     async def wait_for_rate_limit(self) -> None:
         """Wait until the rate limit allows one call, and count the call."""
         ...
 
-    async def ask(self, question: Question) -> Answer:
-        """Make one call and return its answer; errors of the provider and of the network are LookupFailed."""
+    async def look_up(self, query: Query) -> LookupResult:
+        """Make one call and return its result; errors of the provider and of the network are LookupFailed."""
         ...

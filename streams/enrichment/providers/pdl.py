@@ -4,7 +4,7 @@
 - A match costs one credit, "not found" is free.
 - Plans without contact data return ``true`` instead of a value, so only strings and numbers are used.
 
-Crash: the API has no idempotency key. A crash before the answer is cached pays for one match twice.
+Crash: the API has no idempotency key. A crash before the result is cached pays for one match twice.
 
 Source: docs.peopledatalabs.com, "Person Enrichment API" (input parameters, output response, access and billing),
 "Errors & Status Codes", "Usage Limits" (fixed window of 60 s; 1,000 calls per minute for paid plans, otherwise 100).
@@ -21,7 +21,7 @@ from pydantic import Field
 
 from infra.http import Bucket, Unreachable, send
 from infra.outcomes import Reason
-from streams.enrichment.providers import Answer, Found, LookupFailed, NotFound, ProviderConfig, Question
+from streams.enrichment.providers import Found, LookupFailed, LookupResult, NotFound, ProviderConfig, Query
 
 NAME = "pdl"
 _WINDOW_S = 60
@@ -71,21 +71,21 @@ class PeopleDataLabs:
         self._http = http
         self._bucket = Bucket(config.requests_per_minute, _WINDOW_S)
 
-    def question(self, lead: Mapping[str, Any]) -> Question:
+    def query(self, lead: Mapping[str, Any]) -> Query:
         """Return e-mail address and phone number; if the lead has neither, its full name and company."""
-        question = {name: lead[name] for name in ("email", "phone") if lead.get(name)}
+        query = {name: lead[name] for name in ("email", "phone") if lead.get(name)}
         company = lead.get("company") or lead.get("domain")
-        if not question and lead.get("first_name") and lead.get("last_name") and company:
-            question = {"first_name": lead["first_name"], "last_name": lead["last_name"], "company": company}
-        return question
+        if not query and lead.get("first_name") and lead.get("last_name") and company:
+            query = {"first_name": lead["first_name"], "last_name": lead["last_name"], "company": company}
+        return query
 
     async def wait_for_rate_limit(self) -> None:
         """Wait until the rate limit allows one call, and count the call."""
         await self._bucket.take()
 
-    async def ask(self, question: Question) -> Answer:
-        """Make one call and return its answer."""
-        body = {**question, "min_likelihood": self.config.min_likelihood, "titlecase": True}
+    async def look_up(self, query: Query) -> LookupResult:
+        """Make one call and return its result."""
+        body = {**query, "min_likelihood": self.config.min_likelihood, "titlecase": True}
         headers = {"x-api-key": self.config.api_key.get_secret_value()}
         try:
             response = await send(self._http, "POST", "/v5/person/enrich", body=body, headers=headers, attempts=1)
@@ -103,7 +103,7 @@ class PeopleDataLabs:
         return LookupFailed(reason, retryable, f"status {status}")
 
 
-def _found(content: bytes) -> Answer:
+def _found(content: bytes) -> LookupResult:
     try:
         body = orjson.loads(content)
         data, likelihood = body["data"], float(body["likelihood"])

@@ -89,7 +89,7 @@ async def test_when_a_file_becomes_invalid_the_last_valid_campaigns_stay_in_use(
 
 
 @pytest.mark.integration
-async def test_a_folder_that_vanishes_for_a_while_takes_no_campaign_away(
+async def test_while_the_folder_is_missing_the_campaigns_stay_in_use(
     folder: Path, pool: asyncpg.Pool, caplog: pytest.LogCaptureFixture
 ) -> None:
     stop, catalog = Stop(), Catalog(folder)
@@ -102,7 +102,7 @@ async def test_a_folder_that_vanishes_for_a_while_takes_no_campaign_away(
     await following
 
 
-def test_a_file_that_cannot_be_read_is_a_problem_like_any_other(folder: Path) -> None:
+def test_a_file_that_cannot_be_read_is_reported(folder: Path) -> None:
     (folder / ".#first.yaml").symlink_to("nobody@nowhere")
     (folder / "old.yaml").mkdir()
     with pytest.raises(SettingsError, match=r"(?s)#first\.yaml: cannot be read.*old\.yaml: cannot be read"):

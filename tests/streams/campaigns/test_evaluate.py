@@ -83,7 +83,7 @@ async def test_a_second_event_of_a_lead_has_the_same_message_id_only_with_once_p
     assert other["message_id"] not in (first["message_id"], second["message_id"])
 
 
-async def test_a_signal_that_no_campaign_listens_to_has_no_output() -> None:
+async def test_a_signal_that_triggers_no_campaign_has_no_output() -> None:
     assert await run(record(form_id="newsletter")) == []
     assert await run(record(kind="page_viewed")) == []
 

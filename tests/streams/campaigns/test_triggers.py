@@ -47,7 +47,7 @@ def signal(
     return Signal("acme", "e-1", kind, event or {}, lead or {})
 
 
-def test_the_shipped_campaign_answers_demo_requests_and_nothing_else() -> None:
+def test_the_shipped_campaign_is_triggered_by_demo_requests_only() -> None:
     campaigns = load_campaigns(SHIPPED)
     assert event_types(campaigns.values()) >= {"form_submitted"}
     demo = campaigns["demo_request"]

@@ -10,7 +10,7 @@ import pytest
 from infra.outcomes import Reason
 from schemas.codec import Codec
 from streams.enrichment.enrich import TOPIC, EnrichmentHandler
-from streams.enrichment.providers import Answer, Found, LookupFailed, NotFound
+from streams.enrichment.providers import Found, LookupFailed, LookupResult, NotFound
 from streams.faust.ordered import Record
 from tests.streams.enrichment.requests import request
 from tests.streams.enrichment.test_waterfall import Memory, Scripted, waterfall
@@ -18,8 +18,8 @@ from tests.streams.enrichment.test_waterfall import Memory, Scripted, waterfall
 CODEC = Codec()
 
 
-async def outputs(answer: Answer, value: bytes | None = None, **lead: Any) -> list[tuple[str, bytes | None, Any]]:
-    enrich = EnrichmentHandler(waterfall(Scripted("test", answer), answers=Memory()), CODEC, clock=time.time_ns)
+async def outputs(result: LookupResult, value: bytes | None = None, **lead: Any) -> list[tuple[str, bytes | None, Any]]:
+    enrich = EnrichmentHandler(waterfall(Scripted("test", result), results=Memory()), CODEC, clock=time.time_ns)
     record = Record((TOPIC, 2), 7, b"key", request(1, **lead) if value is None else value, [("traceparent", b"00-1")])
     return [
         (output.topic, output.key, output.value if output.topic == "leads.dead" else CODEC.decode(output.value or b""))
@@ -50,7 +50,7 @@ async def test_a_found_lead_gives_an_event_and_an_outcome() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "lead", "what", "reason"),
+    ("result", "lead", "what", "reason"),
     [
         (NotFound(), {}, "skipped", Reason.NOT_FOUND),
         (LookupFailed(Reason.QUOTA, detail="status 402"), {}, "parked", Reason.QUOTA),
@@ -59,8 +59,10 @@ async def test_a_found_lead_gives_an_event_and_an_outcome() -> None:
         (Found({"title": "x" * 5_000_000}), {}, "skipped", Reason.TOO_LARGE),
     ],
 )
-async def test_every_other_result_gives_only_an_outcome(answer: Answer, lead: Any, what: str, reason: Reason) -> None:
-    [outcome] = await outputs(answer, **lead)
+async def test_every_other_result_gives_only_an_outcome(
+    result: LookupResult, lead: Any, what: str, reason: Reason
+) -> None:
+    [outcome] = await outputs(result, **lead)
     assert outcome[0] == "leads.outcomes"
     assert (outcome[2].record["what"], outcome[2].record["reason"]) == (what, reason.value)
     assert "example.com" not in outcome[2].record["detail"]

@@ -52,8 +52,8 @@ def provider(tmp_path: Path) -> Iterator[str]:
 
 def _get_json(url: str) -> dict[str, int]:
     try:
-        with urllib.request.urlopen(url, timeout=5) as answer:  # noqa: S310 - a loopback address
-            got: dict[str, int] = json.loads(answer.read())
+        with urllib.request.urlopen(url, timeout=5) as result:  # noqa: S310 - a loopback address
+            got: dict[str, int] = json.loads(result.read())
             return got
     except OSError:
         return {}
@@ -66,7 +66,7 @@ def _is_found(number: int) -> bool:
 
 @pytest.mark.integration
 @pytest.mark.chaos
-def test_killed_workers_answer_every_request_once(
+def test_killed_workers_process_every_request_once(
     lone_stack: Any, provider: str, tmp_path: Path, rng: random.Random
 ) -> None:
     stack = lone_stack
@@ -87,7 +87,7 @@ def test_killed_workers_answer_every_request_once(
         records = (CODEC.decode(message.value()).record for message in messages if message.value())
         return [r for r in records if r.get("tenant", r.get("envelope", {}).get("tenant")) == tenant]
 
-    def answered(messages: list[Any]) -> int:
+    def processed(messages: list[Any]) -> int:
         return len({record["event_id"] for record in of_tenant(messages)})
 
     with Workers(["-m", "streams.enrichment"], environment, tmp_path) as workers:
@@ -95,9 +95,9 @@ def test_killed_workers_answer_every_request_once(
         workers.start()
         for kill in range(1, KILLS + 1):
             reached = kill * COUNT // (KILLS + 3)
-            broker.follow("leads.outcomes", lambda read, enough=reached: answered(read) >= enough, 90)  # type: ignore[misc]
+            broker.follow("leads.outcomes", lambda read, enough=reached: processed(read) >= enough, 90)  # type: ignore[misc]
             workers.kill_and_restart(rng.randrange(2))
-        outcomes = of_tenant(broker.follow("leads.outcomes", lambda read: answered(read) >= COUNT, 120))
+        outcomes = of_tenant(broker.follow("leads.outcomes", lambda read: processed(read) >= COUNT, 120))
         assert len({record["event_id"] for record in outcomes}) == COUNT, workers.logs()
         assert wait_until(lambda: broker.committed("enrichment", TOPIC) == broker.ends(TOPIC)), workers.logs()
         assert workers.terminate() == [0, 0], workers.logs()
@@ -112,7 +112,7 @@ def test_killed_workers_answer_every_request_once(
     ]
     assert {r["request_event_id"] for r in events} == found
     by_id = {(r["envelope"]["event_id"], r["request_event_id"]) for r in events}
-    assert len(by_id) == len(found), "a repeated answer must be the same event"
+    assert len(by_id) == len(found), "a repeated result must be the same event"
     assert len({json.dumps(r, sort_keys=True) for r in events}) == len(found), "with the same values"
 
     rows = asyncio.run(_rows(stack.settings.database_url, tenant))

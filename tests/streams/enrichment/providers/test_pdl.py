@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from infra.outcomes import Reason
-from streams.enrichment.providers import Answer, Found, LookupFailed, NotFound, pdl
+from streams.enrichment.providers import Found, LookupFailed, LookupResult, NotFound, pdl
 
 LEAD = {"email": "", "phone": "", "first_name": "", "last_name": "", "company": "", "domain": ""}
 DOCUMENTED = {
@@ -30,7 +30,7 @@ DOCUMENTED = {
 }
 
 
-async def ask(status: int, body: Any, seen: list[httpx.Request] | None = None) -> Answer:
+async def look_up(status: int, body: Any, seen: list[httpx.Request] | None = None) -> LookupResult:
     def handler(request: httpx.Request) -> httpx.Response:
         if seen is not None:
             seen.append(request)
@@ -39,13 +39,13 @@ async def ask(status: int, body: Any, seen: list[httpx.Request] | None = None) -
     config = pdl.Config(api_key="key")
     async with httpx.AsyncClient(transport=httpx.MockTransport(handler), base_url=config.base_url) as http:
         provider = pdl.connect(config, http)
-        return await provider.ask(provider.question(LEAD | {"email": "ada@example.com"}))
+        return await provider.look_up(provider.query(LEAD | {"email": "ada@example.com"}))
 
 
 async def test_the_documented_response_becomes_fields_of_the_lead() -> None:
-    answer = await ask(200, DOCUMENTED)
+    result = await look_up(200, DOCUMENTED)
 
-    assert answer == Found(
+    assert result == Found(
         {
             "first_name": "Ada",
             "last_name": "Lovelace",
@@ -63,7 +63,7 @@ async def test_the_documented_response_becomes_fields_of_the_lead() -> None:
 
 async def test_the_e_mail_address_is_in_the_body_and_the_key_in_a_header() -> None:
     seen: list[httpx.Request] = []
-    await ask(404, {"status": 404}, seen)
+    await look_up(404, {"status": 404}, seen)
 
     assert "ada" not in str(seen[0].url)
     assert orjson.loads(seen[0].content)["email"] == "ada@example.com"
@@ -79,12 +79,12 @@ async def test_the_e_mail_address_is_in_the_body_and_the_key_in_a_header() -> No
         (401, LookupFailed(Reason.UNAUTHORIZED, retryable=False, detail="status 401")),
     ],
 )
-async def test_a_status_code_has_this_meaning(status: int, expected: Answer) -> None:
-    assert await ask(status, {"status": status}) == expected
+async def test_a_status_code_has_this_meaning(status: int, expected: LookupResult) -> None:
+    assert await look_up(status, {"status": status}) == expected
 
 
 @pytest.mark.parametrize(
-    ("known", "question"),
+    ("known", "query"),
     [
         ({"email": "a@example.com", "company": "X"}, {"email": "a@example.com"}),
         (
@@ -94,7 +94,7 @@ async def test_a_status_code_has_this_meaning(status: int, expected: Answer) -> 
         ({"first_name": "A", "company": "X"}, {}),
     ],
 )
-def test_the_question_for_a_lead_with_these_values(known: dict[str, str], question: dict[str, str]) -> None:
+def test_the_question_for_a_lead_with_these_values(known: dict[str, str], query: dict[str, str]) -> None:
     provider = pdl.connect(pdl.Config(api_key="key"), httpx.AsyncClient())
 
-    assert provider.question(LEAD | known) == question
+    assert provider.query(LEAD | known) == query
