@@ -35,12 +35,13 @@ _SYNC = b"leadstream-block"  # the sync marker between the blocks of a container
 # Everything that fastavro raises for bytes that are not a datum of the schema. Found by fuzzing, which a test repeats.
 _INVALID_DATUM = (EOFError, IndexError, KeyError, MemoryError, OverflowError, TypeError, ValueError)
 
-# Schema id -> the writer's schema as JSON. Raises KeyError for an unknown id, DependencyUnavailable when it cannot ask.
+# Schema id -> the writer's schema as JSON. Raises KeyError for an unknown id, DependencyUnavailable if the registry is
+# unavailable.
 FetchSchema = Callable[[int], str]
 
 
 class DecodeError(Exception):
-    """The payload cannot be decoded, now or later; ``dead`` holds the reason and the problems."""
+    """The payload cannot be decoded, now or later. ``dead`` has the reason and the problems."""
 
     def __init__(self, reason: Reason, message: str, path: str = "") -> None:
         super().__init__(message)
@@ -103,7 +104,7 @@ class Codec:
         Raises:
             DecodeError: the payload has none of the three wire formats, is truncated or invalid, its schema is unknown,
                 or a field of its JSON is wrong.
-            DependencyUnavailable: the external registry must be asked for a schema id and is unavailable.
+            DependencyUnavailable: a schema must be fetched from the external registry, and it is unavailable.
 
         """
         first = payload[:1]

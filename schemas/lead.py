@@ -1,4 +1,4 @@
-"""Reads the lead of a ``campaign_signal`` or an ``enrichment_request``: JSON of the fields that are known."""
+"""Reads the lead of a ``campaign_signal`` or an ``enrichment_request``: JSON of the fields that have a value."""
 
 from __future__ import annotations
 

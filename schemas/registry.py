@@ -1,4 +1,4 @@
-"""Loads the schemas. The folders of this package are the index; no list is kept by hand.
+"""Loads the schemas. The folders of this package are the index; there is no other list.
 
 - ``types/``: records that all events share
 - ``events/``: lead event types, one per file
@@ -6,15 +6,22 @@
 - ``lead.avsc``: the canonical lead
 - ``past/<name>/``: earlier versions of a schema, so that records of producers that still use them can be read
 
-These attributes of a field have a meaning here:
+Attributes of an event type, in addition to Avro's ``type``, ``name`` (that of the file), ``namespace`` and ``fields``:
+
+- ``"authority"``, required: precedence in merging: ``person`` over ``crm_user`` over ``app`` over ``enrichment``
+- ``"doc"``, required: one sentence that says what happened; ``leadstream schemas list`` prints it
+
+Its first two fields are ``envelope`` and ``identifiers``. Attributes of the fields after them, all optional, in
+addition to Avro's ``name``, ``type`` and ``default``:
 
 - ``"lead": "first_name"``: the field is merged into ``first_name`` of the lead. A map is merged key by key.
-- ``"lead": "consent", "value": "status"``: this field holds a key of the lead's map ``consent``, the field ``status``
-  its value.
-- ``"identity": true``: the field identifies the person; ``"pii": true``: it is personal data
-- ``"enum": [...]``: the allowed values; ``"example": ...``: the value in examples
-
-``"authority"`` of an event type is its precedence in merging: ``person``, ``crm_user``, ``app`` or ``enrichment``.
+- ``"lead": "consent", "value": "status"``: the field has a key of the lead's map ``consent``, the field ``status`` the
+  value for that key.
+- ``"enum": [...]``: the allowed values
+- ``"identity": true``: an identifier of the person (only in ``types/identifiers.avsc``)
+- ``"pii": true``: personal data
+- ``"example": ...``: the value in the example event; without it, the default or a fixed value of the field's type
+- ``"doc"``: a description, if the name does not say it all
 """
 
 from __future__ import annotations

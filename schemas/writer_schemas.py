@@ -1,4 +1,4 @@
-"""Writer schemas from an upstream app's own schema registry, by id: intake asks for an id that is not ours.
+"""Fetches the writer schemas of Confluent schema ids from the schema registry of an upstream app.
 
 Source: https://docs.confluent.io/platform/current/schema-registry/develop/api.html (GET /schemas/ids/{id}).
 """
@@ -12,18 +12,24 @@ import httpx
 
 from infra.errors import DependencyUnavailable
 
-_WHO = "the schema registry"
-_ASK_AGAIN_S = 30.0  # an id that was unknown may have been registered since
-_MOST_UNKNOWN = 10_000
+_NAME = "the schema registry"
+_UNKNOWN_S = 30.0  # time before an unknown id is requested again: it may have been registered since
+_MAX_UNKNOWN = 10_000  # maximum number of unknown ids that are remembered
 _NOT_FOUND = 404
 
 
 def schema_fetch(url: str, *, transport: httpx.BaseTransport | None = None) -> Callable[[int], str] | None:
-    """Return a function that fetches a schema (JSON) by its id from the registry at ``url``; None without a URL.
+    """Return a function that fetches a schema by its id, or None if ``url`` is "".
 
-    ``url`` may hold user and password. The function blocks for at most about five seconds. It raises KeyError for an id
-    that the registry does not know (asked again after 30 s at the earliest) and DependencyUnavailable when the registry
-    is unavailable.
+    Args:
+        url: of the registry; may contain user name and password.
+        transport: for tests.
+
+    Returns:
+        A function from schema id to schema (JSON). It blocks for at most about 5 s. It raises KeyError if the registry
+        does not know the id or its schema is not Avro, and DependencyUnavailable if the registry is unavailable. An
+        unknown id is requested at most every 30 s.
+
     """
     if not url:
         return None
@@ -34,21 +40,21 @@ def schema_fetch(url: str, *, transport: httpx.BaseTransport | None = None) -> C
         if time.monotonic() < unknown.get(schema_id, 0):
             raise KeyError(schema_id)
         try:
-            answer = client.get(f"/schemas/ids/{schema_id}")
-            if answer.status_code == _NOT_FOUND:
-                if len(unknown) >= _MOST_UNKNOWN:
+            response = client.get(f"/schemas/ids/{schema_id}")
+            if response.status_code == _NOT_FOUND:
+                if len(unknown) >= _MAX_UNKNOWN:
                     unknown.clear()
-                unknown[schema_id] = time.monotonic() + _ASK_AGAIN_S
+                unknown[schema_id] = time.monotonic() + _UNKNOWN_S
                 raise KeyError(schema_id)
-            if answer.status_code != httpx.codes.OK:
-                raise DependencyUnavailable(_WHO, f"answer {answer.status_code}")
-            found = answer.json()
+            if response.status_code != httpx.codes.OK:
+                raise DependencyUnavailable(_NAME, f"status {response.status_code}")
+            found = response.json()
             if found.get("schemaType", "AVRO") != "AVRO":
                 raise KeyError(schema_id)
             return str(found["schema"])
         except httpx.TransportError as error:
-            raise DependencyUnavailable(_WHO, type(error).__name__) from None
+            raise DependencyUnavailable(_NAME, type(error).__name__) from None
         except (ValueError, AttributeError):
-            raise DependencyUnavailable(_WHO, "the answer is not a JSON object") from None
+            raise DependencyUnavailable(_NAME, "the response is not a JSON object") from None
 
     return fetch

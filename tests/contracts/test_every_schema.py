@@ -1,4 +1,4 @@
-"""Every schema of the registry goes through the same test: the folder is the list."""
+"""The contract of every schema. The schemas are found by folder."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_the_example_round_trips(form: RecordType) -> None:
 
 
 @pytest.mark.parametrize("form", TYPES, ids=lambda form: form.name)
-def test_payloads_joined_are_a_container_that_avro_reads(form: RecordType) -> None:
+def test_a_container_of_joined_payloads_can_be_read_by_avro(form: RecordType) -> None:
     payload = CODEC.encoder(form.name)(form.example)
 
     rows = list(fastavro.reader(io.BytesIO(container(container_header(form), [payload] * 3))))
@@ -37,12 +37,12 @@ def test_payloads_joined_are_a_container_that_avro_reads(form: RecordType) -> No
 
 
 @pytest.mark.parametrize("form", TYPES, ids=lambda form: form.name)
-def test_it_says_what_it_is(form: RecordType) -> None:
+def test_it_has_a_description(form: RecordType) -> None:
     assert form.doc
 
 
 @pytest.mark.parametrize("kind", EVENTS, ids=lambda kind: kind.name)
-def test_an_event_reads_the_same_in_all_three_wire_forms(kind: EventType) -> None:
+def test_an_event_decodes_to_the_same_record_from_all_three_wire_formats(kind: EventType) -> None:
     single = CODEC.encoder(kind.name)(kind.example)
     confluent = b"\0" + kind.confluent_id.to_bytes(4, "big") + single[HEADER:]
     text = orjson.dumps({"type": kind.name, **kind.example})
@@ -51,16 +51,16 @@ def test_an_event_reads_the_same_in_all_three_wire_forms(kind: EventType) -> Non
 
 
 @pytest.mark.parametrize("kind", EVENTS, ids=lambda kind: kind.name)
-def test_an_events_example_is_a_good_event(kind: EventType) -> None:
+def test_the_example_of_an_event_is_valid(kind: EventType) -> None:
     record = CODEC.decode(CODEC.encoder(kind.name)(kind.example)).record
-    judged = rules.check_event(kind, record, NOW, 0)
+    result = rules.check_event(kind, record, NOW, 0)
 
-    assert isinstance(judged, bytes), judged
-    assert orjson.loads(judged) == {name: value for name, value in record.items() if name != "envelope"}
+    assert isinstance(result, bytes), result
+    assert orjson.loads(result) == {name: value for name, value in record.items() if name != "envelope"}
 
 
 @pytest.mark.parametrize("kind", EVENTS, ids=lambda kind: kind.name)
-def test_what_is_personal_in_the_lead_is_marked_where_it_comes_in(kind: EventType) -> None:
+def test_a_field_for_personal_data_of_the_lead_is_marked_as_pii(kind: EventType) -> None:
     personal = {f["name"] for f in registry().lead.source["fields"] if f.get("pii")}
     unmarked = [
         f["name"] for f in kind.source["fields"] if kind.lead_fields.get(f["name"]) in personal and not f.get("pii")

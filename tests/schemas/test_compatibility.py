@@ -1,4 +1,4 @@
-"""A schema may get new fields; a change that the old or the new version cannot read is refused."""
+"""A schema may get new fields; a change that makes a version unreadable is reported."""
 
 from __future__ import annotations
 

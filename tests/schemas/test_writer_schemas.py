@@ -1,4 +1,4 @@
-"""Asking somebody else's registry: what is there, what is not, and what does not answer."""
+"""Schemas of an external registry: known ids, unknown ids, and an unavailable registry."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from schemas.registry import registry
 from schemas.writer_schemas import schema_fetch
 from tests.events import CODEC, record
 
-ASKED: list[str] = []
+REQUESTED: list[str] = []
 
 
-def answer(request: httpx.Request) -> httpx.Response:
-    """Answer as the documented API does."""
-    ASKED.append(request.url.path)
+def respond(request: httpx.Request) -> httpx.Response:
+    """Respond as the documented API does."""
+    REQUESTED.append(request.url.path)
     match int(request.url.path.rpartition("/")[2]):
         case 7:
             return httpx.Response(200, json={"schema": json.dumps(registry().events["page_viewed"].full_schema)})
@@ -36,8 +36,8 @@ def answer(request: httpx.Request) -> httpx.Response:
 
 @pytest.fixture
 def codec() -> Codec:
-    ASKED.clear()
-    return Codec(fetch=schema_fetch("https://registry.example.com/api/", transport=httpx.MockTransport(answer)))
+    REQUESTED.clear()
+    return Codec(fetch=schema_fetch("https://registry.example.com/api/", transport=httpx.MockTransport(respond)))
 
 
 def framed(schema_id: int) -> bytes:
@@ -45,35 +45,35 @@ def framed(schema_id: int) -> bytes:
     return b"\0" + schema_id.to_bytes(4, "big") + CODEC.encoder("page_viewed")(event)[10:]
 
 
-def test_what_the_registry_knows_is_asked_for_once(codec: Codec) -> None:
+def test_a_known_schema_is_requested_once(codec: Codec) -> None:
     assert codec.decode(framed(7)) == codec.decode(framed(7))
-    assert ASKED == ["/api/schemas/ids/7"]
+    assert REQUESTED == ["/api/schemas/ids/7"]
 
 
-def test_an_id_of_our_own_is_still_read(codec: Codec) -> None:
+def test_an_id_of_this_installation_can_still_be_decoded(codec: Codec) -> None:
     own = registry().events["page_viewed"].confluent_id
 
     assert codec.decode(framed(own)).type == "page_viewed"
 
 
 @pytest.mark.parametrize("schema_id", [8, 404])
-def test_what_is_unknown_or_no_avro_is_a_dead_letter(codec: Codec, schema_id: int) -> None:
+def test_an_unknown_schema_or_one_that_is_not_avro_is_a_dead_letter(codec: Codec, schema_id: int) -> None:
     with pytest.raises(Exception, match=f"no schema with id {schema_id}"):
         codec.decode(framed(schema_id))
 
 
-def test_an_unknown_id_is_not_asked_for_with_each_record(codec: Codec) -> None:
+def test_an_unknown_id_is_not_requested_for_each_record(codec: Codec) -> None:
     for _ in range(3):
         with pytest.raises(Exception, match="no schema with id 404"):
             codec.decode(framed(404))
-    assert len(ASKED) == 1
+    assert len(REQUESTED) == 1
 
 
 @pytest.mark.parametrize("schema_id", [500, 502, 503])
-def test_a_registry_that_does_not_answer_is_waited_for(codec: Codec, schema_id: int) -> None:
+def test_an_unavailable_registry_is_reported_as_a_dependency(codec: Codec, schema_id: int) -> None:
     with pytest.raises(DependencyUnavailable, match="the schema registry is unavailable"):
         codec.decode(framed(schema_id))
 
 
-def test_without_a_url_nobody_is_asked() -> None:
+def test_without_a_url_no_schema_is_fetched() -> None:
     assert schema_fetch("") is None
