@@ -104,7 +104,7 @@ def show(
 
 
 def _read(settings: Settings) -> Iterator[Message]:
-    """Yield the records that ``leads.dead`` has now. Joins no consumer group and commits nothing."""
+    """Yield the current records of ``leads.dead``. Joins no consumer group and commits nothing."""
     from confluent_kafka import KafkaException, TopicPartition  # noqa: PLC0415 - only these commands need it
 
     from infra.kafka.client import metadata, reader  # noqa: PLC0415
@@ -114,7 +114,7 @@ def _read(settings: Settings) -> Iterator[Message]:
     try:
         left = set(metadata(consumer, TOPIC, timeout_s=_TIMEOUT_S).topics[TOPIC].partitions)
         consumer.assign([TopicPartition(TOPIC, p, 0) for p in left])
-        last_answer = time.monotonic()
+        last_message_at = time.monotonic()
         while left:
             messages = consumer.consume(1000, 0.2)
             for message in messages:
@@ -122,9 +122,9 @@ def _read(settings: Settings) -> Iterator[Message]:
                     yield message
                 else:  # end of the partition
                     left.discard(message.partition() or 0)
-            last_answer = time.monotonic() if messages else last_answer
-            if time.monotonic() - last_answer > _SILENT_S:
-                raise DependencyUnavailable("Kafka", f"no answer for {_SILENT_S:.0f} s")
+            last_message_at = time.monotonic() if messages else last_message_at
+            if time.monotonic() - last_message_at > _SILENT_S:
+                raise DependencyUnavailable("Kafka", f"no response for {_SILENT_S:.0f} s")
     except KafkaException as error:
         raise DependencyUnavailable("Kafka", error.args[0].name()) from error
     finally:

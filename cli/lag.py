@@ -47,7 +47,7 @@ def lag(
 
     beyond: the committed offset is after the end, since the topic was recreated;
 
-    held: the next record belongs to an open transaction;
+    held: the next record is part of an open transaction;
 
     unread: the oldest record could not be read in time, so its age is unknown.
     """

@@ -1,6 +1,6 @@
 """``prepare`` and ``migrate``: bring topics and databases up to date before the pipeline starts.
 
-Every start of the stack waits for ``prepare``. So its steps run in parallel, and each imports only what it needs.
+Every start of the stack waits for ``prepare``. So its steps run in parallel, and each imports its modules when it runs.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def _run_in_parallel(steps: dict[str, Callable[[], str]], *, as_json: bool) -> N
     started_at = time.monotonic()
     results: dict[str, str] = {}
     errors: dict[str, str] = {}
-    # Threads: the imports of one step overlap with the waits of another.
+    # Threads, so that the imports of one step overlap with the network waits of another.
     with ThreadPoolExecutor(len(steps)) as pool:
         for name, future in {name: pool.submit(step) for name, step in steps.items()}.items():
             try:
@@ -87,10 +87,9 @@ def _postgres(settings: Settings) -> str:
 
 
 async def _register_campaigns(settings: Settings) -> str:
-    """Register the event types that the valid campaign files listen to.
+    """Register the event types that trigger campaigns, so that intake emits signals from its first batch on.
 
-    Intake then emits campaign signals from its first batch on. An invalid file is skipped here: the campaigns process
-    reports it and does not start.
+    An invalid file is skipped here: the campaigns process reports it and does not start.
     """
     from infra.postgres.pool import connect  # noqa: PLC0415 - see above
     from streams.campaigns.catalog import EVERY_TYPE, register_signals  # noqa: PLC0415
@@ -99,7 +98,7 @@ async def _register_campaigns(settings: Settings) -> str:
     campaigns, problems = read_campaigns(settings.campaigns_dir)
     pool = await connect(settings.database_url, size=1, application="prepare")
     try:
-        # While a file is invalid nobody knows which types it needs: every type is signalled until campaigns start.
+        # If a file is invalid, its event types are unknown: every type is registered until the campaigns start.
         await register_signals(pool, event_types(campaigns.values()) | ({EVERY_TYPE} if problems else set()))
     finally:
         await pool.close()

@@ -190,8 +190,8 @@ class _HttpTransport:
         body = b"\n".join(line for _, line in lines)
         headers = {"content-type": "application/x-ndjson"}
         try:
-            answer = await self._client.post("/v1/events", content=body, headers=headers)
-            items: list[Item] = answer.json().get("events", [])
+            response = await self._client.post("/v1/events", content=body, headers=headers)
+            items: list[Item] = response.json().get("events", [])
         except (OSError, ValueError, _transport_error()):
             items = []
         return items or [{"status": "unknown"}] * len(lines)

@@ -1,6 +1,6 @@
 """``schemas list``, ``schemas check`` and ``validate``: the schemas, and events checked against them.
 
-Every command imports this module, so what takes long to import is imported where it is used.
+Every command imports this module, so modules with slow imports are imported in the functions that use them.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def check_schemas(
         try:
             before = read_base(base, FOLDER.parent, Path(folder))
         except BaseUnavailableError as error:
-            console.print(f"Not checked, there is nothing to compare with: {error}", markup=False)
+            console.print(f"Not checked: {error}", markup=False)
             if as_json:
                 print("[]")
             return

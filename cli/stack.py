@@ -138,9 +138,9 @@ def _wait_until_up(home: Path, console: Console, process: subprocess.Popen[bytes
             ended = process.poll() is not None if process is not None else not is_running(home)
             if ended or time.monotonic() > deadline:
                 # Read once more: the supervisor may have written its error after the last read.
-                why = read_stack(home).get("error") or log_tail(home / "logs" / "supervisor.log")
+                reason = read_stack(home).get("error") or log_tail(home / "logs" / "supervisor.log")
                 console.print("[red]The stack did not start.[/red]", end=" ")
-                console.print(why, markup=False)
+                console.print(reason, markup=False)
                 if process is not None:
                     process.terminate()
                     process.wait()
@@ -164,7 +164,7 @@ def down() -> None:
     signalled: set[int] = set()
     with console.status("stopping"):
         while is_running(home):
-            pid = read_stack(home).get("supervisor", {}).get("pid")  # it has not written it yet when it has just begun
+            pid = read_stack(home).get("supervisor", {}).get("pid")  # missing directly after its start
             if pid is not None and pid not in signalled:
                 os.kill(int(pid), signal.SIGTERM)
                 signalled.add(pid)

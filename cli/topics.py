@@ -25,7 +25,10 @@ def register(app: typer.Typer) -> None:
 
 
 def apply(*, as_json: _JSON = False) -> None:
-    """Create and alter topics until the broker agrees with the file; exit 1 when something cannot be corrected."""
+    """Create and alter topics so that the broker has the topics and settings of infra/kafka/topics.toml.
+
+    Exit code 1 when a topic has more partitions than in the file, which Kafka cannot correct.
+    """
     from infra.kafka import topics  # noqa: PLC0415 - the Kafka client costs every other command its import
     from operations import broker_topics  # noqa: PLC0415
 
@@ -37,7 +40,7 @@ def apply(*, as_json: _JSON = False) -> None:
     if as_json:
         print(json.dumps([asdict(d) | {"corrected": d.correctable} for d in found], indent=1))
     for d in () if as_json else found:
-        print(f"{'corrected  ' if d.correctable else 'unchanged  '}{words(d)}")
+        print(f"{'corrected  ' if d.correctable else 'unchanged  '}{describe(d)}")
     if not found and not as_json:
         print("Nothing to do.")
     if any(d.what == "shrink" for d in found):
@@ -45,23 +48,26 @@ def apply(*, as_json: _JSON = False) -> None:
 
 
 def diff(*, as_json: _JSON = False) -> None:
-    """Print where broker and file differ, change nothing; exit 1 when they differ."""
+    """Show the differences between the broker and infra/kafka/topics.toml, without changing anything.
+
+    Exit code 1 when there is a difference.
+    """
     from operations import broker_topics  # noqa: PLC0415 - see above
 
     found = broker_topics.diff(Settings.load())
     if as_json:
         print(json.dumps([asdict(d) for d in found], indent=1))
     for d in () if as_json else found:
-        print(words(d))
+        print(describe(d))
     if found:
         raise typer.Exit(1)
     if not as_json:
         print("No difference.")
 
 
-def words(d: Difference) -> str:
+def describe(d: Difference) -> str:
     """Return a description of one difference between the broker and the file."""
-    counts = f"has {d.actual} partitions, the file says {d.wanted}"
+    counts = f"has {d.actual} partitions, must have {d.wanted}"
     return {
         "missing": f"{d.topic}: does not exist, must have {d.wanted}",
         "partitions": f"{d.topic}: {counts} (new records of a key may go to another partition)",

@@ -20,7 +20,7 @@ _MAX_ATTEMPTS = 20
 
 @dataclass(slots=True)
 class Sent:
-    """What was sent so far. ``at``: event_id -> when the event was first sent, in seconds since 1970."""
+    """Counts of the records sent so far. ``at``: event_id -> time of the first send, in seconds since 1970."""
 
     total: int = 0
     unique: int = 0
@@ -35,7 +35,7 @@ async def send(
     """Send ``events`` and update ``sent``; every event is acknowledged when this returns.
 
     Args:
-        events: what to send.
+        events: the records to send.
         sent: counters to update.
         deliverer: for the events that go to Kafka.
         http: client of the HTTP API.
@@ -79,12 +79,12 @@ async def _post(values: list[bytes], http: httpx.AsyncClient) -> None:
     body = b"[" + b",".join(values) + b"]"
     for _ in range(_MAX_ATTEMPTS):
         try:
-            answer = await http.post("/v1/events", content=body, headers={"Content-Type": "application/json"})
+            response = await http.post("/v1/events", content=body, headers={"Content-Type": "application/json"})
         except httpx.TransportError:
-            answer = None
-        if answer is not None and answer.status_code == httpx.codes.ACCEPTED:
+            response = None
+        if response is not None and response.status_code == httpx.codes.ACCEPTED:
             return
-        if answer is not None and answer.status_code < httpx.codes.INTERNAL_SERVER_ERROR:
-            raise RuntimeError(f"the API answered {answer.status_code}: {answer.text[:300]}")
+        if response is not None and response.status_code < httpx.codes.INTERNAL_SERVER_ERROR:
+            raise RuntimeError(f"the API responded with status {response.status_code}: {response.text[:300]}")
         await asyncio.sleep(_RETRY_S)
     raise RuntimeError(f"the API did not accept a batch in {_MAX_ATTEMPTS} attempts")

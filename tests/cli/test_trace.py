@@ -191,7 +191,7 @@ def test_the_steps_of_an_event_end_when_every_stage_has_processed_its_version(ru
     assert by_coordinates == timeline
 
 
-def test_values_are_shown_only_when_asked_for(run: Any, lead: Lead) -> None:
+def test_values_are_shown_only_on_request(run: Any, lead: Lead) -> None:
     shown = run(lead.first).stdout
     assert "first_name, email" in shown
     assert "Ada" not in shown
