@@ -147,7 +147,7 @@ async def _exit_code(main: Main, settings: Settings, stop: Stop, logger: logging
         if not work.done():
             await asyncio.wait({work}, timeout=settings.shutdown_s)
         if not work.done():
-            logger.error("the work did not end in time; what is not committed will be done again")
+            logger.error("shutdown timeout exceeded; uncommitted records are reprocessed after the restart")
             return 1
         await work
     except SettingsError as error:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
 from types import ModuleType
-from typing import Any
 
 import asyncpg
 
@@ -14,12 +12,12 @@ from infra.clickhouse.client import ClickHouse
 from infra.kafka.batches import run_batches
 from infra.kafka.outcome_records import OutcomeRecords
 from infra.kafka.producer import Deliverer
-from infra.postgres.leased import LeasedWork, WorkLimits, first_error
+from infra.postgres.leased import LeasedWork, WorkLimits
 from infra.postgres.leased_outcomes import OutcomeQueue
 from infra.postgres.leased_pause import Pause
-from infra.postgres.pool import connect
+from infra.postgres.pool import close, connect
 from infra.retry import Backoff
-from infra.runtime import Stop, log
+from infra.runtime import Stop, log, run_together
 from infra.settings import Settings, SettingsError
 from schemas.codec import Codec
 from sinks.clickhouse import STAGE, TOPICS, ClickHouseSink
@@ -58,7 +56,7 @@ async def crm(settings: Settings, stop: Stop, name: str) -> None:
     finally:
         await client.aclose()
         await deliverer.close()
-        await pool.close()
+        await close(pool)
 
 
 async def clickhouse(settings: Settings, stop: Stop) -> None:
@@ -98,7 +96,7 @@ async def messages(settings: Settings, stop: Stop, name: str) -> None:
     finally:
         await channel.close()
         await deliverer.close()
-        await pool.close()
+        await close(pool)
 
 
 async def _sync(
@@ -144,7 +142,7 @@ async def _sync(
         deliverer=deliverer,
         config=_FETCH,
     )
-    await _together(work.run(stop), requests)
+    await run_together(work.run(stop), requests)
 
 
 async def _deliver(
@@ -187,7 +185,7 @@ async def _deliver(
         linger_ms=settings.batch_linger_ms,
         deliverer=deliverer,
     )
-    await _together(work.run(stop), requests)
+    await run_together(work.run(stop), requests)
 
 
 def _connector(package: str, name: str) -> ModuleType:
@@ -195,16 +193,3 @@ def _connector(package: str, name: str) -> ModuleType:
         return plugins.find(package, name)
     except plugins.PluginError as error:
         raise SettingsError(str(error)) from None
-
-
-async def _together(*loops: Coroutine[Any, Any, None]) -> None:
-    """Run ``loops`` beside one another; the first to fail ends the others and is what is raised."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            for loop in loops:
-                group.create_task(loop)
-    except BaseExceptionGroup as errors:
-        failed = first_error(errors)
-    else:
-        return
-    raise failed  # out here, so that its context is not the group that holds it

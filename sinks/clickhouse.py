@@ -126,7 +126,7 @@ class ClickHouseSink:
             await self._server.insert(group.table, "Avro", insert.container, token(group.table, group.messages))
         except ClickHouseError as error:
             if len(group.messages) == 1:
-                # A server that rejects even a container without records rejects us, not this record.
+                # If the server also rejects a container without records, the cause is not this record: this raises.
                 await self._server.insert(group.table, "Avro", group.head)
                 problem = Problem("", f"ClickHouse rejects it with code {error.code}")
                 return [dead_letter(group.messages[0], STAGE, Dead(Reason.REJECTED, (problem,)), "ClickHouseError")]
