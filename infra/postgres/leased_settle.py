@@ -93,7 +93,7 @@ class Settle(Generic[Row]):
         return self._clock() + seconds_us(max(parked.at_least_s, self._backoff.seconds(row.attempts + 1)))
 
     async def _write(self, step: Callable[[], Awaitable[Collection[str]]], rows: Sequence[Row]) -> Collection[str]:
-        """Write, retrying while Postgres is unavailable; return the keys with an outcome: all if a response was lost."""
+        """Write, retried while Postgres is unavailable; return the keys to report: all if a response was lost."""
         tries = 0
 
         async def write() -> Collection[str]:
