@@ -22,7 +22,7 @@ class DeliveryConfig(WorkConfig):
     timeout_s: float = Field(
         30, gt=0, le=600, description="Timeout of one response, in seconds; at most half of lease_s."
     )
-    max_connections: int = Field(4, ge=1, le=64, description="Maximum number of messages that are sent at the same time.")
+    max_connections: int = Field(4, ge=1, le=64, description="Maximum number of messages sent concurrently.")
     lease_s: float = Field(
         300,
         ge=5,
@@ -31,7 +31,7 @@ class DeliveryConfig(WorkConfig):
         "crash, the messages can be claimed again when it ends.",
     )
     backoff_s: float = Field(
-        5, gt=0, le=3600, description="Mean wait after a message's first failure, in seconds; doubles with each failure."
+        5, gt=0, le=3600, description="Mean wait after the first failure, in seconds; doubles with each."
     )
     backoff_max_s: float = Field(
         3600, ge=1, le=86_400, description="Maximum of the mean wait after a failure, in seconds."

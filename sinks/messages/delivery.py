@@ -5,8 +5,9 @@ Guarantees, in addition to those of the engine (:mod:`infra.postgres.leased`):
 - The row has the state ``sending`` before the first byte is sent after which the provider might accept the message. A
   worker whose lease has ended by then sends nothing.
 - A message that the provider rejects, or that is older than ``expire_s``, is dead.
-- Consent is checked when a message is claimed: nothing is sent to a lead that was erased, or whose consent was withdrawn
-  since the request. Rule: ``_PERMISSION`` in messages_table.py. streams.campaigns.triggers.Consent.allows comes first.
+- Consent is checked when a message is claimed: nothing is sent to a lead that was erased, or whose consent was
+  withdrawn since the request. Rule: ``_PERMISSION`` in messages_table.py. streams.campaigns.triggers.Consent.allows
+  comes first.
 
 Crash: before ``sending`` is written, or after the result is, the message is sent once. In the milliseconds between the
 two, it is unknown whether the provider accepted it. With ``when_unsure=again`` (the default) it is sent again with the
