@@ -1,1 +1,1 @@
-"""The sinks: ClickHouse, CRMs and messages, each behind its own topic and in its own process."""
+"""Sinks: deliver lead changes to ClickHouse and to CRMs, and send messages. Each sink is a process of its own."""

@@ -1,4 +1,4 @@
-"""CRM sync: one level-triggered reconciler, and one file a CRM.
+"""CRM sync: makes each CRM match the canonical record. One level-triggered reconciler; each CRM is one file.
 
 A connector file defines ``NAME``, ``Config`` (a :class:`SyncConfig`) and ``connect(config, http) -> Connector``.
 """
@@ -9,32 +9,43 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from infra.errors import Verdict
 from infra.outcomes import Reason
+from sinks.work_config import WorkConfig
 
 
-class SyncConfig(BaseModel):
-    """What every CRM's settings hold: where it is and how the engine works for it."""
+class SyncConfig(WorkConfig):
+    """The settings that every CRM has."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    base_url: str = Field(pattern=r"^https?://")
-    timeout_s: float = Field(10, gt=0, le=60, description="Longest wait for the answer to one call.")
-    in_flight: int = Field(4, ge=1, le=64, description="Most batches in progress at once.")
-    lease_s: float = Field(60, ge=5, le=3600, description="After a crash, leads that were claimed are free after this.")
-    backoff_s: float = Field(0.5, gt=0, le=60, description="Mean wait after a lead's first failure; doubles with each.")
-    backoff_max_s: float = Field(300, ge=1, le=86_400, description="Longest mean wait after a failure.")
-    poll_s: float = Field(0.5, gt=0, le=1, description="How often to look for work that nobody announced.")
+    base_url: str = Field(pattern=r"^https?://", description="Base URL of the CRM's API.")
+    timeout_s: float = Field(10, gt=0, le=60, description="Timeout of one call, in seconds; at most half of lease_s.")
+    in_flight: int = Field(4, ge=1, le=64, description="Maximum number of batches that are synced at the same time.")
+    lease_s: float = Field(
+        60,
+        ge=5,
+        le=3600,
+        description="Length of a lease on claimed leads, in seconds. A call is cancelled after half of it. After a "
+        "crash, the leads can be claimed again when it ends.",
+    )
+    backoff_s: float = Field(
+        0.5, gt=0, le=60, description="Mean wait after a lead's first failure, in seconds; doubles with each failure."
+    )
+    backoff_max_s: float = Field(
+        300, ge=1, le=86_400, description="Maximum of the mean wait after a failure, in seconds."
+    )
+    poll_s: float = Field(
+        0.5, gt=0, le=1, description="Seconds between two searches for due leads, such as those whose backoff ended."
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """A live lead as of ``version``. ``attributes``: the fields of lead.avsc that are set.
+    """A lead as of ``version``. ``attributes``: the fields of lead.avsc that are set.
 
-    ``remote_id``: the CRM's own id of its record, "" where none is known. ``erased``: the lead was erased; whatever the
-    CRM has of it besides ``attributes`` has to go.
+    ``remote_id``: the CRM's id of the lead's record, or "" if unknown. ``erased``: the lead was erased, so the CRM must
+    clear every field that is not in ``attributes``.
     """
 
     lead_id: str
@@ -46,11 +57,11 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
-class Gone:
-    """A lead that is no more: merged into ``survivor_id``, or deleted (then that is "").
+class RetiredLead:
+    """A lead that was merged into ``survivor_id``, or deleted (``survivor_id`` is "").
 
-    ``remote_id`` is "" when it is not known whether the CRM has a record; ``survivor_remote_id`` when it has none, or
-    none that is known.
+    ``remote_id`` and ``survivor_remote_id``: the CRM's ids of the two leads' records; "" if there is no such record or
+    its id is unknown.
     """
 
     lead_id: str
@@ -61,16 +72,17 @@ class Gone:
 
 @dataclass(frozen=True, slots=True)
 class Synced:
-    """The CRM has it. ``remote_id``: of the lead's record; of the survivor's after a retirement."""
+    """The CRM accepted the call. ``remote_id``: id of the lead's record; after a merge, of the survivor's record."""
 
     remote_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class SyncFailed:
-    """The CRM did not accept it. ``verdict`` says what to do; with PAUSE for ``wait_s`` seconds (0: by backoff).
+    """The CRM did not accept the call. ``verdict``: what to do; if PAUSE, for ``wait_s`` seconds (0: by backoff).
 
-    ``detail`` is the CRM's own error code, never its message (it quotes values). ``remote_id``: the record in the way.
+    ``detail``: the CRM's error code, never its message, which can contain values of the lead. ``remote_id``: id of the
+    CRM record that conflicts with the lead, or "".
     """
 
     verdict: Verdict
@@ -84,7 +96,7 @@ SyncResult = Synced | SyncFailed
 
 
 class Connector(Protocol):
-    """A CRM. Calls are keyed by lead: repeating one, or one whose answer was lost, has no further effect."""
+    """A CRM. Calls are keyed by lead: a repeated call has no further effect, also if the first response was lost."""
 
     name: str
     batch_max: int
@@ -94,13 +106,23 @@ class Connector(Protocol):
         ...
 
     async def upsert(self, records: Sequence[Snapshot]) -> Sequence[SyncResult]:
-        """Create or update up to ``batch_max`` records, of different leads; results in the same order. Never raises."""
+        """Create or update the records of up to ``batch_max`` different leads. Never raises.
+
+        Returns:
+            One result for each lead, in the same order.
+
+        """
         ...
 
-    async def retire(self, gone: Sequence[Gone]) -> Sequence[SyncResult]:
-        """Make the records of ``gone`` (up to ``batch_max``) vanish or become the survivor's. Never raises."""
+    async def retire(self, leads: Sequence[RetiredLead]) -> Sequence[SyncResult]:
+        """Delete the records of up to ``batch_max`` leads, or merge them into the survivors' records. Never raises.
+
+        Returns:
+            One result for each lead, in the same order.
+
+        """
         ...
 
     async def test(self) -> Sequence[str]:
-        """Return what is wrong with the account, the token or its set-up, in words; nothing: ready for use."""
+        """Check the account, the token and the required properties; return one message for each problem."""
         ...

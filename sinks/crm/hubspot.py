@@ -1,20 +1,22 @@
-"""HubSpot: a lead is a contact, keyed by a unique property of our own.
+"""HubSpot: each lead is one contact. The unique property ``leadstream_lead_id`` is the key.
 
 Sources: developers.hubspot.com, API reference: "CRM contacts v3" (batch upsert, batch read, batch update, batch
 archive, merge), "Error handling" (multi-status, 423, 429, 477), "Usage details" (limits, 429 body, daily reset at
 midnight of the account's time zone, errors below 5 % of the day's requests). "Contact already exists. Existing ID: N":
-HubSpot/hubspot-api-nodejs#545. A contact's e-mail address is unique in an account; so is ``leadstream_lead_id``, which
-keys our upserts, so that repeating any call makes no second contact. No search before a create: its index lags.
+HubSpot/hubspot-api-nodejs#545.
 
-Set-up: a private app with crm.objects.contacts and crm.schemas.contacts, read and write; the properties of
-:data:`PROPERTIES` and ``leadstream_lead_id`` (single-line text, unique values). Those that are missing are logged when
-the process starts.
+Both the e-mail address and ``leadstream_lead_id`` of a contact are unique in an account. Upserts are keyed by the
+latter, so a repeated call creates no second contact. Contacts are not searched for before: the search index lags.
+
+Set-up: a private app with the scopes crm.objects.contacts and crm.schemas.contacts, read and write; the properties of
+:data:`PROPERTIES` and ``leadstream_lead_id`` (single-line text, unique values). Missing properties are logged at start.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -24,8 +26,8 @@ from pydantic import Field, SecretStr
 from infra.errors import Verdict
 from infra.http import Bucket, Unreachable, send
 from infra.outcomes import Reason
-from sinks.crm import Gone, Snapshot, SyncConfig, Synced, SyncFailed, SyncResult
-from sinks.crm.answers import as_text, by_status, in_halves, json_object
+from sinks.crm import RetiredLead, Snapshot, SyncConfig, Synced, SyncFailed, SyncResult
+from sinks.crm.responses import as_text, by_status, in_halves, json_object
 
 NAME = "hubspot"
 BATCH_MAX = 100
@@ -33,16 +35,16 @@ ID_PROPERTY = "leadstream_lead_id"
 
 
 class Config(SyncConfig):
-    """LEADSTREAM_CRM_HUBSPOT_*. The limit of a private app: 100 in 10 s (Free, Starter), 190 (Pro, Enterprise)."""
+    """Settings LEADSTREAM_CRM_HUBSPOT_*. Rate limit of a private app in 10 s: 100 (Free, Starter), 190 (Pro and up)."""
 
-    base_url: str = Field("https://api.hubapi.com", pattern=r"^https?://")
-    token: SecretStr = Field(min_length=1, description="A private app's access token.")
-    requests_per_10s: int = Field(100, ge=1, le=10_000, description="Calls of this process; other apps share it.")
-    daily_pause_s: float = Field(900, ge=60, le=86_400, description="Seconds to wait when the day's calls are used up.")
+    base_url: str = Field("https://api.hubapi.com", pattern=r"^https?://", description="Base URL of HubSpot's API.")
+    token: SecretStr = Field(min_length=1, description="Access token of a private app.")
+    requests_per_10s: int = Field(100, ge=1, le=10_000, description="Maximum calls of one process in 10 seconds.")
+    daily_pause_s: float = Field(900, ge=60, le=86_400, description="Pause at the account's daily limit, in seconds.")
 
 
-# Lead field -> contact property. A field that is not set is not sent (people may have filled it in HubSpot), except
-# that an erased lead's are cleared, by an empty string. HubSpot's history of them only goes with its GDPR delete.
+# Lead field -> contact property. A field that is not set is not sent: a HubSpot user may have filled it in. For an
+# erased lead it is sent as "", which clears it. Only HubSpot's GDPR delete also removes the property's history.
 PROPERTIES = {
     "email": "email",
     "phone": "phone",
@@ -54,7 +56,7 @@ PROPERTIES = {
     "country": "country",
     "region": "state",
     "industry": "industry",
-    # HubSpot's own are lists of fixed values or user ids, ours are not:
+    # Not HubSpot's properties of the same meaning: those accept only fixed values or user ids.
     "status": "leadstream_status",
     "owner": "leadstream_owner",
     "employees": "leadstream_employees",
@@ -63,7 +65,7 @@ PROPERTIES = {
     "last_touch_source": "leadstream_last_touch_source",
 }
 
-# What its errors mean: by validation error code, then category, then status (infra.errors for the rest).
+# Meaning of an error: by validation error code, then by category, then by status (by_status for the other statuses).
 _CODES = {
     "PROPERTY_DOESNT_EXIST": SyncFailed(Verdict.PAUSE, Reason.MISCONFIGURED, 60),
     "READ_ONLY_VALUE": SyncFailed(Verdict.PAUSE, Reason.MISCONFIGURED, 60),
@@ -77,27 +79,26 @@ _CATEGORIES = {
     "VALIDATION_ERROR": SyncFailed(Verdict.DEAD, Reason.REJECTED),
 }
 _STATUSES = {
-    401: SyncFailed(Verdict.PAUSE, Reason.UNAUTHORIZED, 60),
-    403: SyncFailed(Verdict.PAUSE, Reason.UNAUTHORIZED, 60),
-    409: SyncFailed(Verdict.RETRY, Reason.CONFLICT),
+    401: SyncFailed(Verdict.PAUSE, Reason.UNAUTHORIZED, 60),  # the token of a private app cannot be refreshed
     423: SyncFailed(Verdict.PAUSE, Reason.RATE_LIMITED, 2),  # locked: retry after 2 s
-    477: SyncFailed(Verdict.PAUSE, Reason.UNAVAILABLE, 300),  # the account moves to another data centre
+    477: SyncFailed(Verdict.PAUSE, Reason.UNAVAILABLE, 300),  # the account is being moved to another data centre
 }
-_POLICIES = {"SECONDLY": 1.0, "TEN_SECONDLY_ROLLING": 10.0}  # seconds; DAILY: daily_pause_s
-_ID_UNUSABLE = "non-unique"  # 400 "Unable to perform update/upsert by non-unique 0-1 property": it is about ID_PROPERTY
+_POLICIES = {"SECONDLY": 1.0, "TEN_SECONDLY_ROLLING": 10.0}  # rate limit -> pause in seconds; DAILY: daily_pause_s
+# In a message of status 400, "Unable to perform update/upsert by non-unique 0-1 property": ID_PROPERTY is not unique.
+_ID_NOT_UNIQUE = "non-unique"
 _CODE = re.compile(r'"error":\s*"([A-Z_]+)"')
 _EXISTING = re.compile(r"Existing ID: (\d+)")
-_NO_RESULT = SyncFailed(Verdict.RETRY, Reason.UNAVAILABLE, detail="no_result")  # 2xx without the record
+_NO_RESULT = SyncFailed(Verdict.RETRY, Reason.UNAVAILABLE, detail="no_result")  # status 2xx without the lead's result
 _PATH = "/crm/v3/objects/contacts"
 
 
 def connect(config: Config, http: httpx.AsyncClient) -> HubSpot:
-    """Return the connector over ``http``, a client whose base is ``config.base_url``."""
+    """Return the connector; ``http`` is a client whose base URL is ``config.base_url``."""
     return HubSpot(config, http, Bucket(config.requests_per_10s, 10))
 
 
 class HubSpot:
-    """See :class:`sinks.crm.Connector`."""
+    """A :class:`sinks.crm.Connector` for HubSpot."""
 
     name = NAME
     batch_max = BATCH_MAX
@@ -109,112 +110,112 @@ class HubSpot:
         self._headers = {"authorization": f"Bearer {config.token.get_secret_value()}"}
 
     async def ready(self) -> None:
-        """Wait until a call is within the limit."""
+        """Wait until the rate limit allows a call."""
         await self._bucket.ready()
 
     async def upsert(self, records: Sequence[Snapshot]) -> Sequence[SyncResult]:
-        """One call for up to 100 leads; each lead gets its own result."""
+        """Upsert up to 100 contacts in one call; if it fails because of one of them, in several."""
         inputs = {record.lead_id: _input(record) for record in records}
         results = await self._write("batch/upsert", inputs)
         results |= await self._adopt(inputs, results)
         return [results[record.lead_id] for record in records]
 
     async def _adopt(self, inputs: Mapping[str, Any], results: Mapping[str, SyncResult]) -> dict[str, SyncResult]:
-        """Update contacts that have the lead's e-mail address and belong to no lead (made by hand, imported)."""
-        in_the_way = {
+        """Update the existing contacts that conflict with leads and belong to no lead: manually created or imported."""
+        conflicting = {
             lead_id: result.remote_id
             for lead_id, result in results.items()
             if isinstance(result, SyncFailed) and result.reason is Reason.CONFLICT and result.remote_id
         }
-        if not in_the_way:
+        if not conflicting:
             return {}
-        owners = await self._read(sorted(set(in_the_way.values())))
+        owners = await self._read(sorted(set(conflicting.values())))
         if isinstance(owners, SyncFailed):
             return {}
         updates: dict[str, Any] = {}
-        for lead_id, remote_id in in_the_way.items():
-            taken = any(update["id"] == remote_id for update in updates.values())
-            if not taken and remote_id in owners and owners[remote_id] in ("", lead_id):
+        for lead_id, remote_id in conflicting.items():
+            adopted = any(update["id"] == remote_id for update in updates.values())
+            if not adopted and remote_id in owners and owners[remote_id] in ("", lead_id):
                 updates[lead_id] = _by_id(remote_id, lead_id, inputs[lead_id]["properties"])
         return await self._write("batch/update", updates)
 
-    async def retire(self, gone: Sequence[Gone]) -> Sequence[SyncResult]:
-        """Archive deleted leads' contacts; merge the others into the survivor's, which keeps their timeline.
+    async def retire(self, leads: Sequence[RetiredLead]) -> Sequence[SyncResult]:
+        """Archive the contacts of deleted leads; merge those of merged leads into the survivor's contact.
 
-        A survivor without a contact takes over the loser's. A loser whose contact is not known is looked up by its key.
+        A merge keeps the timelines of both contacts. If the survivor has no contact, the merged lead's contact becomes
+        the survivor's. A lead whose contact id is unknown is looked up by its key.
         """
-        known = await self._read([g.lead_id for g in gone if not g.remote_id], by=ID_PROPERTY)
+        known = await self._read([lead.lead_id for lead in leads if not lead.remote_id], by=ID_PROPERTY)
         if isinstance(known, SyncFailed):
-            return [known] * len(gone)
+            return [known] * len(leads)
         by_lead = {lead_id: remote_id for remote_id, lead_id in known.items()}
-        remote_ids = {g.lead_id: g.remote_id or by_lead.get(g.lead_id, "") for g in gone}
+        remote_ids = {lead.lead_id: lead.remote_id or by_lead.get(lead.lead_id, "") for lead in leads}
         results: dict[str, SyncResult] = {}
-        deleted = [g.lead_id for g in gone if not g.survivor_id and remote_ids[g.lead_id]]
+        deleted = [lead.lead_id for lead in leads if not lead.survivor_id and remote_ids[lead.lead_id]]
         if deleted:
-            answer = await self._post("batch/archive", {"inputs": [{"id": remote_ids[lead]} for lead in deleted]})
-            results |= dict.fromkeys(deleted, answer if isinstance(answer, SyncFailed) else Synced())
-        survivors = {g.survivor_id: g.survivor_remote_id for g in gone}
-        for g in gone:
-            if g.survivor_id and remote_ids[g.lead_id]:
-                result = await self._hand_over(remote_ids[g.lead_id], g.survivor_id, survivors[g.survivor_id])
-                results[g.lead_id] = result
-                survivors[g.survivor_id] = result.remote_id or survivors[g.survivor_id]
-        return [results.get(g.lead_id, Synced()) for g in gone]
+            reply = await self._post("batch/archive", {"inputs": [{"id": remote_ids[lead]} for lead in deleted]})
+            results |= dict.fromkeys(deleted, reply if isinstance(reply, SyncFailed) else Synced())
+        survivors = {lead.survivor_id: lead.survivor_remote_id for lead in leads}
+        for lead in leads:
+            if lead.survivor_id and remote_ids[lead.lead_id]:
+                result = await self._merge(remote_ids[lead.lead_id], lead.survivor_id, survivors[lead.survivor_id])
+                results[lead.lead_id] = result
+                survivors[lead.survivor_id] = result.remote_id or survivors[lead.survivor_id]
+        return [results.get(lead.lead_id, Synced()) for lead in leads]
 
-    async def _hand_over(self, loser: str, survivor_id: str, survivor: str) -> SyncResult:
+    async def _merge(self, loser: str, survivor_id: str, survivor: str) -> SyncResult:
+        """Merge the contact ``loser`` into ``survivor``; if that is "", make it the contact of ``survivor_id``."""
         if loser == survivor:
             return Synced(survivor)
         if not survivor:
             renamed = await self._write("batch/update", {survivor_id: _by_id(loser, survivor_id, {})})
             return renamed[survivor_id]
-        answer = await self._post("merge", {"primaryObjectId": survivor, "objectIdToMerge": loser})
-        if not isinstance(answer, SyncFailed):
-            return Synced(str(answer.get("id") or survivor))
-        if answer.verdict is not Verdict.DEAD:
-            return answer
-        # One of them was merged or deleted before (a lost answer, somebody in HubSpot): its id leads elsewhere now.
-        left = await self._read([loser, survivor])
-        if isinstance(left, SyncFailed) or {loser, survivor} <= left.keys():
-            return answer
-        return Synced(survivor) if loser not in left else await self._hand_over(loser, survivor_id, "")
+        reply = await self._post("merge", {"primaryObjectId": survivor, "objectIdToMerge": loser})
+        if not isinstance(reply, SyncFailed):
+            return Synced(str(reply.get("id") or survivor))
+        if reply.verdict is not Verdict.DEAD:
+            return reply
+        # One of them was merged or deleted already, by a call whose response was lost or by a HubSpot user.
+        existing = await self._read([loser, survivor])
+        if isinstance(existing, SyncFailed) or {loser, survivor} <= existing.keys():
+            return reply
+        return Synced(survivor) if loser not in existing else await self._merge(loser, survivor_id, "")
 
     async def test(self) -> Sequence[str]:
-        """Check address, token, scopes and properties with one call."""
-        answer = await self._send("GET", "/crm/v3/properties/contacts")
-        if isinstance(answer, SyncFailed):
-            return [f"HubSpot answers {answer.reason.value} {answer.detail}".strip()]
-        present = {each.get("name"): each for each in answer.get("results", ())}
-        wrong = [f"property {p} is missing" for p in [ID_PROPERTY, *PROPERTIES.values()] if p not in present]
+        """Check base URL, token, scopes and properties in one call."""
+        reply = await self._send("GET", "/crm/v3/properties/contacts")
+        if isinstance(reply, SyncFailed):
+            return [f"the call failed: {reply.reason.value} {reply.detail}".strip()]
+        present = {each.get("name"): each for each in reply.get("results", ())}
+        problems = [f"property {p} is missing" for p in [ID_PROPERTY, *PROPERTIES.values()] if p not in present]
         if ID_PROPERTY in present and not present[ID_PROPERTY].get("hasUniqueValue"):
-            wrong.append(f"property {ID_PROPERTY} must hold unique values")
-        return wrong
-
-    # -- calls -------------------------------------------------------------------------------------------------------
+            problems.append(f"property {ID_PROPERTY} must have unique values")
+        return problems
 
     async def _read(self, ids: Sequence[str], by: str = "") -> dict[str, str] | SyncFailed:
-        """Return, for each contact that is there: contact id -> its lead id or ""."""
+        """Return contact id -> lead id (or "") of each existing contact; ``ids``: contact ids, or values of ``by``."""
         if not ids:
             return {}
         body: dict[str, Any] = {"inputs": [{"id": each} for each in ids], "properties": [ID_PROPERTY]}
-        answer = await self._post("batch/read", body | ({"idProperty": by} if by else {}))
-        if isinstance(answer, SyncFailed):
-            return answer
-        contacts = answer.get("results") or ()
+        reply = await self._post("batch/read", body | ({"idProperty": by} if by else {}))
+        if isinstance(reply, SyncFailed):
+            return reply
+        contacts = reply.get("results") or ()
         return {str(c["id"]): (c.get("properties") or {}).get(ID_PROPERTY) or "" for c in contacts}
 
     async def _write(self, path: str, inputs: Mapping[str, Any]) -> dict[str, SyncResult]:
-        """Write ``inputs`` (by lead id, which is also the trace id); halve what fails as a whole because of one."""
+        """Write ``inputs``, by lead id (also the trace id). If one input makes the call fail, write them in halves."""
         if not inputs:
             return {}
-        answer = await self._post(path, {"inputs": list(inputs.values())})
-        if isinstance(answer, SyncFailed):
-            results: dict[str, SyncResult] = dict.fromkeys(inputs, answer)
-            unclear = dict(inputs) if answer.verdict is Verdict.DEAD or answer.reason is Reason.CONFLICT else {}
+        reply = await self._post(path, {"inputs": list(inputs.values())})
+        if isinstance(reply, SyncFailed):
+            results: dict[str, SyncResult] = dict.fromkeys(inputs, reply)
+            unclear = dict(inputs) if reply.verdict is Verdict.DEAD or reply.reason is Reason.CONFLICT else {}
         else:
-            results = _results(answer)
+            results = _results(reply)
             missing = {lead_id: each for lead_id, each in inputs.items() if lead_id not in results}
-            results |= dict.fromkeys(missing, _untraced(answer))
-            unclear = missing if answer.get("errors") else {}
+            results |= dict.fromkeys(missing, _error_without_trace(reply))
+            unclear = missing if reply.get("errors") else {}
         if len(unclear) <= 1:
             return results
         return results | await in_halves(partial(self._write, path), unclear)
@@ -227,16 +228,17 @@ class HubSpot:
             response = await send(self._http, method, path, body=body, headers=self._headers, before=self._bucket.take)
         except Unreachable as error:
             return SyncFailed(Verdict.RETRY, error.reason)
-        answer = json_object(response.content)
-        return answer if response.is_success else self._meaning(response, answer)
+        reply = json_object(response.content)
+        return reply if response.is_success else self._classify(response, reply)
 
-    def _meaning(self, response: httpx.Response, answer: Mapping[str, Any]) -> SyncFailed:
-        if response.status_code == httpx.codes.TOO_MANY_REQUESTS:
-            policy = str(answer.get("policyName", ""))
-            if policy == "DAILY":
-                return SyncFailed(Verdict.PAUSE, Reason.QUOTA, self._config.daily_pause_s, policy)
-            return SyncFailed(Verdict.PAUSE, Reason.RATE_LIMITED, _POLICIES.get(policy, 10.0), policy)
-        return _error(answer, response.status_code)
+    def _classify(self, response: httpx.Response, reply: Mapping[str, Any]) -> SyncFailed:
+        if response.status_code != httpx.codes.TOO_MANY_REQUESTS:
+            return _error(reply, response.status_code)
+        policy = str(reply.get("policyName", ""))
+        if policy == "DAILY":
+            return SyncFailed(Verdict.PAUSE, Reason.QUOTA, self._config.daily_pause_s, policy)
+        failed = by_status(response.status_code, response.headers.get("retry-after", ""))
+        return replace(failed, wait_s=_POLICIES.get(policy, failed.wait_s), detail=policy)
 
 
 def _input(record: Snapshot) -> dict[str, Any]:
@@ -258,26 +260,26 @@ def _by_id(remote_id: str, lead_id: str, properties: Mapping[str, str]) -> dict[
     return {"id": remote_id, "objectWriteTraceId": lead_id, "properties": {**properties, ID_PROPERTY: lead_id}}
 
 
-def _results(answer: Mapping[str, Any]) -> dict[str, SyncResult]:
+def _results(reply: Mapping[str, Any]) -> dict[str, SyncResult]:
     results: dict[str, SyncResult] = {}
-    for error in answer.get("errors") or ():
+    for error in reply.get("errors") or ():
         traces = (error.get("context") or {}).get("objectWriteTraceId") or ()
         results |= dict.fromkeys([traces] if isinstance(traces, str) else traces, _error(error))
-    for contact in answer.get("results") or ():
+    for contact in reply.get("results") or ():
         lead_id = contact.get("objectWriteTraceId") or (contact.get("properties") or {}).get(ID_PROPERTY)
         if lead_id:
             results[lead_id] = Synced(str(contact["id"]))
     return results
 
 
-def _untraced(answer: Mapping[str, Any]) -> SyncFailed:
-    errors = [e for e in answer.get("errors") or () if not (e.get("context") or {}).get("objectWriteTraceId")]
+def _error_without_trace(reply: Mapping[str, Any]) -> SyncFailed:
+    errors = [e for e in reply.get("errors") or () if not (e.get("context") or {}).get("objectWriteTraceId")]
     return _error(errors[0]) if errors else _NO_RESULT
 
 
 def _error(error: Mapping[str, Any], status: int = 400) -> SyncFailed:
     message, category = str(error.get("message", "")), str(error.get("category", ""))
-    if _ID_UNUSABLE in message:
+    if _ID_NOT_UNIQUE in message:
         return SyncFailed(Verdict.PAUSE, Reason.MISCONFIGURED, 60, ID_PROPERTY)
     codes = _CODE.findall(message) or [str(e.get("code")) for e in error.get("errors") or () if e.get("code")]
     meanings = [_CODES[code] for code in codes if code in _CODES]

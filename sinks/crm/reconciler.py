@@ -1,16 +1,17 @@
-"""What CRM sync does with a lease: make the CRM have the newest snapshot of every lead in it.
+"""Makes a CRM match the canonical record: the engine calls :meth:`Reconciler.handle` with each lease.
 
-Guarantees, beside those of the engine (:mod:`infra.postgres.leased`):
+Guarantees, in addition to those of the engine (:mod:`infra.postgres.leased`):
 
-- What is sent is the canonical record as it is at the time of sending, never a message's content: a hundred edits
-  while a lead waits cost one call, and an older version never follows a newer one.
-- A lead is in at most one call at a time, over all workers: calls are given up after half of the lease, whether or not
-  the CRM answered. (Hence the clocks of workers may differ by up to a quarter of the lease.)
+- A call sends the canonical record as it is then, never the content of a message. So many edits of a waiting lead cost
+  one call, and an older version is never sent after a newer one.
+- A lead is in at most one call at a time, across all workers: a call starts in the first quarter of the lease and is
+  cancelled after half of its length. So the clocks of two workers may differ by up to a quarter of the lease.
 - A lead that the CRM rejects is parked until a newer version is wanted.
-- Leads that were merged or deleted vanish from the CRM *before* their survivors are written: the survivor may carry the
-  loser's e-mail address, which a CRM may keep unique.
+- Records of merged or deleted leads are retired *before* their survivors are written: the survivor may have the merged
+  lead's e-mail address, and a CRM may require it to be unique.
 
-Crash: calls are repeated at most; they are keyed by lead. (stage, lead_id, version) identifies an outcome.
+Crash: calls may be repeated. They are keyed by lead, so a repeated call has no further effect. An outcome is identified
+by (stage, lead_id, version).
 """
 
 from __future__ import annotations
@@ -25,10 +26,10 @@ from infra.outcomes import Reason, What
 from infra.postgres.leased_pause import Pause
 from infra.postgres.leased_rows import NEVER, Done, Lease, Parked, Released
 from infra.runtime import log
-from sinks.crm import Connector, Gone, Snapshot, SyncFailed, SyncResult
-from sinks.crm.sync_table import CanonicalLead, CrmSyncTable, Retired, SyncRow, Written
+from sinks.crm import Connector, RetiredLead, Snapshot, SyncFailed, SyncResult
+from sinks.crm.sync_table import CanonicalLead, CrmSyncTable, RecordRetired, RecordWritten, SyncRow
 
-_ASIDE_S = 0.1  # a survivor waits this long for a loser that another worker has leased
+_DEFER_S = 0.1  # delay of a survivor whose merged lead is leased by another worker
 
 _Item = TypeVar("_Item")
 _Settled = list[tuple[SyncRow, Done | Parked | Released]]
@@ -36,19 +37,20 @@ _Settled = list[tuple[SyncRow, Done | Parked | Released]]
 
 @dataclass(slots=True)
 class _Plan:
-    """What to do with a lease, in this order: retire ``gone``, then upsert ``live``; ``aside`` waits.
+    """The rows of a lease by the action that they need, in the order of the actions.
 
-    ``behind``: the record has a lower version than was announced.
+    ``deferred``: survivors of a lead that another worker has leased. ``outdated``: the canonical record has a lower
+    version than the wanted one, which is a defect.
     """
 
-    gone: list[tuple[SyncRow, Gone]] = field(default_factory=list)
-    live: list[tuple[SyncRow, Snapshot]] = field(default_factory=list)
-    aside: list[SyncRow] = field(default_factory=list)
-    behind: list[SyncRow] = field(default_factory=list)
+    retire: list[tuple[SyncRow, RetiredLead]] = field(default_factory=list)
+    upsert: list[tuple[SyncRow, Snapshot]] = field(default_factory=list)
+    deferred: list[SyncRow] = field(default_factory=list)
+    outdated: list[SyncRow] = field(default_factory=list)
 
 
 class Reconciler:
-    """The sync of one destination; :meth:`handle` is the engine's ``handle``."""
+    """Syncs the leads of one destination."""
 
     def __init__(self, table: CrmSyncTable, connector: Connector, pause: Pause, stage: str) -> None:
         self._table = table
@@ -57,13 +59,16 @@ class Reconciler:
         self._log = log(stage)
 
     async def handle(self, lease: Lease[SyncRow]) -> _Settled:
-        """Retire, then upsert. Losers of the leads in ``lease`` are claimed under it and added to its rows."""
+        """Retire, then upsert the leads of ``lease``; return the result of each row.
+
+        Leads that were merged into a lead of ``lease`` are claimed under the same lease and added to its rows.
+        """
         plan = await self._plan(lease)
-        settled: _Settled = [(row, Parked(Reason.UNAVAILABLE)) for row in plan.behind]
-        settled += [(row, Released(_ASIDE_S)) for row in plan.aside]
+        settled: _Settled = [(row, Parked(Reason.UNAVAILABLE)) for row in plan.outdated]
+        settled += [(row, Released(_DEFER_S)) for row in plan.deferred]
         settled += await self._retire(plan, lease.deadline)
         if self._pause.active:
-            return settled + [(row, Released()) for row, _ in plan.live]
+            return settled + [(row, Released()) for row, _ in plan.upsert]
         return settled + await self._upsert(plan, lease.deadline)
 
     async def _plan(self, lease: Lease[SyncRow]) -> _Plan:
@@ -72,53 +77,54 @@ class Reconciler:
         for row in lease.rows:
             lead = leads.get(row.key)
             if lead is None:
-                plan.gone.append((row, Gone(row.key, row.remote_id)))
+                plan.retire.append((row, RetiredLead(row.key, row.remote_id)))
             elif lead.survivor_id:
-                plan.gone.append((row, _gone(row, lead.survivor_id, lead.survivor_remote_id)))
+                plan.retire.append((row, _merged(row, lead.survivor_id, lead.survivor_remote_id)))
             elif lead.version < row.wanted:
-                self._log.error("the record is behind what was announced", extra={"fields": {"lead_id": row.key}})
-                plan.behind.append(row)
+                fields = {"lead_id": row.key, "version": lead.version, "wanted": row.wanted}
+                self._log.error("the canonical record is older than the wanted version", extra={"fields": fields})
+                plan.outdated.append(row)
             else:
-                plan.live.append((row, _snapshot(row, lead)))
+                plan.upsert.append((row, _snapshot(row, lead)))
         await self._add_losers(lease, plan)
         return plan
 
     async def _add_losers(self, lease: Lease[SyncRow], plan: _Plan) -> None:
-        if not plan.live:
+        if not plan.upsert:
             return
-        remote_ids = {row.key: row.remote_id for row, _ in plan.live}
-        held = set()
+        remote_ids = {row.key: row.remote_id for row, _ in plan.upsert}
+        deferred = set()
         for loser in await self._table.claim_losers(lease, list(remote_ids)):
             if loser.row is None:
-                held.add(loser.survivor_id)
+                deferred.add(loser.survivor_id)
             else:
                 lease.rows.append(loser.row)
-                plan.gone.append((loser.row, _gone(loser.row, loser.survivor_id, remote_ids[loser.survivor_id])))
-        plan.aside = [row for row, _ in plan.live if row.key in held]
-        plan.live = [(row, snapshot) for row, snapshot in plan.live if row.key not in held]
+                plan.retire.append((loser.row, _merged(loser.row, loser.survivor_id, remote_ids[loser.survivor_id])))
+        plan.deferred = [row for row, _ in plan.upsert if row.key in deferred]
+        plan.upsert = [(row, snapshot) for row, snapshot in plan.upsert if row.key not in deferred]
 
     async def _retire(self, plan: _Plan, deadline: float) -> _Settled:
         settled: _Settled = []
-        for start in range(0, len(plan.gone), self._crm.batch_max):
-            part = plan.gone[start : start + self._crm.batch_max]
-            results = await self._call(self._crm.retire, [gone for _, gone in part], deadline)
-            for (row, gone), result in zip(part, results, strict=True):
+        for start in range(0, len(plan.retire), self._crm.batch_max):
+            part = plan.retire[start : start + self._crm.batch_max]
+            results = await self._call(self._crm.retire, [lead for _, lead in part], deadline)
+            for (row, lead), result in zip(part, results, strict=True):
                 if isinstance(result, SyncFailed):
                     settled.append((row, _failure(result, row.wanted)))
                 else:
-                    adopted = {gone.survivor_id: result.remote_id} if gone.survivor_id and result.remote_id else {}
-                    settled.append((row, Done(What.SYNCED, detail="retired", value=Retired(adopted))))
+                    survivor = {lead.survivor_id: result.remote_id} if lead.survivor_id and result.remote_id else {}
+                    settled.append((row, Done(What.SYNCED, detail="retired", value=RecordRetired(survivor))))
         return settled
 
     async def _upsert(self, plan: _Plan, deadline: float) -> _Settled:
-        if not plan.live:
+        if not plan.upsert:
             return []
-        results = await self._call(self._crm.upsert, [snapshot for _, snapshot in plan.live], deadline)
+        results = await self._call(self._crm.upsert, [snapshot for _, snapshot in plan.upsert], deadline)
         return [
             (row, _failure(result, snapshot.version))
             if isinstance(result, SyncFailed)
-            else (row, Done(What.SYNCED, version=snapshot.version, value=Written(result.remote_id)))
-            for (row, snapshot), result in zip(plan.live, results, strict=True)
+            else (row, Done(What.SYNCED, version=snapshot.version, value=RecordWritten(result.remote_id)))
+            for (row, snapshot), result in zip(plan.upsert, results, strict=True)
         ]
 
     async def _call(
@@ -127,7 +133,7 @@ class Reconciler:
         items: Sequence[_Item],
         deadline: float,
     ) -> Sequence[SyncResult]:
-        """Call the connector, give up at ``deadline``, and pause where the CRM asks for it or fails as a whole."""
+        """Call the connector, cancel the call at ``deadline``, and pause if the CRM requests it or is unavailable."""
         results: Sequence[SyncResult]
         try:
             async with asyncio.timeout_at(deadline):
@@ -153,8 +159,8 @@ def _failure(failed: SyncFailed, version: int) -> Parked | Released:
     return Parked(failed.reason, failed.detail, until=until, version=version)
 
 
-def _gone(row: SyncRow, survivor_id: str, survivor_remote_id: str) -> Gone:
-    return Gone(row.key, row.remote_id, survivor_id, survivor_remote_id)
+def _merged(row: SyncRow, survivor_id: str, survivor_remote_id: str) -> RetiredLead:
+    return RetiredLead(row.key, row.remote_id, survivor_id, survivor_remote_id)
 
 
 def _snapshot(row: SyncRow, lead: CanonicalLead) -> Snapshot:

@@ -1,7 +1,7 @@
-"""What the consumer of ``leads.crm-<crm>`` does: note which version of which lead is wanted, nothing else.
+"""Consumes ``leads.crm-<crm>`` and records in ``crm_sync`` which version of each lead the CRM should have.
 
-Guarantee: when :meth:`SyncRequests.apply` returns, ``crm_sync`` wants at least the versions of the batch, so the
-offsets may be committed. It never calls the CRM: a slow CRM does not hold the topic. Repeating a batch changes nothing.
+Guarantees: when :meth:`SyncRequests.apply` returns, the wanted versions of the batch are stored and its offsets may be
+committed. A repeated batch changes nothing. The CRM is not called here, so a slow CRM does not delay the topic.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ RECORD = "crm_wanted"
 
 @dataclass(slots=True)
 class WantedBatch:
-    """The newest wanted version of each lead in the batch, and the dead letters of records that cannot be read."""
+    """The highest wanted version of each lead in the batch, and the dead letters of invalid records."""
 
     wanted: dict[str, WantedVersion] = field(default_factory=dict)
     dead: list[Output] = field(default_factory=list)
 
 
 class SyncRequests:
-    """The batch loop's processor. Sets ``wake`` when there is work for the engine of this process."""
+    """The batch loop's processor. Sets ``wake`` when it has stored work for the engine of this process."""
 
     def __init__(self, table: CrmSyncTable, codec: Codec, stage: str, wake: asyncio.Event) -> None:
         self._table = table
@@ -41,7 +41,7 @@ class SyncRequests:
         self._wake = wake
 
     def prepare(self, messages: Sequence[Message]) -> WantedBatch:
-        """Decode, and keep one request a lead: that of the highest version."""
+        """Decode ``messages`` and keep the request with the highest version of each lead."""
         batch = WantedBatch()
         for message in messages:
             wanted = _read(self._codec, message.value() or b"")
@@ -54,7 +54,7 @@ class SyncRequests:
         return batch
 
     async def apply(self, prepared: WantedBatch) -> Effects:
-        """Upsert what is wanted in one statement and wake the engine."""
+        """Store the wanted versions in one statement and wake the engine."""
         if prepared.wanted:
             await self._table.want(list(prepared.wanted.values()))
             self._wake.set()
@@ -69,10 +69,10 @@ def _read(codec: Codec, payload: bytes) -> WantedVersion | Dead:
     except DecodeError as error:
         return error.dead
     if decoded.type != RECORD:
-        return Dead(Reason.UNKNOWN_EVENT_TYPE, (Problem("", f"only {RECORD} belongs on this topic"),))
+        return Dead(Reason.UNKNOWN_EVENT_TYPE, (Problem("", f"this topic is for records of type {RECORD}"),))
     record = decoded.record
     try:
         uuid.UUID(record["lead_id"])
     except ValueError:
-        return Dead(Reason.INVALID_FIELD, (Problem("/lead_id", "is not a UUID"),))
+        return Dead(Reason.INVALID_FIELD, (Problem("/lead_id", "must be a UUID"),))
     return WantedVersion(record["lead_id"], record["tenant"], record["version"], record["decided_at"])

@@ -1,4 +1,4 @@
-"""Message delivery: every message that is requested is sent, and one file a channel.
+"""Message delivery: sends the messages that campaigns request. Each channel is one file.
 
 A channel file defines ``NAME``, ``Config`` (a :class:`DeliveryConfig`) and ``connect(config) -> Channel``.
 """
@@ -9,36 +9,51 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from infra.errors import Verdict
 from infra.outcomes import Reason
+from sinks.work_config import WorkConfig
 
 
-class DeliveryConfig(BaseModel):
-    """What every channel's settings hold: how the engine works for it."""
+class DeliveryConfig(WorkConfig):
+    """The settings that every channel has."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    timeout_s: float = Field(30, gt=0, le=600, description="Longest wait for one answer.")
-    max_connections: int = Field(4, ge=1, le=64, description="Most messages in progress at once.")
-    lease_s: float = Field(
-        300, ge=5, le=3600, description="After a crash, messages that were claimed are due after this."
+    timeout_s: float = Field(
+        30, gt=0, le=600, description="Timeout of one response, in seconds; at most half of lease_s."
     )
-    backoff_s: float = Field(5, gt=0, le=3600, description="Mean wait after a first failure; doubles with each.")
-    backoff_max_s: float = Field(3600, ge=1, le=86_400, description="Longest mean wait after a failure.")
-    expire_s: float = Field(259_200, ge=60, description="A message that could not be sent for so long fails (3 days).")
-    poll_s: float = Field(0.5, gt=0, le=5, description="How often to look for work that nobody announced.")
+    max_connections: int = Field(4, ge=1, le=64, description="Maximum number of messages sent concurrently.")
+    lease_s: float = Field(
+        300,
+        ge=5,
+        le=3600,
+        description="Length of a lease on claimed messages, in seconds. Sending is cancelled after half of it. After a "
+        "crash, the messages can be claimed again when it ends.",
+    )
+    backoff_s: float = Field(
+        5, gt=0, le=3600, description="Mean wait after the first failure, in seconds; doubles with each."
+    )
+    backoff_max_s: float = Field(
+        3600, ge=1, le=86_400, description="Maximum of the mean wait after a failure, in seconds."
+    )
+    expire_s: float = Field(
+        259_200,
+        ge=60,
+        description="Age in seconds at which a message that was not sent is marked as failed (default: 3 days).",
+    )
+    poll_s: float = Field(
+        0.5, gt=0, le=5, description="Seconds between two searches for due messages, such as those whose backoff ended."
+    )
     when_unsure: Literal["hold", "again"] = Field(
         "again",
-        description="After a crash or a lost answer nobody knows whether the provider accepted the message. "
-        "again: send it again, at-least-once; hold: give it up as failed, at-most-once.",
+        description="After a crash or a lost response it may be unknown whether the provider accepted a message. "
+        "again: send it again (at-least-once). hold: mark it as failed, do not send it again (at-most-once).",
     )
 
 
 @dataclass(frozen=True, slots=True)
 class OutgoingMessage:
-    """One message. ``message_id`` is the idempotency key; ``sender`` may be "" (the channel's own)."""
+    """A message to send. ``message_id``: the idempotency key. ``sender``: "" for the channel's default."""
 
     message_id: str
     to: str
@@ -49,16 +64,16 @@ class OutgoingMessage:
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """The provider accepted it. ``provider_id``: the provider's own id of the message, "" where it returns none."""
+    """The provider accepted the message. ``provider_id``: the provider's id of it, "" if it returns none."""
 
     provider_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class SendFailed:
-    """The provider certainly did not accept it. ``verdict`` says what to do, ``wait_s`` for how long at least.
+    """The provider did not accept the message. ``verdict``: what to do; ``wait_s``: minimum wait, in seconds.
 
-    ``detail`` is the provider's own code, never its words (they quote addresses).
+    ``detail``: the provider's error code, never its message, which can contain addresses.
     """
 
     verdict: Verdict
@@ -69,7 +84,7 @@ class SendFailed:
 
 @dataclass(frozen=True, slots=True)
 class Unsure:
-    """It was handed over, and the answer was lost."""
+    """The message was sent but the response was lost: it is unknown whether the provider accepted the message."""
 
     reason: Reason
 
@@ -77,26 +92,32 @@ class Unsure:
 SendResult = Sent | SendFailed | Unsure
 
 
-class LeaseLost(Exception):  # noqa: N818 - it is a state of the world, not a mistake
-    """Another worker may have this message by now: do not hand it over."""
+class LeaseLost(Exception):  # noqa: N818 - a state of the lease, not a defect
+    """The lease on the message has ended: another worker may have claimed it, so it must not be sent here."""
 
 
-HandingOver = Callable[[], Awaitable[None]]
+BeforeSending = Callable[[], Awaitable[None]]
 
 
 class Channel(Protocol):
-    """A way to reach people."""
+    """A connection to a message provider, such as an SMTP server."""
 
     name: str
-    # Whether the provider takes an idempotency key: repeating a call whose answer was lost then sends nothing twice.
+    # Whether the provider supports an idempotency key. If so, a call whose response was lost can be repeated safely.
     dedupes: bool
 
-    async def send(self, message: OutgoingMessage, handing_over: HandingOver) -> SendResult:
+    async def send(self, message: OutgoingMessage, before_sending: BeforeSending) -> SendResult:
         """Send one message.
 
-        Await ``handing_over`` right before the first byte after which the provider might accept the message; where that
-        raises (LeaseLost, DependencyUnavailable), let it through and hand nothing over. Raises nothing else. May be
-        cancelled at any point, and must then not be sending any more.
+        Args:
+            message: to send.
+            before_sending: must be awaited directly before the first byte after which the provider might accept the
+                message. If it raises, nothing may be sent.
+
+        Raises:
+            LeaseLost, DependencyUnavailable: raised by ``before_sending``; no other exception is raised.
+
+        Cancellation can happen at any point. After it, nothing more may be sent.
         """
         ...
 

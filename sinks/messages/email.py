@@ -34,7 +34,7 @@ from pydantic import Field, SecretStr, field_validator
 from infra.errors import Verdict
 from infra.outcomes import Reason
 from schemas.addresses import normal_domain
-from sinks.messages import DeliveryConfig, HandingOver, OutgoingMessage, SendFailed, SendResult, Sent, Unsure
+from sinks.messages import BeforeSending, DeliveryConfig, OutgoingMessage, SendFailed, SendResult, Sent, Unsure
 from sinks.messages.plain_text import plain_text
 
 NAME = "email"
@@ -101,7 +101,7 @@ class Email:
         self._config = config
         self._idle: list[aiosmtplib.SMTP] = []
 
-    async def send(self, message: OutgoingMessage, handing_over: HandingOver) -> SendResult:
+    async def send(self, message: OutgoingMessage, before_sending: BeforeSending) -> SendResult:
         """Send one mail, over a kept connection where there is one."""
         try:
             sender, to = parse_sender(message.sender or self._config.from_address), parse_address(message.to)
@@ -109,14 +109,14 @@ class Email:
         except (ValueError, MessageError, LookupError) as error:
             return SendFailed(Verdict.DEAD, Reason.REJECTED, detail=type(error).__name__)
         while self._idle:
-            result = await self._converse(self._idle.pop(), sender, to, mail, handing_over)
+            result = await self._converse(self._idle.pop(), sender, to, mail, before_sending)
             if result is not _NO_CONNECTION:  # else the server has closed it meanwhile: try another
                 return result
         try:
             client = await self._connect()
         except (aiosmtplib.SMTPException, OSError) as error:
             return _unconnected(error)
-        return await self._converse(client, sender, to, mail, handing_over)
+        return await self._converse(client, sender, to, mail, before_sending)
 
     async def close(self) -> None:
         """Close every kept connection with QUIT."""
@@ -127,7 +127,7 @@ class Email:
             client.close()
 
     async def _converse(
-        self, client: aiosmtplib.SMTP, sender: Address, to: Address, mail: bytes, handing_over: HandingOver
+        self, client: aiosmtplib.SMTP, sender: Address, to: Address, mail: bytes, before_sending: BeforeSending
     ) -> SendResult:
         handed = keep = False
         wide = _wide(sender, to)
@@ -138,7 +138,7 @@ class Email:
                 return SendFailed(Verdict.DEAD, Reason.REJECTED, detail="SMTPUTF8")
             await client.mail(sender.addr_spec, options=options, encoding=encoding)
             await client.rcpt(to.addr_spec, encoding=encoding)
-            await handing_over()
+            await before_sending()
             handed = True
             answer = await client.data(mail)
             keep = True

@@ -1,8 +1,8 @@
-"""What the consumer of ``leads.messages-requested`` does: note which messages its channel has to send, nothing else.
+"""Consumes ``leads.messages-requested`` and stores the messages of its channel in ``messages_sent``.
 
-Guarantee: when :meth:`MessageRequests.apply` returns, every message of the batch has its row, so the offsets may be
-committed. It calls no provider: a slow one does not hold the topic. Repeating a batch changes nothing, nor does a
-request of the same ``message_id`` by another event (``once_per: lead``); the latter is reported as skipped.
+Guarantees: when :meth:`MessageRequests.apply` returns, each message of the batch has a row and the offsets may be
+committed. A repeated batch changes nothing. No provider is called here, so a slow provider does not delay the topic.
+With ``once_per: lead``, a later event's request for the same message is not stored and is reported as skipped.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ _LATEST = 4_102_444_800_000_000  # 2100-01-01 in microseconds
 
 @dataclass(slots=True)
 class RequestedBatch:
-    """The channel's requests of a batch in their order, and the dead letters of records that cannot be read."""
+    """The requests of a batch for this channel, in order, and the dead letters of invalid records."""
 
     requests: list[MessageRequest] = field(default_factory=list)
     dead: list[Output] = field(default_factory=list)
 
 
 class MessageRequests:
-    """The batch loop's processor. Sets ``wake`` when there is work for the engine of this process."""
+    """The batch loop's processor. Sets ``wake`` when it has stored work for the engine of this process."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class MessageRequests:
         self._wake = wake
 
     def prepare(self, messages: Sequence[Message]) -> RequestedBatch:
-        """Decode, and keep what is for this channel."""
+        """Decode ``messages`` and keep the requests for this channel."""
         batch = RequestedBatch()
         for message in messages:
             request = _read(self._codec, message)
@@ -68,17 +68,17 @@ class MessageRequests:
         return batch
 
     async def apply(self, prepared: RequestedBatch) -> Effects:
-        """Insert the rows in one statement and wake the engine."""
+        """Insert the messages in one statement, wake the engine, and report requests that were already stored."""
         if not prepared.requests:
             return Effects(outputs=prepared.dead, dead=len(prepared.dead))
         firsts: dict[str, MessageRequest] = {}
         for request in prepared.requests:
             firsts.setdefault(request.message_id, request)
-        before = await self._table.add(list(firsts.values()))
+        earlier = await self._table.add(list(firsts.values()))
         self._wake.set()
-        event_ids = {message_id: request.event_id for message_id, request in firsts.items()} | before
-        others = [request for request in prepared.requests if event_ids[request.message_id] != request.event_id]
-        return Effects(outputs=[*prepared.dead, *map(self._skipped, others)], dead=len(prepared.dead))
+        event_ids = {message_id: request.event_id for message_id, request in firsts.items()} | earlier
+        skipped = [request for request in prepared.requests if event_ids[request.message_id] != request.event_id]
+        return Effects(outputs=[*prepared.dead, *map(self._skipped, skipped)], dead=len(prepared.dead))
 
     def _skipped(self, request: MessageRequest) -> Output:
         return self._records.build(
@@ -101,14 +101,14 @@ def _read(codec: Codec, message: Message) -> MessageRequest | Dead:
     except DecodeError as error:
         return error.dead
     if decoded.type != RECORD:
-        return Dead(Reason.UNKNOWN_EVENT_TYPE, (Problem("", f"only {RECORD} belongs on this topic"),))
+        return Dead(Reason.UNKNOWN_EVENT_TYPE, (Problem("", f"this topic is for records of type {RECORD}"),))
     record = decoded.record
     try:
         uuid.UUID(record["lead_id"])
     except ValueError:
-        return Dead(Reason.INVALID_FIELD, (Problem("/lead_id", "is not a UUID"),))
+        return Dead(Reason.INVALID_FIELD, (Problem("/lead_id", "must be a UUID"),))
     if any("\0" in record[name] for name in _TEXTS) or not 0 <= record["requested_at"] < _LATEST:
-        return Dead(Reason.INVALID_FIELD, (Problem("", "holds a NUL character, or requested_at is out of bounds"),))
+        return Dead(Reason.INVALID_FIELD, (Problem("", "a text has a NUL character, or requested_at is out of range"),))
     return MessageRequest(
         message_id=record["message_id"],
         tenant=record["tenant"],

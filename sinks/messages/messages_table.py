@@ -1,9 +1,10 @@
-"""``messages_sent`` in Postgres: which messages are requested, and what became of each.
+"""The table ``messages_sent``: the requested messages and the result of each.
 
-Claiming, parking and releasing are the engine's (:class:`LeasedTable`); here is what is the messages' own: requests
-that were made before, the state ``sending``, and the standing of the lead when its message is claimed. Every method is
-one statement; none is open while a provider is called. All methods raise DependencyUnavailable. Times are microseconds
-since 1970 UTC.
+:class:`LeasedTable` claims, parks and releases the rows. This module detects repeated requests, writes the state
+``sending``, and checks at the claim whether the message is still permitted.
+
+No transaction is open while a provider is called. All methods raise DependencyUnavailable. Times are microseconds since
+1970, UTC.
 """
 
 from __future__ import annotations
@@ -19,21 +20,21 @@ from infra.postgres.leased_rows import ClaimedRow, Done, Lease, Released, Subjec
 from infra.postgres.leased_table import LeasedTable, WorkColumns
 from infra.postgres.pool import connection
 
-# Consent is looked at in the claim, not when the message was requested: it may have waited, and the lead changed its
-# mind. No standing: the lead is gone.
-_STANDING = """
+# Checked in the claim, because consent may have been withdrawn since the message was requested. NULL: the lead was
+# deleted. streams.campaigns.triggers.Consent.allows decides before the request; delivery.py acts on this value.
+_PERMISSION = """
 (SELECT CASE
     WHEN lead.erased_at IS NOT NULL AND NOT EXISTS (
-        -- requested by what came after the erasure: that is the lead's own new wish
+        -- An event after the erasure is a new request of the person.
         SELECT FROM lead_history h WHERE h.lead_id = work.lead_id AND h.event_id = work.event_id
             AND h.occurred_at > lead.erased_at
     ) THEN 'erased'
     WHEN lead.attributes -> 'consent' ->> work.purpose = 'withdrawn' THEN 'withdrawn'
-    ELSE 'free'
+    ELSE 'permitted'
  END
  FROM leads lead WHERE lead.lead_id = COALESCE(
     (SELECT alias.lead_id FROM lead_aliases alias WHERE alias.alias_id = work.lead_id), work.lead_id)
-) AS standing
+) AS permission
 """
 
 _COLUMNS = WorkColumns(
@@ -43,14 +44,15 @@ _COLUMNS = WorkColumns(
     scope="channel",
     unfinished="state IN ('waiting', 'sending')",
     returning=f'work.tenant, work.lead_id, work.event_id, work.campaign, work.topic, work.partition, work."offset", '
-    f"work.requested_at, work.request, work.state, {_STANDING}",
+    f"work.requested_at, work.request, work.state, {_PERMISSION}",
     on_park="state = 'waiting'",
 )
 
-# Returns what was requested already, so that a second event of a lead can be told from a redelivery: messages of these
-# ids, and where one a lead is enough, another message of the campaign to what is the same lead by now.
+# Returns the requests that have an earlier one, with the event id of the earlier one: another event id means a second
+# event of the lead, the same one a redelivery. Earlier requests are those with the same message_id and, with once_per =
+# 'lead', those of the same campaign and channel for the same lead, or for a lead that was merged into it since.
 _ADD = """
-WITH asked AS MATERIALIZED (
+WITH requested AS MATERIALIZED (
     SELECT a.*, COALESCE(r.lead_id, a.lead_id) AS lead
     FROM unnest($1::text[], $2::text[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
                 $9::text[], $10::int[], $11::bigint[], $12::timestamptz[], $13::bytea[]) WITH ORDINALITY
@@ -58,10 +60,10 @@ WITH asked AS MATERIALIZED (
              topic, partition, "offset", requested_at, request, n)
     LEFT JOIN lead_aliases r ON r.alias_id = a.lead_id
 ), same AS (
-    SELECT m.message_id, m.event_id FROM messages_sent m JOIN asked a USING (message_id)
-), others AS (
+    SELECT m.message_id, m.event_id FROM messages_sent m JOIN requested a USING (message_id)
+), same_lead AS (
     SELECT a.message_id, m.event_id
-    FROM asked a
+    FROM requested a
     CROSS JOIN LATERAL (
         SELECT a.lead AS lead_id UNION ALL SELECT alias_id FROM lead_aliases WHERE lead_id = a.lead
     ) own
@@ -70,21 +72,21 @@ WITH asked AS MATERIALIZED (
     WHERE a.once_per = 'lead'
     UNION ALL
     SELECT a.message_id, b.event_id
-    FROM asked a JOIN asked b ON b.n < a.n AND b.once_per = 'lead' AND b.lead = a.lead AND b.tenant = a.tenant
+    FROM requested a JOIN requested b ON b.n < a.n AND b.once_per = 'lead' AND b.lead = a.lead AND b.tenant = a.tenant
         AND b.campaign = a.campaign AND b.channel = a.channel
     WHERE a.once_per = 'lead'
-), before AS (
+), earlier AS (
     SELECT * FROM same
-    UNION ALL SELECT * FROM others WHERE message_id NOT IN (SELECT message_id FROM same)
-), fresh AS (
+    UNION ALL SELECT * FROM same_lead WHERE message_id NOT IN (SELECT message_id FROM same)
+), inserted AS (
     INSERT INTO messages_sent (message_id, tenant, lead_id, event_id, campaign, channel, purpose, topic, partition,
                                "offset", requested_at, request, next_attempt_at)
     SELECT message_id, tenant, lead_id, event_id, campaign, channel, purpose, topic, partition,
            "offset", requested_at, request, $14
-    FROM asked WHERE message_id NOT IN (SELECT message_id FROM before) ORDER BY message_id
+    FROM requested WHERE message_id NOT IN (SELECT message_id FROM earlier) ORDER BY message_id
     ON CONFLICT (message_id) DO NOTHING
 )
-SELECT message_id, event_id FROM before
+SELECT message_id, event_id FROM earlier
 """
 
 _SENDING = """
@@ -92,7 +94,7 @@ UPDATE messages_sent SET state = 'sending'
 WHERE message_id = $1 AND claimed_until = $2 AND claimed_until > $3 AND state IN ('waiting', 'sending') RETURNING 1
 """
 
-# The lease stays as it is, so that a repetition, when the answer was lost, finds the row again and changes nothing.
+# Keeps the lease: if the response to this statement is lost, its repetition must find the row and change nothing.
 _FINISH = """
 UPDATE messages_sent SET
     state = $3, last_error = $4, provider_id = $5, request = NULL,
@@ -104,7 +106,7 @@ WHERE message_id = $1 AND claimed_until = $2 RETURNING 1
 
 @dataclass(frozen=True, slots=True)
 class MessageRequest:
-    """A requested message; ``request`` is the whole ``message_request`` as it came. Fields are in the order of _ADD."""
+    """A requested message. ``request``: the consumed ``message_request`` record. Fields are in the order of _ADD."""
 
     message_id: str
     tenant: str
@@ -123,9 +125,10 @@ class MessageRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MessageRow(ClaimedRow):
-    """A claimed message; ``key`` is its message_id.
+    """A claimed message. ``key``: its message_id. ``erased``: its lead was erased or deleted.
 
-    ``unsure``: an earlier worker began to hand it over, and it is not known how that ended.
+    ``unsure``: an earlier attempt to send it has no result, so the provider may have accepted it. ``withdrawn``: the
+    consent for its purpose was withdrawn.
     """
 
     campaign: str
@@ -137,15 +140,15 @@ class MessageRow(ClaimedRow):
 
 
 @dataclass(frozen=True, slots=True)
-class Ended:
-    """The message's last state: ``sent``, ``failed`` or ``skipped``."""
+class FinalState:
+    """The final state of a message: ``sent``, ``failed`` or ``skipped``. ``provider_id``: as in :class:`Sent`."""
 
     state: str
     provider_id: str = ""
 
 
 class MessagesTable(LeasedTable[MessageRow]):
-    """The rows of one channel."""
+    """The rows of one channel, such as email."""
 
     def __init__(self, pool: asyncpg.Pool, channel: str, *, lease_s: float, clock: Clock = now_us) -> None:
         super().__init__(pool, _COLUMNS, channel, lease_s=lease_s, clock=clock)
@@ -166,8 +169,8 @@ class MessagesTable(LeasedTable[MessageRow]):
             requested_at=record["requested_at"],
             request=record["request"],
             unsure=record["state"] == "sending",
-            erased=record["standing"] in (None, "erased"),
-            withdrawn=record["standing"] == "withdrawn",
+            erased=record["permission"] in (None, "erased"),
+            withdrawn=record["permission"] == "withdrawn",
         )
 
     def overdue(self, row: MessageRow) -> Released:  # noqa: ARG002
@@ -175,7 +178,12 @@ class MessagesTable(LeasedTable[MessageRow]):
         return Released()
 
     async def add(self, requests: Sequence[MessageRequest]) -> dict[str, str]:
-        """Insert ``requests`` (of different message ids); return message id to event id of those requested before."""
+        """Insert ``requests``, whose message ids must differ, except those that have an earlier request.
+
+        Returns:
+            Message id -> event id of the earlier request.
+
+        """
         columns: list[list[Any]] = [
             [getattr(each, field.name) for each in requests] for field in fields(MessageRequest)
         ]
@@ -183,20 +191,20 @@ class MessagesTable(LeasedTable[MessageRow]):
             known = await postgres.fetch(_ADD, *columns, self._clock())
         return {row["message_id"]: row["event_id"] for row in known}
 
-    async def sending(self, lease: Lease[MessageRow], row: MessageRow) -> bool:
-        """Note that the message is about to be handed over; False when the lease has ended."""
+    async def mark_sending(self, lease: Lease[MessageRow], row: MessageRow) -> bool:
+        """Write the state ``sending``, directly before the message is sent; return False if the lease has ended."""
         async with connection(self._pool) as postgres:
             found = await postgres.fetchval(_SENDING, row.key, lease.until, self._clock())
         return found is not None
 
     async def finish(self, lease: Lease[MessageRow], done: Sequence[tuple[MessageRow, Done]]) -> Collection[str]:
-        """End messages (``Done.value`` is :class:`Ended`) and delete their content; return the ids that were ours."""
-        ours = set()
+        """Write final states (``Done.value``) and delete the messages' content; return the ids whose lease was held."""
+        written = set()
         async with connection(self._pool) as postgres:
             for row, each in done:
-                ended: Ended = each.value
+                final: FinalState = each.value
                 reason = each.reason.value if each.reason else ""
-                values = (ended.state, reason, ended.provider_id, self._clock())
+                values = (final.state, reason, final.provider_id, self._clock())
                 if await postgres.fetchval(_FINISH, row.key, lease.until, *values) is not None:
-                    ours.add(row.key)
-        return ours
+                    written.add(row.key)
+        return written

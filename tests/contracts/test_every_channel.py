@@ -100,10 +100,10 @@ async def test_nothing_is_taken_before_it_says_so(module: ModuleType, tmp_path: 
     before: list[int] = []
     async with simulated(module, tmp_path) as (channel, client):
 
-        async def handing_over() -> None:
+        async def before_sending() -> None:
             before.append(await taken(client))
 
-        await channel.send(message(module), handing_over)
+        await channel.send(message(module), before_sending)
         assert before == [0]
         assert await taken(client) == 1
 

@@ -16,7 +16,7 @@ import pytest
 from infra import http, plugins
 from infra.errors import Verdict
 from infra.outcomes import Reason
-from sinks.crm import Connector, Gone, Snapshot, SyncConfig, Synced, SyncFailed
+from sinks.crm import Connector, RetiredLead, Snapshot, SyncConfig, Synced, SyncFailed
 
 CRMS = plugins.discover("sinks.crm")
 every_crm = pytest.mark.parametrize("module", CRMS.values(), ids=CRMS)
@@ -134,11 +134,11 @@ async def test_retiring_leaves_one_record_a_living_lead_and_may_be_repeated(modu
         ids = [r.remote_id for r in await crm.upsert(leads) if isinstance(r, Synced)]
         survivor, heir = leads[0].lead_id, str(uuid.uuid4())
         gone = [
-            Gone(leads[1].lead_id, ids[1], survivor, ids[0]),
-            Gone(leads[2].lead_id, "", survivor, ids[0]),  # its record was never noted
-            Gone(leads[3].lead_id, ids[3], heir),  # whose survivor has no record yet
-            Gone(leads[4].lead_id, ids[4]),  # erased
-            Gone(str(uuid.uuid4()), "", survivor, ids[0]),  # never was there
+            RetiredLead(leads[1].lead_id, ids[1], survivor, ids[0]),
+            RetiredLead(leads[2].lead_id, "", survivor, ids[0]),  # its record was never noted
+            RetiredLead(leads[3].lead_id, ids[3], heir),  # whose survivor has no record yet
+            RetiredLead(leads[4].lead_id, ids[4]),  # erased
+            RetiredLead(str(uuid.uuid4()), "", survivor, ids[0]),  # never was there
         ]
         for _ in range(2):
             results = await crm.retire(gone)
@@ -167,7 +167,7 @@ async def test_answers_of_the_whole_call_are_classified(
     module: ModuleType, status: int, verdicts: set[Verdict], reasons: set[Reason], body: bytes
 ) -> None:
     async with answering(module, lambda _: httpx.Response(status, content=body)) as crm:
-        results = [*await crm.upsert([lead(), lead()]), *await crm.retire([Gone(str(uuid.uuid4()), "1")] * 1)]
+        results = [*await crm.upsert([lead(), lead()]), *await crm.retire([RetiredLead(str(uuid.uuid4()), "1")] * 1)]
     for result in results:
         assert isinstance(result, SyncFailed)
         assert result.verdict in verdicts

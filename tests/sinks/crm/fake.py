@@ -6,7 +6,7 @@ import asyncio
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from sinks.crm import Gone, Snapshot, Synced, SyncResult
+from sinks.crm import RetiredLead, Snapshot, Synced, SyncResult
 
 
 class FakeCrm:
@@ -33,7 +33,7 @@ class FakeCrm:
         self.now.subtract(r.lead_id for r in records)
         return [self.answer(record) for record in records]
 
-    async def retire(self, gone: Sequence[Gone]) -> Sequence[SyncResult]:
+    async def retire(self, gone: Sequence[RetiredLead]) -> Sequence[SyncResult]:
         return [Synced() for _ in gone]
 
     async def test(self) -> Sequence[str]:

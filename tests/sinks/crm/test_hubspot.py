@@ -16,7 +16,7 @@ from infra.errors import Verdict
 from infra.outcomes import Reason
 from infra.settings import Settings, SettingsError
 from simulators import hubspot as simulator
-from sinks.crm import Gone, Snapshot, Synced, SyncFailed, hubspot
+from sinks.crm import RetiredLead, Snapshot, Synced, SyncFailed, hubspot
 
 CONFIG = hubspot.Config(token="pat-test")
 AUTH = {"authorization": "Bearer pat-test"}
@@ -137,7 +137,7 @@ async def test_a_survivor_whose_contact_was_deleted_takes_over_the_losers(tmp_pa
         results = await crm.upsert([lead("survivor"), lead("loser", email="a@example.com")])
         ids = [r.remote_id for r in results if isinstance(r, Synced)]
         await client.post("/crm/v3/objects/contacts/batch/archive", json={"inputs": [{"id": ids[0]}]})
-        assert await crm.retire([Gone("loser", ids[1], "survivor", ids[0])]) == [Synced(ids[1])]
+        assert await crm.retire([RetiredLead("loser", ids[1], "survivor", ids[0])]) == [Synced(ids[1])]
         assert await crm.upsert([lead("survivor", email="a@example.com")]) == [Synced(ids[1])]
 
 

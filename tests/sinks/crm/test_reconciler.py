@@ -15,7 +15,7 @@ from infra.outcomes import Reason, What
 from infra.postgres.leased_rows import Done, Parked
 from infra.runtime import Stop
 from sinks.crm import Synced, SyncFailed, SyncResult
-from sinks.crm.sync_table import Written
+from sinks.crm.sync_table import RecordWritten
 from tests.conftest import eventually
 from tests.sinks.crm.fake import FakeCrm
 
@@ -144,7 +144,7 @@ async def test_a_crash_between_claim_and_write_back_frees_the_lead_when_the_leas
     assert await world.sync().once() == 1
     # The late worker comes back: it may write what it sent, and disturbs nothing else.
     assert not await table.park(crashed, [(claimed, Parked(Reason.TIMEOUT), world.clock())])
-    await table.finish(crashed, [(claimed, Done(What.SYNCED, version=1, value=Written("1")))])
+    await table.finish(crashed, [(claimed, Done(What.SYNCED, version=1, value=RecordWritten("1")))])
     row = await world.row(lead_id)
     assert (row["synced_version"], row["attempts"], row["last_error"]) == (1, 0, "")
 

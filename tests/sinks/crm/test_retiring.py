@@ -12,7 +12,7 @@ from infra.outcomes import Reason, What
 from infra.postgres.leased_rows import Done
 from infra.postgres.pool import INFINITY
 from sinks.crm import SyncFailed, SyncResult
-from sinks.crm.sync_table import Written
+from sinks.crm.sync_table import RecordWritten
 from tests.sinks.crm.fake import FakeCrm
 
 START = 1_770_000_000_000_000
@@ -80,7 +80,7 @@ async def test_a_survivor_waits_for_its_loser_that_another_worker_has_leased(wor
     await world.merge(loser, survivor)
     await world.sync().once()
     assert (await world.row(survivor))["synced_version"] == 0
-    await table.finish(other, [(row, Done(What.SYNCED, version=2, value=Written("1"))) for row in other.rows])
+    await table.finish(other, [(row, Done(What.SYNCED, version=2, value=RecordWritten("1"))) for row in other.rows])
     world.clock.forward(1)
     await world.sync().once()
     assert (await world.row(survivor))["synced_version"] == 1

@@ -12,7 +12,7 @@ import pytest
 from infra.outcomes import Reason, What
 from infra.postgres.leased_rows import Done, Lease, Parked
 from infra.postgres.pool import connect
-from sinks.crm.sync_table import CrmSyncTable, Retired, WantedVersion, Written
+from sinks.crm.sync_table import CrmSyncTable, RecordRetired, RecordWritten, WantedVersion
 
 START = 1_770_000_000_000_000
 
@@ -46,8 +46,8 @@ async def _each_statement(table: CrmSyncTable) -> None:
     synced, retired, parked, released, rest = (lease.rows[start : start + 20] for start in range(0, 100, 20))
     await table.claim_losers(lease, [row.key for row in lease.rows])
     await table.leads([row.key for row in lease.rows])
-    written = [(row, Done(What.SYNCED, version=1, value=Written("1"))) for row in synced]
-    gone = [(row, Done(What.SYNCED, value=Retired({rest[0].key: "2"}))) for row in retired]
+    written = [(row, Done(What.SYNCED, version=1, value=RecordWritten("1"))) for row in synced]
+    gone = [(row, Done(What.SYNCED, value=RecordRetired({rest[0].key: "2"}))) for row in retired]
     assert len(await table.finish(lease, [*written, *gone])) == 40
     assert len(await table.park(lease, [(row, Parked(Reason.CONFLICT), START) for row in parked])) == 20
     await table.release(lease, released)
@@ -85,7 +85,7 @@ async def test_requests_and_results_that_meet_in_many_rows_do_not_deadlock(world
         for _ in range(15):
             lease = await table.claim(600)
             rows = lease.rows[::order]
-            done = [(row, Done(What.SYNCED, version=row.wanted, value=Written("1"))) for row in rows[::3]]
+            done = [(row, Done(What.SYNCED, version=row.wanted, value=RecordWritten("1"))) for row in rows[::3]]
             await table.finish(lease, done)
             await table.park(lease, [(row, Parked(Reason.CONFLICT), START) for row in rows[1::3]])
             await table.release(lease, rows[2::3])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sinks.messages import Channel, HandingOver, OutgoingMessage, SendResult
+from sinks.messages import BeforeSending, Channel, OutgoingMessage, SendResult
 
 
 class Crash(Exception):  # noqa: N818
@@ -19,10 +19,10 @@ class Crashing:
         self.when = when
         self.dedupes = dedupes
 
-    async def send(self, message: OutgoingMessage, handing_over: HandingOver) -> SendResult:
+    async def send(self, message: OutgoingMessage, before_sending: BeforeSending) -> SendResult:
         if self.when == "before":
             raise Crash
-        result = await self.inner.send(message, handing_over)
+        result = await self.inner.send(message, before_sending)
         if self.when == "after":
             raise Crash
         return result

@@ -11,7 +11,7 @@ import pytest
 from infra.errors import DependencyUnavailable
 from infra.postgres.leased_rows import Lease
 from infra.runtime import Stop
-from sinks.messages import HandingOver, OutgoingMessage, SendResult
+from sinks.messages import BeforeSending, OutgoingMessage, SendResult
 from sinks.messages.messages_table import MessageRow, MessagesTable
 from tests.conftest import eventually
 from tests.sinks.messages.crashing import Crash, Crashing
@@ -80,7 +80,7 @@ async def test_what_is_released_is_due_again_and_as_sure_as_before(world: Any) -
     await table.release(lease, lease.rows)
     assert (await world.row(message_id))["state"] == "waiting"
     lease = await table.claim(1)
-    assert await table.sending(lease, lease.rows[0])
+    assert await table.mark_sending(lease, lease.rows[0])
     for _ in range(2):
         world.clock.forward(301)
         lease = await table.claim(1)
@@ -136,9 +136,9 @@ async def test_a_worker_that_lost_its_lease_hands_nothing_over(world: Any) -> No
     late = asyncio.Event()
 
     class Late(Crashing):
-        async def send(self, message: OutgoingMessage, handing_over: HandingOver) -> SendResult:
+        async def send(self, message: OutgoingMessage, before_sending: BeforeSending) -> SendResult:
             await late.wait()
-            return await super().send(message, handing_over)
+            return await super().send(message, before_sending)
 
     slow = asyncio.create_task(world.delivery(Late(world.channel(), "")).once())
     await eventually(lambda: _claimed(world, message_id))
@@ -174,8 +174,8 @@ async def test_a_channel_that_does_not_end_leaves_its_message_unsure(world: Any)
     message_id = await world.requested()
 
     class Stubborn(Crashing):
-        async def send(self, message: OutgoingMessage, handing_over: HandingOver) -> SendResult:  # noqa: ARG002
-            await handing_over()
+        async def send(self, message: OutgoingMessage, before_sending: BeforeSending) -> SendResult:  # noqa: ARG002
+            await before_sending()
             with suppress(asyncio.CancelledError):
                 await asyncio.Event().wait()
             return await asyncio.Event().wait()  # type: ignore[return-value]
@@ -193,8 +193,8 @@ async def test_a_database_that_is_lost_before_handing_over_leaves_nothing_unsure
     message_id = await world.requested()
 
     class Lost(MessagesTable):
-        async def sending(self, lease: Lease[MessageRow], row: MessageRow) -> bool:
-            await super().sending(lease, row)
+        async def mark_sending(self, lease: Lease[MessageRow], row: MessageRow) -> bool:
+            await super().mark_sending(lease, row)
             raise DependencyUnavailable("Postgres", "its answer was lost")
 
     lost = Lost(world.pool, world.name, lease_s=300, clock=world.clock)

@@ -12,7 +12,7 @@ from infra.errors import DependencyUnavailable
 from infra.postgres.leased_rows import Done, Lease
 from infra.postgres.pool import MINUS_INFINITY
 from infra.runtime import Stop
-from sinks.messages import HandingOver, OutgoingMessage, SendResult
+from sinks.messages import BeforeSending, OutgoingMessage, SendResult
 from sinks.messages.messages_table import MessageRow, MessagesTable
 from tests.conftest import eventually
 from tests.sinks.messages.crashing import Crashing
@@ -103,10 +103,10 @@ async def test_asked_to_stop_it_finishes_what_it_has_begun_and_releases_the_rest
     stop, begun, go_on = Stop(), asyncio.Event(), asyncio.Event()
 
     class Slow(Crashing):
-        async def send(self, message: OutgoingMessage, handing_over: HandingOver) -> SendResult:
+        async def send(self, message: OutgoingMessage, before_sending: BeforeSending) -> SendResult:
             begun.set()
             await go_on.wait()
-            return await super().send(message, handing_over)
+            return await super().send(message, before_sending)
 
     running = asyncio.create_task(world.delivery(Slow(world.channel(), ""), max_connections=2).run(stop))
     await begun.wait()
