@@ -4,7 +4,7 @@ Guarantees: those of the ledger, also during rebalances. A rebalance waits at mo
 in flight and commits them; records that are not finished by then are processed again. Faust drops records that it
 fetched before a rebalance and does not seek back; the ledger detects the gap.
 
-This module overrides private members of Faust and aiokafka. docs/decisions/0005 says which, why, and which tests
+This module overrides private members of Faust and aiokafka. docs/decisions/0004 says which, why, and which tests
 detect a change of them.
 """
 
