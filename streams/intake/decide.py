@@ -1,4 +1,4 @@
-"""Stage 5 of 6, the decision: from a batch's events and what is stored about them to what to write and to publish.
+"""Stage 5 of 6 for a whole batch: from its events and what is stored about them to what to write and to publish.
 
 A pure function: no connection, no clock of its own, and its input stays as it is. What has to be looked up depends on
 earlier answers, so the lookups stand between the stages, in :mod:`streams.intake.pipeline`.
@@ -93,7 +93,10 @@ class DecisionInput:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What to write and what to publish. Where ``too_large`` is not empty, the rest of it is of no use."""
+    """What to write and what to publish.
+
+    If ``too_large`` is not empty, ignore the other fields and decide again without those events.
+    """
 
     now: int = 0
     # To write: receipts and history of the accepted events, and the leads.
@@ -158,7 +161,7 @@ class _Work:
         self.too_large: list[tuple[Event, str]] = []
 
     def accept(self, event: Event, lead_id: str) -> bool:
-        """Merge one event, or note that it is too large; return whether the next event can still be looked at."""
+        """Merge one event, or record that it is too large; return whether the next event can be merged."""
         lead = self._leads.get(lead_id)
         if lead is None:
             lead = self._leads[lead_id] = Lead(lead_id, event.tenant, created_at=self._now, touches=[])
@@ -213,9 +216,9 @@ class _Work:
 def _certainly_too_large(
     found: list[tuple[Event, str]], changes: list[Change], owners: Mapping[Identity, str]
 ) -> list[Event]:
-    """Return those of ``found`` that have the same lead without the others: of each lead at least one.
+    """Return the events that are certainly too large: those that have the same lead without the others, one at least.
 
-    One of them may be what makes another's identities the lead's; whether that one is too large shows without it.
+    The others may have another lead once these are refused; the next attempt decides.
     """
     leads = {lead_id for _, lead_id in found}
     identities = {i: change.lead_id for change in changes if change.lead_id in leads for i in change.event.identities}

@@ -1,8 +1,8 @@
 """Stage 3 of 6: one effect per event.
 
-An event is known by ``(tenant, event_id)`` alone: no producer's clock is trusted, a retried request may carry another
-``occurred_at``. ``receipts`` stores from which record each event was accepted. The same coordinates are a redelivery
-after a crash: the decision is published again. Other coordinates are a duplicate.
+The identity of an event is ``(tenant, event_id)`` alone: a retried request may have another ``occurred_at``.
+``receipts`` stores from which record each event was accepted. The same coordinates are a redelivery after a crash: the
+decision is published again. Other coordinates are a duplicate.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Receipt(NamedTuple):
 
 
 class Deduplicated(NamedTuple):
-    """A batch's events by what has to happen with them, each in the batch's order."""
+    """The events of a batch by how they are processed, each list in the order of the batch."""
 
     new: list[Event]
     redelivered: list[tuple[Event, Receipt]]

@@ -17,7 +17,7 @@ NewId = Callable[[int], str]  # the id of a lead created at a time in microsecon
 
 @dataclass(frozen=True, slots=True)
 class Identified:
-    """Which lead each event of a batch belongs to, and which identities and leads that creates and joins."""
+    """The lead of each event of a batch, the leads and identities to create, and the leads to merge."""
 
     lead_ids: list[str]  # of each event, in the batch's order
     created: frozenset[str]  # leads that did not exist before

@@ -120,7 +120,7 @@ def _fields(event: Event) -> list[tuple[str, Any]]:
 
 
 def _set_if_greater(lead: Lead, name: str, stamp: Stamp, value: Any) -> bool:
-    """Set the field where ``stamp`` is greater than that of its value; return whether that changes it."""
+    """Set the field if ``stamp`` is greater than the stamp of its value; return whether the value changes."""
     provenance, attributes = lead.provenance, lead.attributes
     had = provenance.get(name)
     if had is None:
@@ -139,7 +139,8 @@ def _set_if_greater(lead: Lead, name: str, stamp: Stamp, value: Any) -> bool:
 def _hide(provenance: dict[str, Any], name: str, entry: list[Any], after: int) -> None:
     """Store ``entry`` (stamp and value) among the field's hidden ones, and drop those that can never be restored.
 
-    Restored can be what is later than ``after``, the time of the visible value, and later than all of more authority.
+    An entry can be restored only if it is later than ``after`` (the time of the visible value) and later than every
+    entry of higher authority.
     """
     hidden = provenance.setdefault(_HIDDEN, {})
     kept: list[list[Any]] = []

@@ -1,7 +1,7 @@
-"""Stage 6 of 6: which records a decision leads to. A redelivered event leads to the same ones.
+"""Stage 6 of 6: the records to publish for a decision. A redelivered event has the same ones.
 
-Each record's size is checked here before the decision is committed (:attr:`Router.limits`): Postgres never holds one
-whose records cannot be delivered.
+The size of each record is checked before the decision is committed (:attr:`Router.limits`): Postgres never has a
+decision whose records cannot be delivered.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ _MERGED = 40  # bytes of one id in ``merged``
 class Router:
     """Turns decisions into records.
 
-    ``crm_topics`` get each changed lead's newest version. ``topics`` are the limits by topic
-    (:func:`infra.kafka.sizes.topic_limits`, read where they are not passed).
+    ``crm_topics``: each receives the newest version of every changed lead. ``topics``: the size limit of each topic
+    (default: :func:`infra.kafka.sizes.topic_limits`).
     """
 
     def __init__(
@@ -67,9 +67,9 @@ class Router:
         return self._content(change) <= self._room
 
     def largest_record(self, change: Change) -> int:
-        """Return an upper bound of the bytes of each record that ``change`` leads to, now or when it is redelivered.
+        """Return an upper bound, in bytes, of every record published for ``change``, also at redelivery.
 
-        The lead counts with the most that it may grow to: a redelivered event is published with the lead as it is then.
+        The maximum size of a lead is used: a redelivery publishes the current lead, which may have grown.
         """
         return _FIXED + self.limits.lead_bytes + self._content(change)
 

@@ -1,8 +1,8 @@
-"""What is stored about a batch's events: the transaction in which they are decided, and its lookups.
+"""The transaction in which a batch's events are decided, and its lookups.
 
-Locks are taken in the order identities, leads (by lead_id), receipts, so that two workers cannot wait for one another
-in a circle. Where the server finds a circle all the same, and where another worker wrote between a lookup and its
-write, :class:`Contended` is raised and the transaction is rolled back: decide the events again.
+Lock order: identities, leads (by lead_id), receipts. This avoids deadlocks. If Postgres still detects one, or if
+another worker wrote between a lookup and its write, :class:`Contended` is raised and the transaction is rolled back:
+decide the events again.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _CONTENTION = {
 }
 
 
-class Contended(Exception):  # noqa: N818 - it asks for another try
-    """Another worker decided about the same people at the same time; ``what`` they met in is a metric's label."""
+class Contended(Exception):  # noqa: N818 - a request to retry, not a defect
+    """Another worker decided about the same leads at the same time. ``what``: the kind of conflict."""
 
     def __init__(self, what: str) -> None:
         super().__init__(what)
@@ -41,7 +41,7 @@ class Contended(Exception):  # noqa: N818 - it asks for another try
 
 
 class Transaction:
-    """One transaction: lookups and writes of one decision, called in the order in which they stand here."""
+    """One transaction: the lookups and the write of one decision. Call the methods in the order of this class."""
 
     def __init__(self, connection: asyncpg.Connection) -> None:
         self.connection = connection
@@ -49,8 +49,8 @@ class Transaction:
     async def receipts(self, events: Iterable[Event], now: int) -> dict[str, Receipt]:
         """Return the receipts of those ``events`` that were accepted before, by event key.
 
-        Around the turn of a month one worker at a time decides: the key of receipts holds the month, so nothing else
-        stops two workers that have the same event, one just before the turn and one just after it.
+        The key of ``receipts`` contains the month, so it cannot detect a duplicate across a month boundary. Near a
+        boundary an advisory lock therefore lets only one worker decide at a time.
         """
         at = to_datetime(now)
         if (at - _CLOCK_ERROR).month != (at + _CLOCK_ERROR).month:
@@ -132,7 +132,7 @@ class Transaction:
         return frozenset(registry().events) if _EVERY_TYPE in types else types
 
     async def write(self, decision: Decision) -> None:
-        """Write the decision; it is there when the transaction commits."""
+        """Write the decision; it takes effect when the transaction commits."""
         await write_decision(self.connection, decision)
 
     async def _leads(self, lead_ids: Iterable[str], lock: str = "") -> dict[str, LeadRow]:

@@ -1,8 +1,8 @@
 """Decide a batch in as few transactions as contention allows.
 
-A batch is one transaction. Where it contends twice with another worker it is split in two halves, in the order of its
-events, down to single events: what contends is decided alone, the rest in large parts. A part that is committed stays
-committed; where a later one fails, the batch is repeated and the committed events are redeliveries to it.
+A batch is one transaction. After two conflicts with another worker it is split in two halves, in the order of its
+events, down to single events: only conflicting events are decided in transactions of one event. If a later part fails,
+the batch is repeated, and the events of committed parts are handled as redeliveries.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _BACKOFF = Backoff(0.005, 0.5)
 _log = log(STAGE)
 
 
-class TooLarge(Exception):  # noqa: N818 - it asks for another try without them
+class TooLarge(Exception):  # noqa: N818 - a request to retry without them, not a defect
     """Raised inside a transaction, to roll it back: these events cannot be accepted."""
 
     def __init__(self, events: Sequence[Event]) -> None:
@@ -48,9 +48,11 @@ async def decide_all(
     decide: Callable[[Sequence[Event]], Awaitable[Decision]],
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
 ) -> Decided:
-    """Decide ``events`` by ``decide``, which decides those that it is called with in one transaction.
+    """Decide ``events`` with ``decide``, which decides its argument in one transaction.
 
-    Raises DependencyUnavailable where a single event contends too often; the transactions before it are committed.
+    Raises:
+        DependencyUnavailable: a single event conflicts too often; the transactions before it are committed.
+
     """
     run = _Run(decide, sleep)
     parts = deque([events] if events else [])

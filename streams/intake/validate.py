@@ -1,4 +1,7 @@
-"""Stage 2 of 6: what a type cannot express. Afterwards the event has an id, a tenant, a time and an identifier."""
+"""Stage 2 of 6: validates the rules that an Avro schema cannot express.
+
+Afterwards the event has an id, a tenant, a time and an identifier.
+"""
 
 from __future__ import annotations
 

@@ -190,7 +190,8 @@ async def test_a_wrong_token_and_missing_properties_are_said_in_words(tmp_path: 
         app.router.lifespan_context(app),
         http.client(wrong.base_url, transport=httpx.ASGITransport(app=app)) as c,
     ):
-        assert await hubspot.connect(wrong, c).test() == ["HubSpot rejected the call: unauthorized INVALID_AUTHENTICATION"]
+        problems = await hubspot.connect(wrong, c).test()
+    assert problems == ["HubSpot rejected the call: unauthorized INVALID_AUTHENTICATION"]
     bare = httpx.MockTransport(lambda _: httpx.Response(200, json={"results": [{"name": "leadstream_lead_id"}]}))
     async with http.client(CONFIG.base_url, transport=bare) as client:
         said = await hubspot.connect(CONFIG, client).test()
