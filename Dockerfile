@@ -1,5 +1,5 @@
 # syntax=docker/dockerfile:1
-# One image for the front door, every worker and the command line; the command says which. `--target simulators` adds
+# One image for the HTTP API, every worker and the command line; the command selects the process. `--target simulators` adds
 # the stand-ins for other people's services.
 
 FROM python:3.11-slim AS build

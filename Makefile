@@ -40,7 +40,7 @@ lint: $(READY) ## Everything that can be checked without running the stack
 	$(PIP) check
 	$(PY) -m pytest -q tests/contracts/test_layers.py tests/contracts/test_house.py tests/contracts/test_compose.py
 
-format: $(READY) ## Mend what ruff can mend
+format: $(READY) ## Apply what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 

@@ -25,7 +25,7 @@ async def index(_: Request) -> Response:
 
 
 async def one(request: Request) -> Response:
-    """Return one type: its Avro schema as others need it, and for an event an example in the JSON form."""
+    """Return one type: its self-contained Avro schema and, for an event, an example in JSON."""
     schemas = registry()
     name = request.path_params["type"]
     kind = schemas.types.get(name)

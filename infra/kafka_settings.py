@@ -31,7 +31,7 @@ class KafkaSettings(BaseModel):
         "127.0.0.1:9092", min_length=3, description="Kafka brokers to connect to first: host:port, separated by commas."
     )
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
-        "PLAINTEXT", description="How Kafka connections are protected: SSL is TLS, SASL is a login."
+        "PLAINTEXT", description="Protection of connections to Kafka: SSL is TLS, SASL adds authentication."
     )
     kafka_ssl_ca: Path | None = Field(
         None, description="PEM file with the authorities that may sign a broker's certificate; unset: the system's."
@@ -42,7 +42,7 @@ class KafkaSettings(BaseModel):
     kafka_ssl_key: Path | None = Field(None, description="PEM file with the private key of the client's certificate.")
     kafka_ssl_key_password: SecretStr | None = Field(None, description="Password of that key; unset: not encrypted.")
     kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] | None = Field(
-        None, description="How the login works; required with SASL_PLAINTEXT and SASL_SSL."
+        None, description="SASL mechanism. Required with SASL_PLAINTEXT and SASL_SSL."
     )
     kafka_sasl_username: str = Field("", description="User name for PLAIN and SCRAM.")
     kafka_sasl_password: SecretStr | None = Field(None, description="Password for PLAIN and SCRAM.")

@@ -67,6 +67,8 @@ class Retry:
             try:
                 result = await step()
             except DependencyUnavailable as error:
+                if (task := asyncio.current_task()) is not None and task.cancelling():
+                    raise asyncio.CancelledError from error  # a retry would swallow the cancellation
                 seen.add(error.name)
                 self._is_unavailable(error)
                 failures += 1

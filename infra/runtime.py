@@ -36,9 +36,9 @@ EX_CONFIG = 78
 
 @dataclass(slots=True)
 class Status:
-    """What ``/ready`` answers: 200 while ``ready`` is set and the others are empty, else 503 with one of them.
+    """Health status for ``/ready``: 200 if ``ready`` is true and the texts are empty, otherwise 503 with the reason.
 
-    ``waiting``: what is unavailable now; ``failure``: why the process is about to end.
+    ``waiting``: the unavailable dependencies. ``failure``: why the process is about to end.
     """
 
     ready: bool = True
@@ -147,7 +147,7 @@ async def _exit_code(main: Main, settings: Settings, stop: Stop, logger: logging
         if not work.done():
             await asyncio.wait({work}, timeout=settings.shutdown_s)
         if not work.done():
-            logger.error("the work did not end in time; what is not committed will be done again")
+            logger.error("shutdown timeout exceeded; uncommitted records are reprocessed after the restart")
             return 1
         await work
     except SettingsError as error:

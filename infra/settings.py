@@ -41,7 +41,7 @@ class Settings(KafkaSettings):
         "",
         pattern=r"^(https?://.+)?$",
         repr=False,
-        description="Confluent-compatible registry that intake asks for schema ids which are not ours; empty: none.",
+        description="URL of a Confluent-compatible registry for schema ids of other producers. Empty: none.",
     )
     database_url: str = Field(
         "postgresql://leadstream@127.0.0.1:5432/leadstream",
@@ -50,7 +50,7 @@ class Settings(KafkaSettings):
         description="Postgres: postgresql://user:password@host:port/database; TLS by ?sslmode=verify-full.",
     )
     database_pool_size: int = Field(
-        4, ge=1, le=100, description="Most connections to Postgres of one process; opened when they are needed."
+        4, ge=1, le=100, description="Maximum number of Postgres connections of one process, opened on demand."
     )
     clickhouse_url: str = Field(
         "http://127.0.0.1:8123/leadstream",
@@ -66,40 +66,49 @@ class Settings(KafkaSettings):
     )
 
     api_host: str = Field("127.0.0.1", description="Address that the API and the workers' health pages listen on.")
-    api_port: int = Field(8080, ge=0, le=65535, description="TCP port of the API; 0: any free one.")
+    api_port: int = Field(8080, ge=0, le=65535, description="TCP port of the API. 0: any free port.")
     health_port: int = Field(
-        0, ge=0, le=65535, description="TCP port of a worker's /live, /ready and /metrics; 0: they are not served."
+        0, ge=0, le=65535, description="TCP port of a worker's /live, /ready and /metrics. 0: not served."
     )
 
     instance: str = Field(
         "",
         pattern=r"^[A-Za-z0-9._-]{0,100}$",
-        description="A name that only this replica has and keeps over restarts: Kafka then gives a restarted worker "
-        "its partitions back at once instead of after the session timeout. Empty: none.",
+        description="Unique name of this replica, stable across restarts (static group membership): after a restart "
+        "it is assigned the same partitions without waiting for the session timeout. Empty: dynamic membership.",
     )
     batch_size: int = Field(
-        10_000, ge=1, le=100_000, description="Most records in one batch, which is one transaction in Postgres."
+        10_000,
+        ge=1,
+        le=100_000,
+        description="Maximum number of records in a batch (one Postgres transaction).",
     )
     batch_linger_ms: int = Field(
         40,
         ge=0,
         le=10_000,
-        description="Longest wait for a batch to fill, in milliseconds; more: fewer, larger batches.",
+        description="Maximum time to fill a batch, in milliseconds. Higher: fewer and larger batches.",
     )
     sink_batch_size: int = Field(
-        50_000, ge=1, le=1_000_000, description="Most records in one batch of the ClickHouse sink."
+        50_000, ge=1, le=1_000_000, description="Maximum number of records in one batch of the ClickHouse sink."
     )
     sink_batch_linger_ms: int = Field(
-        500, ge=0, le=60_000, description="Longest wait for a batch of the ClickHouse sink to fill, in milliseconds."
+        500, ge=0, le=60_000, description="Maximum time to fill a batch of the ClickHouse sink, in milliseconds."
     )
     max_event_bytes: int = Field(
-        262_144, ge=1024, le=4_194_304, description="Largest event in bytes; a larger one becomes a dead letter."
+        262_144,
+        ge=1024,
+        le=4_194_304,
+        description="Maximum size of an event, in bytes. A larger one is a dead letter.",
     )
     max_dead_share: float = Field(
-        0.5, gt=0, le=1, description="Share of dead records in the dead window above which a stage stops (0 to 1)."
+        0.5, gt=0, le=1, description="A stage stops if a larger share (0 to 1) of its latest records is dead."
     )
     dead_window: int = Field(
-        2000, ge=10, le=1_000_000, description="Records, the newest ones, over which that share is measured."
+        2000,
+        ge=10,
+        le=1_000_000,
+        description="Number of latest records that LEADSTREAM_MAX_DEAD_SHARE refers to.",
     )
     stay_when_dead: bool = Field(
         False,
@@ -109,10 +118,10 @@ class Settings(KafkaSettings):
     max_clock_ahead_s: int = Field(
         86_400,
         ge=0,
-        description="How far in the future occurred_at may lie, in seconds; beyond it an event is rejected.",
+        description="Maximum time that occurred_at may be in the future, in seconds. A later event is a dead letter.",
     )
     shutdown_s: float = Field(
-        15.0, gt=0, le=300, description="Longest wait at shutdown for started work to finish, in seconds."
+        15.0, gt=0, le=300, description="Maximum time at shutdown for started work to finish, in seconds."
     )
 
     campaigns_dir: Path = Field(

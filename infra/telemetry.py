@@ -1,4 +1,4 @@
-"""Traces: a span for each request to the front door, and for each batch of a stage with its steps.
+"""Traces: a span for each request to the API, and for each batch of a stage with its steps.
 
 A batch's span is linked to those of its records (W3C ``traceparent`` headers, up to 64 of them), so a trace leads from
 a request to every batch that its events were in; a stage that processes records one by one adds its span to their

@@ -1,4 +1,4 @@
-"""The one way to serve HTTP: uvicorn over a socket that is already bound, without its own signals and logs."""
+"""Serves HTTP with uvicorn on a bound socket. The signal handlers and the log configuration of uvicorn are disabled."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ class LagReader:
     def _read(self, groups: Mapping[str, Sequence[str]]) -> list[PartitionLag]:
         there = metadata(self._consumer, timeout_s=_ASK_S).topics  # it then knows the leaders it reads from
         spots = {topic: sorted(there[topic].partitions) for ts in groups.values() for topic in ts if topic in there}
-        # Committed first, the ends after: between the two a group only gets on, so lag is never below zero.
+        # Committed offsets are read before end offsets: offsets only increase, so lag is never negative.
         committed = self._committed(groups, spots)
         starts = self._offsets(spots, OffsetSpec.earliest())
         ends = self._offsets(spots, OffsetSpec.latest())

@@ -15,7 +15,7 @@ from infra.kafka.producer import Deliverer
 from infra.postgres.leased import LeasedWork, WorkLimits
 from infra.postgres.leased_outcomes import OutcomeQueue
 from infra.postgres.leased_pause import Pause
-from infra.postgres.pool import connect
+from infra.postgres.pool import close, connect
 from infra.retry import Backoff
 from infra.runtime import Stop, log, run_together
 from infra.settings import Settings, SettingsError
@@ -56,7 +56,7 @@ async def crm(settings: Settings, stop: Stop, name: str) -> None:
     finally:
         await client.aclose()
         await deliverer.close()
-        await pool.close()
+        await close(pool)
 
 
 async def clickhouse(settings: Settings, stop: Stop) -> None:
@@ -98,7 +98,7 @@ async def messages(settings: Settings, stop: Stop, name: str) -> None:
     finally:
         await channel.close()
         await deliverer.close()
-        await pool.close()
+        await close(pool)
 
 
 async def _sync(

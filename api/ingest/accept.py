@@ -105,7 +105,7 @@ class Checker:
         return self.json(document)
 
     def avro(self, payload: bytes) -> Checked:
-        """Check one event in a wire form of ``leads.received``; its bytes are produced unchanged."""
+        """Check one event in a wire format of ``leads.received``; its bytes are published unchanged."""
         try:
             decoded = self._codec.decode(payload)
         except DecodeError as error:
@@ -143,7 +143,7 @@ class Checker:
         return ValidEvent(event_id, _key(record), value)
 
 
-_NO_OBJECT = Dead(Reason.INVALID_FIELD, (Problem("", "an event is a JSON object"),))
+_NO_OBJECT = Dead(Reason.INVALID_FIELD, (Problem("", "an event must be a JSON object"),))
 
 
 def _key(record: Item) -> bytes:

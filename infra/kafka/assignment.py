@@ -27,10 +27,10 @@ from infra import metrics
 from infra.errors import ClientFailed
 from infra.runtime import Status, log
 
-IDLE_S = 0.25  # longest wait for a first record: bounds how late a stop is noticed
+IDLE_S = 0.25  # maximum wait for a first record: bounds how late a stop is noticed
 _COMMIT_EVERY_S = 0.25  # how long a delivered batch waits to be committed together with the next ones
 _COMMIT_AGAIN_S = 1.0
-_REVOKE_S = 10.0  # partitions are held back at most this long at a rebalance
+_REVOKE_S = 10.0  # maximum delay of a revocation
 
 Partition = tuple[str, int]  # topic and number
 Result = TypeVar("Result")
@@ -46,7 +46,7 @@ class Fetched:
 
 
 class Assignment:
-    """The partitions that ``group`` gave to ``consumer``. Owns the consumer and the thread that calls it; close it.
+    """The partitions assigned to ``consumer`` in ``group``. Owns the consumer and the thread that calls it; close it.
 
     ``status`` is ready from the first assignment on.
     """
@@ -88,7 +88,7 @@ class Assignment:
     # -- reading (in the consumer's thread) ---------------------------------------------------------------------------
 
     def poll(self, size: int, linger_s: float) -> Fetched:
-        """Return a batch: what is there at once, or what comes within ``linger_s`` seconds after its first record.
+        """Return a batch: the available records, or those that arrive within ``linger_s`` seconds after the first one.
 
         Raises:
             ClientFailed: the consumer can never work again, such as when another one took over its instance name.
@@ -134,7 +134,7 @@ class Assignment:
         if error is None:
             return True
         if error.fatal() or error.code() == KafkaError._FATAL:  # noqa: SLF001 - librdkafka's own name
-            raise ClientFailed(f"the Kafka consumer of {self._group} has failed for good: {error.str()}")
+            raise ClientFailed(f"the Kafka consumer of {self._group} failed permanently: {error.str()}")
         if error.code() in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.UNKNOWN_TOPIC_OR_PART):
             raise KafkaException(error)
         self._log.warning("kafka error", extra={"fields": {"error": error.name()}})
@@ -148,14 +148,14 @@ class Assignment:
             self._in_flight += 1
 
     def owns_any(self, assignments: Mapping[Partition, int]) -> bool:
-        """Return whether any partition of a batch is still ours since the batch was read."""
+        """Return whether any partition of a batch is still assigned, without a revocation since the batch was read."""
         with self._lock:
             return any(self._current.get(partition) == number for partition, number in assignments.items())
 
     def delivered(
         self, next_offsets: Mapping[Partition, int], assignments: Mapping[Partition, int], count: int
     ) -> None:
-        """Have the offsets of a batch of ``count`` records committed soon: its effects are durable."""
+        """Commit the offsets of a batch of ``count`` records soon: its effects are durable."""
         with self._lock:
             self._delivered |= {
                 partition: (number, next_offsets[partition]) for partition, number in assignments.items()
@@ -185,7 +185,8 @@ class Assignment:
                     offsets = [TopicPartition(*partition, end) for partition, end in ours.items()]
                     self._consumer.commit(offsets=offsets, asynchronous=False)
             except KafkaException as error:
-                # Not fatal: done again soon, and if the partitions went, their new owner does the records again.
+                # Not fatal: committed again soon. If the partitions were revoked, their new owner reprocesses the
+                # records.
                 self._log.warning("commit failed", extra={"fields": {"error": error.args[0].name()}})
                 self._commit_at = time.monotonic() + _COMMIT_AGAIN_S
                 with self._lock:
@@ -205,8 +206,8 @@ class Assignment:
 
     def _on_revoke(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         metrics.REBALANCES.labels(self._group, "revoked").inc(len(partitions))
-        # Finish first: the new owner then starts where we stopped. Too long, and it does the rest again. What was
-        # polled but is not in a batch yet (carried) is dropped, whoever owns the partition fetches it again.
+        # Finish first: the new owner then starts at the committed offset. What is not finished in time is
+        # reprocessed; what was polled and is not in a batch yet (carried) is fetched again by the new owner.
         with self._lock:
             finished = self._lock.wait_for(lambda: self._in_flight <= 0, _REVOKE_S)
         self._commit()

@@ -72,7 +72,7 @@ class Errors:
 
     def _end(self, why: str) -> None:
         if self._on_fatal is not None:
-            self._on_fatal(ClientFailed(f"the Kafka client {self._client} has failed for good: {why}"))
+            self._on_fatal(ClientFailed(f"the Kafka client {self._client} failed permanently: {why}"))
             self._on_fatal = None
 
 
@@ -101,7 +101,7 @@ def member(
     config: Mapping[str, Any] | None = None,
     on_fatal: OnFatal | None = None,
 ) -> Consumer:
-    """Return a consumer for a member of ``group``: offsets by hand, small waits, cooperative rebalances.
+    """Return a consumer for a member of ``group``: manual commits, short fetch timeouts, cooperative rebalancing.
 
     With ``instance`` it is a static member: restarted within the session timeout it gets its partitions back at once.
     ``config`` adds to or replaces librdkafka's settings.

@@ -21,10 +21,10 @@ def dead_letter(message: Message, stage: str, dead: Dead, exception: str = "") -
     """Return the record for ``leads.dead``: same key, value and headers, plus ``leadstream.*`` headers (UTF-8 text).
 
     They are topic, partition, offset, stage, reason, detail (never a value of the record), exception (its type) and at
-    (microseconds since 1970). Where the record itself died before (a replay), its old ``leadstream.*`` headers go.
+    (microseconds since 1970). Existing ``leadstream.*`` headers (of a replayed dead letter) are removed.
 
-    A topic's limit counts compressed bytes, so a record can be any size here. One over ``LARGEST`` stays where it is:
-    the letter names its coordinates, and has no key, no value and no headers of it.
+    A topic's limit counts compressed bytes, so a record can be any size here. One over ``LARGEST`` is not copied: the
+    letter names its coordinates, and has neither its key nor its value nor its headers.
     """
     key, value, headers = message.key(), message.value(), message.headers() or []
     size = record_bytes(key, value, headers)

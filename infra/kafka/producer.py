@@ -37,7 +37,7 @@ class Output(NamedTuple):
 
 
 class Delivery(NamedTuple):
-    """What became of one output: its coordinates, or the error (then ``partition`` and ``offset`` are -1)."""
+    """The result of one output: its coordinates, or the error (then ``partition`` and ``offset`` are -1)."""
 
     partition: int
     offset: int
@@ -101,7 +101,7 @@ class Deliverer:
 
         Raises:
             DependencyUnavailable: Kafka did not confirm them in time; call again with the same outputs.
-            KafkaException: the broker refuses one for good (too large, no such topic, not allowed).
+            KafkaException: the broker rejects one permanently (too large, no such topic, not allowed).
 
         """
         if not outputs:
@@ -113,7 +113,7 @@ class Deliverer:
             raise _as_exception(pending.error)
 
     async def deliver_each(self, outputs: Sequence[Output]) -> list[Delivery]:
-        """Produce ``outputs`` and return what became of each, in the same order."""
+        """Produce ``outputs`` and return the result of each, in the same order."""
         if not outputs:
             return []
         pending = _Pending(len(outputs), asyncio.get_running_loop())

@@ -1,4 +1,4 @@
-"""The one engine of leased work: CRM sync, messages, and whatever else is a row that has to be handled some time.
+"""The one engine for leased work: claims due rows of a table and processes them (CRM sync, messages).
 
 A user supplies a table (:class:`LeasedTable`) and ``handle``; the engine does the rest:
 
@@ -6,19 +6,18 @@ A user supplies a table (:class:`LeasedTable`) and ``handle``; the engine does t
 
 Guarantees:
 
-- A row is in at most one worker's hands: leased, and work that has not ended by half of the lease is given up. Work
-  that was claimed ahead and has waited for a quarter of the lease is released instead of begun.
-- A row that fails is parked by its key, alone, with full-jitter backoff, until a time, or until it is released or
-  changed. A destination that is paused stops this engine and nothing else, and costs no row an attempt.
-- Rows are claimed only when there is room for them, when the destination is not paused, and when ``ready`` returns.
-- What ``handle`` returns is written, however long Postgres is unavailable, before more work is claimed in its place.
-- One outcome for each change of state, after its write, never dropped while the process lives: when Kafka is
-  unavailable for long, work waits. If the publisher of outcomes dies, :meth:`LeasedWork.run` raises.
-- When ``handle`` raises DependencyUnavailable its rows are released. Whatever else it raises ends
-  :meth:`LeasedWork.run`.
+- At most one worker holds the lease of a row. Work is cancelled after half of the lease. Rows that were claimed in
+  advance and have waited for a quarter of the lease are released.
+- A failed row is parked alone, with full-jitter backoff: until a time, or until it is released or changed. A pause of
+  the destination stops only this engine, and does not increase the attempts of any row.
+- Rows are claimed only if a call can start, the destination is not paused, and ``ready`` has returned.
+- The results of ``handle`` are written before more rows are claimed; writing is retried while Postgres is unavailable.
+- Each change of state has one outcome, published after the write. While the process runs, none is dropped: if Kafka is
+  unavailable for long, work waits. If the task that publishes them fails, :meth:`LeasedWork.run` raises its error.
+- If ``handle`` raises DependencyUnavailable, its rows are released. Any other exception ends :meth:`LeasedWork.run`.
 
-Crash: rows that were claimed are due again when their lease ends; at most those are handled once more. An outcome whose
-row was written may be missing.
+Crash: claimed rows are due again when their lease ends, and only those are processed again. The outcome of a row that
+was written last may be missing.
 """
 
 from __future__ import annotations
@@ -30,6 +29,7 @@ from dataclasses import dataclass
 from typing import Any, Generic
 
 from infra.clock import Clock, now_us, seconds_us
+from infra.errors import DependencyUnavailable, first_error
 from infra.kafka.outcome_records import OutcomeRecords
 from infra.postgres.leased_outcomes import OutcomeQueue
 from infra.postgres.leased_pause import Pause
@@ -46,11 +46,11 @@ Ready = Callable[[], Coroutine[Any, Any, None]]
 
 @dataclass(frozen=True, slots=True)
 class WorkLimits:
-    """How much work at once, and how often to look for more.
+    """Limits of concurrency and time.
 
-    ``batch_max``: rows in one call of ``handle``. ``in_flight``: calls at once. ``ahead``: calls whose rows are claimed
-    beside those under way, so that one claim serves many; 0 claims late instead, so that rows gather in a batch.
-    ``poll_s``: how often to look for work that nobody announced. ``stop_s``: the longest time that ending may take.
+    ``batch_max``: maximum rows of one call of ``handle``. ``in_flight``: maximum concurrent calls. ``ahead``: number of
+    further calls whose rows are claimed in advance; 0: rows are claimed when a call can start, so batches are larger.
+    ``poll_s``: interval of polling for rows without a notification. ``stop_s``: maximum duration of a stop, in seconds.
     """
 
     in_flight: int
@@ -61,10 +61,10 @@ class WorkLimits:
 
 
 class LeasedWork(Generic[Row]):
-    """Claims the rows of ``table`` and has ``handle`` settle each of them.
+    """Claims rows of ``table`` and processes them with ``handle``.
 
-    ``wake`` is set by whoever inserts rows in this process. ``backoff`` is that of a parked row. ``ready`` returns when
-    a call may be made, such as by a rate limit. ``status`` is shown at ``/ready``.
+    ``wake``: set it after inserting rows in this process. ``backoff``: of parked rows. ``ready``: returns when a call
+    may be made, for example by a rate limit. ``status`` is shown at ``/ready``.
     """
 
     def __init__(
@@ -97,10 +97,10 @@ class LeasedWork(Generic[Row]):
             stage, table, handle, backoff=backoff, outcomes=outcomes, records=records, retry=self._retry, clock=clock
         )
         self._claimed: asyncio.Queue[Lease[Row] | None] = asyncio.Queue()
-        self._held = 0  # leases claimed and not ended, begun or not
+        self._held = 0  # leases that are claimed and not finished
 
     async def run(self, stop: Stop) -> None:
-        """Work until ``stop``; then claim nothing, finish what has begun and release the rest, within ``stop_s``."""
+        """Work until ``stop``; then finish the calls that run and release the other rows, within ``stop_s`` seconds."""
         try:
             async with asyncio.TaskGroup() as group:
                 beside = [
@@ -109,14 +109,15 @@ class LeasedWork(Generic[Row]):
                     group.create_task(self._wake_on(stop)),
                 ]
                 workers = [group.create_task(self._work()) for _ in range(self._limits.in_flight)]
-                while not stop.requested:
-                    await self._look(stop)
+                claiming = group.create_task(self._claim_until(stop))
+                await stop.wait()
                 try:
                     async with asyncio.timeout(self._limits.stop_s):
+                        await asyncio.wait({claiming})
                         await self._end(workers)
                 except TimeoutError:
                     self._log.error("stopped before all work was finished", extra={"fields": {"leases": self._held}})
-                for task in (*beside, *workers):
+                for task in (*beside, claiming, *workers):
                     task.cancel()
         except BaseExceptionGroup as errors:
             failed = first_error(errors)
@@ -125,7 +126,7 @@ class LeasedWork(Generic[Row]):
         raise failed  # out here, so that its context is not the group that holds it
 
     async def once(self) -> int:
-        """Claim what may be handled at once, see it through and publish; return how many rows (0 while paused)."""
+        """Claim due rows, process them, publish the outcomes; return the number of rows (0 while paused)."""
         leases = await self._claim(self._limits.in_flight)
         await asyncio.gather(*(self._settle(lease) for lease in leases))
         await self._outcomes.flush(self._retry)
@@ -133,10 +134,14 @@ class LeasedWork(Generic[Row]):
 
     # -- claiming ----------------------------------------------------------------------------------------------------
 
+    async def _claim_until(self, stop: Stop) -> None:
+        while not stop.requested:
+            await self._look(stop)
+
     async def _look(self, stop: Stop) -> None:
-        """Claim what there is room for, or wait until there may be something to claim."""
+        """Claim rows for the calls that can start, or wait until there may be rows to claim."""
         self._wake.clear()
-        if self._pause.active:  # new work does not end a pause
+        if self._pause.active:  # new rows do not end a pause
             await self._release_claimed()
             await stop.wait(min(self._limits.poll_s, max(0.0, (self._pause.until - self._clock()) / 1e6)))
             return
@@ -153,7 +158,7 @@ class LeasedWork(Generic[Row]):
                     await self._wake.wait()
 
     def _room(self) -> int:
-        """Return for how many calls of ``handle`` to claim rows now."""
+        """Return the number of calls of ``handle`` to claim rows for."""
         if not self._limits.ahead:
             return 1 if self._held < self._limits.in_flight else 0
         few = self._held <= 2 * self._limits.in_flight  # claimed in large pieces
@@ -185,7 +190,8 @@ class LeasedWork(Generic[Row]):
 
     async def _listen(self) -> None:
         while True:
-            await self._retry.until_available(lambda: self._table.listen(self._wake))
+            with suppress(DependencyUnavailable):  # the claims report it: they see the same database, and its return
+                await self._table.listen(self._wake)
             await self._sleep(_LISTEN_AGAIN_S)
 
     # -- working -----------------------------------------------------------------------------------------------------
@@ -205,7 +211,7 @@ class LeasedWork(Generic[Row]):
         self._held -= 1
 
     async def _release_claimed(self) -> None:
-        """Release what was claimed and has not begun."""
+        """Release rows that were claimed and are not being processed."""
         while not self._claimed.empty():
             if (lease := self._claimed.get_nowait()) is not None:
                 await self._release(lease)
@@ -229,17 +235,10 @@ class LeasedWork(Generic[Row]):
         await self._stopping.wait()
 
     async def _sleep(self, seconds: float) -> None:
-        """Wait; a stop ends the waits that began before it, those after it are in full."""
+        """Wait for ``seconds``. A stop ends the waits that began before it."""
         if self._stopping.is_set():
             await asyncio.sleep(seconds)
             return
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._stopping.wait()
-
-
-def first_error(errors: BaseException) -> BaseException:
-    """Return the first error in a group of groups: the one that ended the others."""
-    while isinstance(errors, BaseExceptionGroup):
-        errors = errors.exceptions[0]
-    return errors

@@ -1,4 +1,4 @@
-"""The outcomes of leased work on their way to Kafka, beside the work: bounded, in order, never dropped."""
+"""The queue of outcomes between leased work and Kafka: bounded, ordered, never dropped while the process runs."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class OutcomeQueue:
             await self._deliver([await self._waiting.get()], retry)
 
     async def flush(self, retry: Retry) -> None:
-        """Deliver what is there now; for a caller without a :meth:`publish` beside it."""
+        """Deliver all queued outcomes. For callers that do not run :meth:`publish` in a task."""
         while not self._waiting.empty():
             await self._deliver([self._waiting.get_nowait()], retry)
 

@@ -23,25 +23,25 @@ class Pause:
         self._destination = destination
         self._backoff = backoff
         self._clock = clock
-        self._in_a_row = 0
+        self._consecutive = 0
         self.until = 0
 
     @property
     def active(self) -> bool:
-        """Whether the destination wants no calls now."""
+        """Whether calls are paused now."""
         return self._clock() < self.until
 
     def begin(self, reason: Reason, *, wait_s: float = 0, detail: str = "") -> int:
-        """Pause for the ``wait_s`` that the destination asked for; 0: for the backoff of this pause in a row.
+        """Pause for ``wait_s`` seconds; 0: for a backoff that grows with the number of consecutive pauses.
 
-        A pause under way is never shortened. ``detail``: a code, never an answer's text.
+        An active pause is never shortened. ``detail``: an error code, never the text of a response.
 
         Returns:
             When it ends, in microseconds since 1970.
 
         """
-        self._in_a_row += 1
-        until = self._clock() + seconds_us(wait_s or self._backoff.seconds(self._in_a_row))
+        self._consecutive += 1
+        until = self._clock() + seconds_us(wait_s or self._backoff.seconds(self._consecutive))
         if until > self.until:
             self.until = until
             self._gauge.set(1)
@@ -51,7 +51,7 @@ class Pause:
         return self.until
 
     def answered(self) -> None:
-        """Note that the destination did what it was asked, or refused one item: it is in no trouble as a whole."""
-        self._in_a_row = 0
+        """Reset the backoff: the destination responded normally, or rejected only one row."""
+        self._consecutive = 0
         if not self.active:
             self._gauge.set(0)

@@ -1,4 +1,4 @@
-"""What flows between the engine of leased work, its table and ``handle``: rows, leases, and what became of a row."""
+"""Values that the engine for leased work, its table and ``handle`` exchange: rows, leases and results."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from infra.clock import SECOND_US
 from infra.kafka.outcome_records import NOWHERE, Coordinates
 from infra.outcomes import Reason, What
 from infra.postgres.pool import INFINITY
@@ -15,7 +16,7 @@ NEVER = INFINITY  # due_at of a row that is parked until it is released or chang
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What a row's outcomes are about; the fields are those of :meth:`OutcomeRecords.build`."""
+    """The subject of a row's outcomes, with the fields of :meth:`OutcomeRecords.build`."""
 
     tenant: str
     event_id: str = ""
@@ -26,7 +27,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimedRow:
-    """What the engine knows of a claimed row; tables subclass it. ``key``: as text, whatever the column's type."""
+    """A claimed row; tables subclass it. ``key``: as text, for every type of column."""
 
     key: str
     attempts: int
@@ -39,10 +40,10 @@ Row = TypeVar("Row", bound=ClaimedRow)
 
 @dataclass(slots=True)
 class Lease(Generic[Row]):
-    """Rows that are ours until ``until`` (microseconds since 1970), which is also the token.
+    """Rows leased until ``until`` (microseconds since 1970), which is also the lease's token.
 
-    ``deadline``, in seconds of the event loop's clock: no call to a destination may be under way after it. It is half
-    of the lease after the work has begun, so the clocks of workers may differ by what is left of the lease then.
+    ``deadline``, in seconds of the event loop's clock: no call to a destination may run after it. It is half a lease
+    before the end of the lease, so the clocks of workers may differ by up to half a lease.
     """
 
     until: int
@@ -50,9 +51,10 @@ class Lease(Generic[Row]):
     deadline: float = 0
     _limit: asyncio.Timeout | None = None
 
-    def begin(self, lease_s: float) -> asyncio.Timeout:
-        """Set the deadline, and return the time-out of work that does not keep to it."""
-        self.deadline = asyncio.get_running_loop().time() + lease_s / 2
+    def begin(self, lease_s: float, now_us: int) -> asyncio.Timeout:
+        """Set the deadline, half a lease before its end, and return the timeout of work that exceeds it."""
+        left_s = (self.until - now_us) / SECOND_US
+        self.deadline = asyncio.get_running_loop().time() + left_s - lease_s / 2
         self._limit = asyncio.timeout_at(self.deadline + lease_s / 8)
         return self._limit
 
@@ -68,7 +70,7 @@ class Lease(Generic[Row]):
 class Done:
     """The row is finished: :meth:`LeasedTable.finish` writes ``value``. Emits ``what``.
 
-    ``version``: of the lead, where it is another one than the subject's.
+    ``version``: of the lead, if it differs from the subject's.
     """
 
     what: What
@@ -82,8 +84,8 @@ class Done:
 class Parked:
     """The row waits, alone: until ``until`` (microseconds, or NEVER), or for its backoff, at least ``at_least_s``.
 
-    Emits PARKED, once for each new reason. ``attempts``: 0 where the row is not to blame (such as a provider that is
-    paused). ``version``: of the lead, as it was tried.
+    Emits PARKED, once for each new reason. ``attempts``: 0 if the row did not cause the failure (for example a paused
+    provider). ``version``: the version of the lead that was sent.
     """
 
     reason: Reason
@@ -96,6 +98,6 @@ class Parked:
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """The row is given back as it was claimed, due after ``after_s`` seconds. Emits nothing."""
+    """The row is released unchanged and is due after ``after_s`` seconds. Emits nothing."""
 
     after_s: float = 0

@@ -1,4 +1,4 @@
-"""The work on one lease: have its rows handled, write what became of each, and report it."""
+"""Processes one lease: calls ``handle``, writes the result of each row, and queues its outcome."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Handle = Callable[[Lease[Row]], Awaitable[Settled[Row]]]
 
 
 class Settle(Generic[Row]):
-    """Settles leases, several at once. ``backoff`` is that of a parked row."""
+    """Processes leases, several concurrently. ``backoff``: of parked rows."""
 
     def __init__(
         self,
@@ -47,8 +47,8 @@ class Settle(Generic[Row]):
         self._log = log(stage)
 
     async def __call__(self, lease: Lease[Row]) -> None:
-        """Have the rows handled, write what became of each, and report it."""
-        limit = lease.begin(self._table.lease_s)
+        """Call ``handle``, write the result of each row, and queue the outcomes."""
+        limit = lease.begin(self._table.lease_s, self._clock())
         try:
             async with limit:
                 settled = await self._handle(lease)
@@ -56,30 +56,30 @@ class Settle(Generic[Row]):
             if not limit.expired():
                 raise
             settled = [(row, self._table.overdue(row)) for row in lease.rows]
-        except DependencyUnavailable as away:
-            self._log.warning("released", extra={"fields": {"why": str(away), "rows": len(lease.rows)}})
+        except DependencyUnavailable as error:
+            self._log.warning("released", extra={"fields": {"error": str(error), "rows": len(lease.rows)}})
             settled = [(row, Released(_UNAVAILABLE_S)) for row in lease.rows]
         if len(settled) != len(lease.rows):
             raise RuntimeError(f"handle settled {len(settled)} of {len(lease.rows)} rows")
-        await self._finish(lease, [(row, as_) for row, as_ in settled if isinstance(as_, Done)])
-        await self._park(lease, [(row, as_) for row, as_ in settled if isinstance(as_, Parked)])
-        await self._release(lease, [(row, as_) for row, as_ in settled if isinstance(as_, Released)])
+        # All is written before the outcomes are queued: the queue waits while Kafka is unavailable.
+        outcomes = await self._finish(lease, [(row, result) for row, result in settled if isinstance(result, Done)])
+        outcomes += await self._park(lease, [(row, result) for row, result in settled if isinstance(result, Parked)])
+        await self._release(lease, [(row, result) for row, result in settled if isinstance(result, Released)])
+        await self._outcomes.put(outcomes)
 
-    async def _finish(self, lease: Lease[Row], done: Sequence[tuple[Row, Done]]) -> None:
+    async def _finish(self, lease: Lease[Row], done: Sequence[tuple[Row, Done]]) -> list[Output]:
         if not done:
-            return
-        ours = await self._write(lambda: self._table.finish(lease, done), [row for row, _ in done])
-        await self._outcomes.put(
-            [self._outcome(row, each.what, each.reason, each) for row, each in done if row.key in ours]
-        )
+            return []
+        written = await self._write(lambda: self._table.finish(lease, done), [row for row, _ in done])
+        return [self._outcome(row, each.what, each.reason, each) for row, each in done if row.key in written]
 
-    async def _park(self, lease: Lease[Row], parked: Sequence[tuple[Row, Parked]]) -> None:
+    async def _park(self, lease: Lease[Row], parked: Sequence[tuple[Row, Parked]]) -> list[Output]:
         if not parked:
-            return
+            return []
         waits = [(row, each, self._due_at(row, each)) for row, each in parked]
-        ours = await self._write(lambda: self._table.park(lease, waits), [row for row, _ in parked])
-        news = [(row, each) for row, each in parked if row.key in ours and row.last_error != each.reason.value]
-        await self._outcomes.put([self._outcome(row, What.PARKED, each.reason, each) for row, each in news])
+        written = await self._write(lambda: self._table.park(lease, waits), [row for row, _ in parked])
+        changed = [(row, each) for row, each in parked if row.key in written and row.last_error != each.reason.value]
+        return [self._outcome(row, What.PARKED, each.reason, each) for row, each in changed]
 
     async def _release(self, lease: Lease[Row], released: Sequence[tuple[Row, Released]]) -> None:
         for after_s in {each.after_s for _, each in released}:
@@ -93,7 +93,7 @@ class Settle(Generic[Row]):
         return self._clock() + seconds_us(max(parked.at_least_s, self._backoff.seconds(row.attempts + 1)))
 
     async def _write(self, step: Callable[[], Awaitable[Collection[str]]], rows: Sequence[Row]) -> Collection[str]:
-        """Write until Postgres answers; return the keys to report: where an answer was lost, all of them."""
+        """Write, retried while Postgres is unavailable; return the keys to report: all if a response was lost."""
         tries = 0
 
         async def write() -> Collection[str]:
@@ -101,15 +101,18 @@ class Settle(Generic[Row]):
             tries += 1
             return await step()
 
-        ours = await self._retry.until_available(write)
+        written = await self._retry.until_available(write)
         keys = {row.key for row in rows}
         if tries > 1:
             return keys
-        if lost := keys - set(ours):
-            self._log.error("not written, the lease was lost", extra={"fields": {"keys": sorted(lost)}})
-        return ours
+        if lost := keys - set(written):
+            self._log.error(
+                "result not written: the lease expired and the rows will be processed again",
+                extra={"fields": {"keys": sorted(lost)}},
+            )
+        return written
 
-    def _outcome(self, row: Row, what: What, reason: Reason | None, said: Done | Parked) -> Output:
+    def _outcome(self, row: Row, what: What, reason: Reason | None, result: Done | Parked) -> Output:
         about = row.subject
         return self._records.build(
             what,
@@ -117,7 +120,7 @@ class Settle(Generic[Row]):
             tenant=about.tenant,
             event_id=about.event_id,
             lead_id=about.lead_id,
-            version=said.version or about.version,
+            version=result.version or about.version,
             source=about.source,
-            detail=said.detail,
+            detail=result.detail,
         )

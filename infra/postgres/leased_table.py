@@ -73,9 +73,9 @@ class LeasedTable(ABC, Generic[Row]):
 
     @abstractmethod
     async def finish(self, lease: Lease[Row], done: Sequence[tuple[Row, Done]]) -> Collection[str]:
-        """Write what became of rows, as far as they are still ours; return the keys whose outcomes are to be emitted.
+        """Write the results of the rows whose lease is still held; return the keys whose outcomes are to be emitted.
 
-        It may be repeated with the same arguments when an answer was lost.
+        It must be repeatable with the same arguments: a response may be lost.
         """
 
     def overdue(self, row: Row) -> Parked | Released:  # noqa: ARG002 - for tables that need to know which
@@ -91,7 +91,7 @@ class LeasedTable(ABC, Generic[Row]):
         return Lease(until, [self.read(record) for record in records])
 
     async def renew(self, lease: Lease[Row]) -> bool:
-        """Have the lease run from now on, between two steps of long work; return whether all rows are still ours."""
+        """Renew the lease between two steps of long work; return whether the lease of all rows was still held."""
         until = self._clock() + seconds_us(self.lease_s)
         keys = [row.key for row in lease.rows]
         async with connection(self._pool) as postgres:
@@ -100,7 +100,7 @@ class LeasedTable(ABC, Generic[Row]):
         return len(renewed) == len(keys)
 
     async def park(self, lease: Lease[Row], parked: Sequence[tuple[Row, Parked, int]]) -> Collection[str]:
-        """Park rows until their ``due_at``, the third of each; return the keys of those that were still ours."""
+        """Park rows until their ``due_at``, the third of each; return the keys of those whose lease was held."""
         columns: tuple[list[Any], ...] = (
             [row.key for row, _, _ in parked],
             [each.reason.value for _, each, _ in parked],
@@ -112,12 +112,12 @@ class LeasedTable(ABC, Generic[Row]):
         return {record["key"] for record in found}
 
     async def release(self, lease: Lease[Row], rows: Sequence[Row], due_at: int = 0) -> None:
-        """Give rows back as they were, due no earlier than before and not before ``due_at``."""
+        """Release rows unchanged, due no earlier than before and not before ``due_at``."""
         async with connection(self._pool) as postgres:
             await postgres.execute(self._release, self._scope, lease.until, [row.key for row in rows], due_at)
 
     async def unpark(self, keys: Sequence[str]) -> int:
-        """Make parked rows due now, without their past attempts; return how many."""
+        """Make parked rows due now and reset their attempts; return the number of rows."""
         async with connection(self._pool) as postgres:
             return len(await postgres.fetch(self._unpark, self._scope, self._clock(), keys))
 
@@ -144,8 +144,7 @@ class LeasedTable(ABC, Generic[Row]):
                 await lost.wait()
             finally:
                 with suppress(asyncpg.InterfaceError):  # a lost connection has left the pool
-                    postgres.remove_termination_listener(ended)
-                    await postgres.remove_listener(self._channel, announced)
+                    postgres.terminate()  # without a round trip, which could fail or hang while this is cancelled
 
 
 # ``{key} = ANY(...)`` stands beside each join on the key so that rows are found by index: joined to an unnest alone,

@@ -6,6 +6,7 @@ in arguments, results, arrays and COPY. :data:`INFINITY` and :data:`MINUS_INFINI
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -26,6 +27,8 @@ UNAVAILABLE_ERRORS = (
     asyncpg.ReadOnlySQLTransactionError,  # a replica after a fail-over, until the address points to the new primary
 )
 
+_ACQUIRE_S = 10.0  # also bounds giving a connection back
+_CLOSE_S = 2.0
 _EPOCH = 946_684_800_000_000  # 2000-01-01 in microseconds since 1970: what timestamptz counts from
 INFINITY = 2**63 - 1 + _EPOCH
 MINUS_INFINITY = -(2**63) + _EPOCH
@@ -61,6 +64,15 @@ async def connect(dsn: str, *, size: int, application: str, init: Init | None = 
     )
 
 
+async def close(pool: asyncpg.Pool) -> None:
+    """Close the pool within about two seconds: connections that do not close in time are dropped."""
+    try:
+        async with asyncio.timeout(_CLOSE_S):
+            await pool.close()
+    except UNAVAILABLE_ERRORS:  # TimeoutError included
+        pool.terminate()
+
+
 @asynccontextmanager
 async def transaction(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
     """Run the body in one transaction.
@@ -70,12 +82,12 @@ async def transaction(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
 
     """
     try:
-        async with pool.acquire() as connection, connection.transaction():
+        async with pool.acquire(timeout=_ACQUIRE_S) as connection, connection.transaction():
             yield connection
     except UNAVAILABLE_ERRORS as error:
-        if isinstance(error, ValueError):  # asyncpg's InterfaceError is one where a value does not fit its type: a bug
+        if isinstance(error, ValueError):  # asyncpg's InterfaceError is one if a value does not fit its type: a bug
             raise
-        raise DependencyUnavailable("Postgres", error) from error
+        raise _classified(error) from error
 
 
 @asynccontextmanager
@@ -87,9 +99,17 @@ async def connection(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
 
     """
     try:
-        async with pool.acquire() as lent:
+        async with pool.acquire(timeout=_ACQUIRE_S) as lent:
             yield lent
     except UNAVAILABLE_ERRORS as error:
-        if isinstance(error, ValueError):  # asyncpg's InterfaceError is one where a value does not fit its type: a bug
+        if isinstance(error, ValueError):  # asyncpg's InterfaceError is one if a value does not fit its type: a bug
             raise
-        raise DependencyUnavailable("Postgres", error) from error
+        raise _classified(error) from error
+
+
+def _classified(error: BaseException) -> BaseException:
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        # The connection broke while the task was being cancelled: a retry would swallow the cancellation.
+        return asyncio.CancelledError()
+    return DependencyUnavailable("Postgres", error)

@@ -185,7 +185,7 @@ class HubSpot:
         """Check base URL, token, scopes and properties in one call."""
         reply = await self._send("GET", "/crm/v3/properties/contacts")
         if isinstance(reply, SyncFailed):
-            return [f"the call failed: {reply.reason.value} {reply.detail}".strip()]
+            return [f"the call to HubSpot failed: {reply.reason.value} {reply.detail}".strip()]
         present = {each.get("name"): each for each in reply.get("results", ())}
         problems = [f"property {p} is missing" for p in [ID_PROPERTY, *PROPERTIES.values()] if p not in present]
         if ID_PROPERTY in present and not present[ID_PROPERTY].get("hasUniqueValue"):

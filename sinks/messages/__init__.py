@@ -9,19 +9,18 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from infra.errors import Verdict
 from infra.outcomes import Reason
-from sinks.work_config import WorkConfig
 
 
-class DeliveryConfig(WorkConfig):
+class DeliveryConfig(BaseModel):
     """The settings that every channel has."""
 
-    timeout_s: float = Field(
-        30, gt=0, le=600, description="Timeout of one response, in seconds; at most half of lease_s."
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    timeout_s: float = Field(30, gt=0, le=600, description="Timeout of one response, in seconds.")
     max_connections: int = Field(
         4, ge=1, le=64, description="Maximum number of messages that are sent at the same time."
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from infra.clock import now_us
 from infra.kafka.producer import Deliverer
-from infra.postgres.pool import connect
+from infra.postgres.pool import close, connect
 from infra.runtime import Stop, run_together
 from infra.settings import Settings
 from schemas.codec import Codec
@@ -29,4 +29,4 @@ async def main(settings: Settings, stop: Stop) -> None:
         await run_together(catalog.follow_changes(pool, stop), agent)
     finally:
         await deliverer.close()
-        await pool.close()
+        await close(pool)

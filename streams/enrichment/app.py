@@ -6,7 +6,7 @@ import contextlib
 
 from infra import http, plugins
 from infra.kafka.producer import Deliverer
-from infra.postgres.pool import connect
+from infra.postgres.pool import close, connect
 from infra.runtime import Stop, log
 from infra.settings import Settings
 from schemas.codec import Codec
@@ -25,7 +25,7 @@ async def main(settings: Settings, stop: Stop) -> None:
         providers = await _providers(settings, opened)
         log(STAGE).info("providers", extra={"fields": {"enabled": [provider.name for provider in providers]}})
         pool = await connect(settings.database_url, size=settings.database_pool_size, application=STAGE)
-        opened.push_async_callback(pool.close)
+        opened.push_async_callback(close, pool)
         deliverer = Deliverer(settings, STAGE, on_fatal=stop.fail)
         opened.push_async_callback(deliverer.close)
         handler = EnrichmentHandler(Waterfall(providers, PostgresResultCache(pool)), Codec())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from infra.kafka.batches import run_batches
 from infra.kafka.producer import Deliverer
 from infra.kafka.topics import load_topics
-from infra.postgres.pool import connect
+from infra.postgres.pool import close, connect
 from infra.runtime import Stop
 from infra.settings import Settings
 from schemas.codec import Codec
@@ -41,4 +41,4 @@ async def main(settings: Settings, stop: Stop) -> None:
         )
     finally:
         await deliverer.close()
-        await pool.close()
+        await close(pool)

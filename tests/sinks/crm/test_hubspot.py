@@ -190,7 +190,9 @@ async def test_a_wrong_token_and_missing_properties_are_reported(tmp_path: Path)
         app.router.lifespan_context(app),
         http.client(wrong.base_url, transport=httpx.ASGITransport(app=app)) as c,
     ):
-        assert await hubspot.connect(wrong, c).test() == ["the call failed: unauthorized INVALID_AUTHENTICATION"]
+        assert await hubspot.connect(wrong, c).test() == [
+            "the call to HubSpot failed: unauthorized INVALID_AUTHENTICATION"
+        ]
     bare = httpx.MockTransport(lambda _: httpx.Response(200, json={"results": [{"name": "leadstream_lead_id"}]}))
     async with http.client(CONFIG.base_url, transport=bare) as client:
         problems = await hubspot.connect(CONFIG, client).test()
