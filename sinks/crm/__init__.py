@@ -9,19 +9,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from infra.errors import Verdict
 from infra.outcomes import Reason
+from sinks.work_config import WorkConfig
 
 
-class SyncConfig(BaseModel):
+class SyncConfig(WorkConfig):
     """The settings that every CRM has."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     base_url: str = Field(pattern=r"^https?://", description="Base URL of the CRM's API.")
-    timeout_s: float = Field(10, gt=0, le=60, description="Timeout of one call, in seconds.")
+    timeout_s: float = Field(10, gt=0, le=60, description="Timeout of one call, in seconds; at most half of lease_s.")
     in_flight: int = Field(4, ge=1, le=64, description="Maximum number of batches that are synced at the same time.")
     lease_s: float = Field(
         60,

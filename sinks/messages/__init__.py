@@ -9,18 +9,19 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from infra.errors import Verdict
 from infra.outcomes import Reason
+from sinks.work_config import WorkConfig
 
 
-class DeliveryConfig(BaseModel):
+class DeliveryConfig(WorkConfig):
     """The settings that every channel has."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    timeout_s: float = Field(30, gt=0, le=600, description="Timeout of one response, in seconds.")
+    timeout_s: float = Field(
+        30, gt=0, le=600, description="Timeout of one response, in seconds; at most half of lease_s."
+    )
     max_connections: int = Field(
         4, ge=1, le=64, description="Maximum number of messages that are sent at the same time."
     )
