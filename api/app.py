@@ -76,7 +76,7 @@ class _Counted:
 async def main(settings: Settings, stop: Stop) -> None:
     """Serve on ``api_host``:``api_port`` (0: any free one, it is logged) until ``stop``.
 
-    A Kafka client that has failed for good makes ``stop`` fail: ``/ready`` answers 503 at once, requests that have
+    A Kafka client that fails permanently makes ``stop`` fail: ``/ready`` answers 503 at once, requests that have
     begun are answered, and the process ends to be restarted.
     """
     listener = web.listen(settings.api_host, settings.api_port)

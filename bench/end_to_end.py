@@ -2,7 +2,7 @@
 
 ``ours`` is events a second until the last event is in Postgres and in ClickHouse (both are polled for what is visible);
 ``reference`` is the rate wanted on two cores. The paced run begins when what that left behind is done, and sends 1,000
-events a second for 20 s: when an event became visible in Postgres is told by the time of the commit that wrote it,
+events a second for 20 s: an event is visible in Postgres from the time of the commit that wrote it,
 ClickHouse is polled. ``ours`` and ``reference`` are then milliseconds, and ``ratio`` is wanted / measured.
 """
 
@@ -63,7 +63,7 @@ async def _rate(state: dict[str, Any], count: int) -> float:
         pool = await asyncpg.create_pool(state["postgres"]["dsn"], min_size=1, max_size=1)
         began = time.perf_counter()
         await asyncio.to_thread(fill, _kafka(state), "leads.received", events)
-        # ClickHouse hears of an event after Postgres, whose count takes longer the longer its history is.
+        # An event reaches ClickHouse after Postgres, whose count takes longer the longer its history is.
         await _until(count, lambda: _in_clickhouse(server, tenants))
         await _until(count, lambda: _in_postgres(pool, tenants))
         took = time.perf_counter() - began
@@ -114,7 +114,7 @@ def _id(value: bytes) -> str:
 async def _calm(settings: KafkaSettings) -> None:
     """Wait until no group of the pipeline has anything left to do."""
     reader = LagReader(settings)
-    while any(row.lag for row in await asyncio.to_thread(reader.read)):  # noqa: ASYNC110 - nobody tells us
+    while any(row.lag for row in await asyncio.to_thread(reader.read)):  # noqa: ASYNC110 - no notification exists
         await asyncio.sleep(1)
     reader.close()
 

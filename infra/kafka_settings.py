@@ -82,7 +82,7 @@ class KafkaSettings(BaseModel):
             yield f"{_name('kafka_ssl_certificate')}: missing, {_name('kafka_ssl_key')} needs it"
 
     def _unused(self) -> Iterator[str]:
-        """Name settings without effect: whoever set them believes that connections are protected."""
+        """Name settings without effect, since a user who set them believes that connections are protected."""
         if self.kafka_security_protocol not in _SASL:
             for field in ("kafka_sasl_mechanism", *_PASSWORD_FIELDS, *_OAUTH_FIELDS):
                 if self._is_set(field):

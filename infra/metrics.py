@@ -34,7 +34,7 @@ CONTENTION = Counter(
     ["stage", "what"],
 )
 HTTP_REQUESTS = Counter("leadstream_http_requests", "Requests to the API.", ["path", "status"])
-HTTP_EVENTS = Counter("leadstream_http_events", "Events sent to the API, by what became of them.", ["status"])
+HTTP_EVENTS = Counter("leadstream_http_events", "Events sent to the API, by result.", ["status"])
 
 # librdkafka's own statistics, every 15 s. client is the process's name, kind is consumer or producer.
 _CLIENT = ["client", "kind"]

@@ -27,7 +27,7 @@ BEHIND = "behind"
 NEW = "new"  # records wait and the group has never committed here
 GAP = "gap"  # the committed offset's record is gone (retention): records were deleted before they were read
 BEYOND = "beyond"  # committed past the end: the topic was created anew, the consumer will begin at its start
-HELD = "held"  # what waits is behind an open transaction of a producer, nobody can read it yet
+HELD = "held"  # the waiting records follow an open transaction of a producer: consumers cannot read them yet
 UNREAD = "unread"  # the record could not be read in time: seconds are unknown, messages are an upper bound
 
 _WORST = (OK, BEHIND, NEW, UNREAD, HELD, BEYOND, GAP)
@@ -176,7 +176,7 @@ class LagReader:
         return {(spot.topic, spot.partition): future.result().offset for spot, future in asked.items()}
 
     def _firsts(self, positions: set[_Position]) -> dict[_Position, _First]:
-        fresh = self._now() - _REMEMBER_S  # compaction may take a record away, so not for ever
+        fresh = self._now() - _REMEMBER_S  # compaction may take a record away, so a position is read again after a time
         known = {p: first for p, first in self._remembered.items() if p in positions and first.read_at > fresh}
         left = positions - known.keys()
         deadline = time.monotonic() + self._timeout_s

@@ -4,8 +4,8 @@ Guarantees:
 
 - Only what was delivered is committed, and only of partitions that have been ours since it was read: each assignment
   has a number, a record carries the one that its partition had, and a commit compares the two.
-- Nothing that was read before a rebalance is mixed with what came after it: a partition that was taken away and given
-  back is read again from its committed offset, so what was read of it before is dropped.
+- Nothing that was read before a rebalance is mixed with what came after it: a partition that was revoked and assigned
+  again is read again from its committed offset, so what was read of it before is dropped.
 - A partition is given up when the batches in flight are committed, or after ``_REVOKE_S`` seconds.
 - The client is called by one thread at a time: every call has to be made by :meth:`Assignment.call`, and
   :meth:`Assignment.close` waits for the one that runs (librdkafka does not survive a close under a running poll).
