@@ -1,14 +1,14 @@
-"""A consumer group member's partitions: what is read from them, and what of it may be committed.
+"""The partitions assigned to one member of a consumer group: fetching their records, committing their offsets.
 
 Guarantees:
 
-- Only what was delivered is committed, and only of partitions that have been ours since it was read: each assignment
-  has a number, a record carries the one that its partition had, and a commit compares the two.
-- Nothing that was read before a rebalance is mixed with what came after it: a partition that was taken away and given
-  back is read again from its committed offset, so what was read of it before is dropped.
-- A partition is given up when the batches in flight are committed, or after ``_REVOKE_S`` seconds.
-- The client is called by one thread at a time: every call has to be made by :meth:`Assignment.call`, and
-  :meth:`Assignment.close` waits for the one that runs (librdkafka does not survive a close under a running poll).
+- Only delivered records are committed, and only if their partition has stayed assigned since they were fetched. Each
+  assignment has a number; a batch carries the numbers of its partitions, and a commit compares them with the present.
+- Records fetched before a rebalance are not mixed with records fetched after it. A partition that is revoked and
+  assigned again is read from its committed offset, so the records that were fetched before are dropped.
+- A revoked partition is released when the batches in flight are committed, or after ``_REVOKE_S`` seconds.
+- One thread at a time calls the client: make every call through :meth:`Assignment.call`. :meth:`Assignment.close` waits
+  for a running poll, because closing a consumer during a poll crashes librdkafka.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from infra import metrics
 from infra.errors import ClientFailed
 from infra.runtime import Status, log
 
-IDLE_S = 0.25  # longest wait for a first record: bounds how late a stop is noticed
-_COMMIT_EVERY_S = 0.25  # how long a delivered batch waits to be committed together with the next ones
-_COMMIT_AGAIN_S = 1.0
-_REVOKE_S = 10.0  # partitions are held back at most this long at a rebalance
+IDLE_S = 0.25  # timeout of a poll without records; a stop is noticed within this time
+_COMMIT_EVERY_S = 0.25  # minimum time between two commits: one commit covers several batches
+_COMMIT_RETRY_S = 1.0
+_REVOKE_S = 10.0  # maximum time that a rebalance waits for the batches in flight
 
 Partition = tuple[str, int]  # topic and number
 Result = TypeVar("Result")
@@ -38,7 +38,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """Records, and for each of their partitions the next offset and the number of the assignment that it belongs to."""
+    """A batch of records; for each of their partitions the next offset and the number of its assignment."""
 
     messages: list[Message] = field(default_factory=list)
     next_offsets: dict[Partition, int] = field(default_factory=dict)
@@ -46,9 +46,9 @@ class Fetched:
 
 
 class Assignment:
-    """The partitions that ``group`` gave to ``consumer``. Owns the consumer and the thread that calls it; close it.
+    """The partitions that ``group`` assigns to ``consumer``. Owns the consumer and the thread that calls it; close it.
 
-    ``status`` is ready from the first assignment on.
+    ``status`` becomes ready with the first assignment.
     """
 
     def __init__(self, consumer: Consumer, group: str, status: Status) -> None:
@@ -57,30 +57,32 @@ class Assignment:
         self._status = status
         self._log = log(group)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"consumer-{group}")
-        # Shared with the event loop's thread; the rebalance callbacks run in the consumer's thread while it polls.
+        # Shared with the event loop's thread. Rebalance callbacks run in the consumer's thread, during a poll.
         self._lock = threading.Condition()
-        self._in_flight = 0  # batches that are fetched and not delivered
-        self._delivered: dict[Partition, tuple[int, int]] = {}  # to be committed: assignment and next offset
+        self._in_flight = 0  # batches that are fetched and not yet delivered
+        self._delivered: dict[
+            Partition, tuple[int, int]
+        ] = {}  # not committed yet: number of the assignment, next offset
         self._delivered_records = 0
         self._commit_at = 0.0
-        self._count = 0
-        self._current: dict[Partition, int] = {}  # the partitions that are ours, each with its assignment's number
-        self._carried: list[Message] = []  # read while paused
+        self._count = 0  # number of the newest assignment
+        self._current: dict[Partition, int] = {}  # the assigned partitions, each with its assignment's number
+        self._carried: list[Message] = []  # fetched while paused, for the next poll
 
     async def call(self, function: Callable[[], Result]) -> Result:
-        """Run ``function`` in the consumer's thread, after whatever runs there now."""
+        """Run ``function`` in the consumer's thread, after the calls before it."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
     def subscribe(self, topics: Sequence[str]) -> None:
-        """Join the group."""
+        """Join the group to read ``topics``."""
         self._consumer.subscribe(
             list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )
 
     async def close(self) -> None:
-        """Wait for the call that runs, commit what is delivered and leave the group."""
+        """Wait for the running call, commit the delivered records and leave the group."""
         with self._lock:
-            self._in_flight = 0  # what is left will not be delivered, so the revocation must not wait for it
+            self._in_flight = 0  # no batch is delivered any more, so the revocation must not wait for one
             self._lock.notify_all()
         await self.call(self._consumer.close)
         self._thread.shutdown(wait=False)
@@ -88,16 +90,18 @@ class Assignment:
     # -- reading (in the consumer's thread) ---------------------------------------------------------------------------
 
     def poll(self, size: int, linger_s: float) -> Fetched:
-        """Return a batch: what is there at once, or what comes within ``linger_s`` seconds after its first record.
+        """Return at most ``size`` records: those that arrive within ``linger_s`` seconds after the first one.
+
+        Returns an empty batch if no record arrives within ``IDLE_S``.
 
         Raises:
-            ClientFailed: the consumer can never work again, such as when another one took over its instance name.
-            KafkaException: reading is not allowed, or there is no such topic.
+            ClientFailed: the consumer failed permanently, such as when a member with the same instance name joined.
+            KafkaException: reading is not authorized, or there is no such topic.
 
         """
         carried, self._carried = self._carried, []
         first = carried or self._consume(1, IDLE_S)
-        before = dict(self._current)  # only the consumer's calls change it, and none runs now
+        before = dict(self._current)  # only a call to the consumer changes it, and none is running
         more: list[Message] = []
         if first and len(first) < size:
             more = self._consume(size - len(first), linger_s)
@@ -112,20 +116,20 @@ class Assignment:
         return fetched
 
     def poll_paused(self, size: int) -> None:
-        """Keep the membership alive and fetch nothing; what was fetched already is kept for :meth:`poll`."""
-        # Each time anew: that pauses the partitions that were assigned since, too.
+        """Poll with all partitions paused, to stay in the group; keep records that still arrive for :meth:`poll`."""
+        # At each call: partitions may have been assigned since the last one.
         self._consumer.pause(self._consumer.assignment())
-        slipped_through = self._consume(size, 0)  # first: a rebalance in it may drop what is carried
-        self._carried += slipped_through
+        arrived = self._consume(size, 0)  # before the next line: a rebalance in this call may change _carried
+        self._carried += arrived
 
     def resume(self) -> None:
-        """Fetch again."""
+        """Resume fetching from all partitions."""
         self._consumer.resume(self._consumer.assignment())
 
-    def _consume(self, most: int, wait_s: float) -> list[Message]:
+    def _consume(self, limit: int, wait_s: float) -> list[Message]:
         if time.monotonic() >= self._commit_at:
             self._commit()
-        found: list[Message] = self._consumer.consume(most, wait_s)
+        found: list[Message] = self._consumer.consume(limit, wait_s)
         return found
 
     def _is_record(self, message: Message) -> bool:
@@ -133,7 +137,7 @@ class Assignment:
         if error is None:
             return True
         if error.fatal() or error.code() == KafkaError._FATAL:  # noqa: SLF001 - librdkafka's own name
-            raise ClientFailed(f"the Kafka consumer of {self._group} has failed for good: {error.str()}")
+            raise ClientFailed(f"the Kafka consumer of {self._group} failed permanently: {error.str()}")
         if error.code() in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.UNKNOWN_TOPIC_OR_PART):
             raise KafkaException(error)
         self._log.warning("kafka error", extra={"fields": {"error": error.name()}})
@@ -147,14 +151,14 @@ class Assignment:
             self._in_flight += 1
 
     def owns_any(self, assignments: Mapping[Partition, int]) -> bool:
-        """Return whether any partition of a batch is still ours since the batch was read."""
+        """Return whether any partition of a batch has stayed assigned since the batch was fetched."""
         with self._lock:
             return any(self._current.get(partition) == number for partition, number in assignments.items())
 
     def delivered(
         self, next_offsets: Mapping[Partition, int], assignments: Mapping[Partition, int], count: int
     ) -> None:
-        """Have the offsets of a batch of ``count`` records committed soon: its effects are durable."""
+        """Note that the outputs of a batch of ``count`` records are delivered; a later poll commits its offsets."""
         with self._lock:
             self._delivered |= {
                 partition: (number, next_offsets[partition]) for partition, number in assignments.items()
@@ -162,31 +166,31 @@ class Assignment:
             self._delivered_records += count
 
     def end(self) -> None:
-        """Count a batch as no longer in flight: it is delivered or dropped."""
+        """Count a batch as no longer in flight: it was delivered or dropped."""
         with self._lock:
             self._in_flight -= 1
             self._lock.notify_all()
 
     def _commit(self) -> None:
-        """Commit what is delivered, several batches at once: a commit costs the broker as much as a small batch.
+        """Commit several delivered batches at once: a commit costs the broker as much as a small batch.
 
-        Only in the consumer's thread: the client takes one call at a time, so that a commit from elsewhere would wait
-        for the poll to end, and at a rebalance for the callback that waits for it.
+        Called only in the consumer's thread. The client handles one call at a time: a commit from another thread would
+        wait for the poll, and in a rebalance the poll would wait for that commit.
         """
         with self._lock:
             due, self._delivered = self._delivered, {}
             records, self._delivered_records = self._delivered_records, 0
-            ours = {p: end for p, (number, end) in due.items() if self._current.get(p) == number}
+            valid = {p: end for p, (number, end) in due.items() if self._current.get(p) == number}
         self._commit_at = time.monotonic() + _COMMIT_EVERY_S
-        if ours:
+        if valid:
             try:
                 with metrics.BATCH_SECONDS.labels(self._group, "commit").time():
-                    offsets = [TopicPartition(*partition, end) for partition, end in ours.items()]
+                    offsets = [TopicPartition(*partition, end) for partition, end in valid.items()]
                     self._consumer.commit(offsets=offsets, asynchronous=False)
             except KafkaException as error:
-                # Not fatal: done again soon, and if the partitions went, their new owner does the records again.
+                # Not fatal: retried soon. If the partitions were revoked, their new owner reprocesses the records.
                 self._log.warning("commit failed", extra={"fields": {"error": error.args[0].name()}})
-                self._commit_at = time.monotonic() + _COMMIT_AGAIN_S
+                self._commit_at = time.monotonic() + _COMMIT_RETRY_S
                 with self._lock:
                     self._delivered = due | self._delivered
                     self._delivered_records += records
@@ -204,8 +208,8 @@ class Assignment:
 
     def _on_revoke(self, _: Consumer, partitions: list[TopicPartition]) -> None:
         metrics.REBALANCES.labels(self._group, "revoked").inc(len(partitions))
-        # Finish first: the new owner then starts where we stopped. Too long, and it does the rest again. What was
-        # polled but is not in a batch yet (carried) is dropped, whoever owns the partition fetches it again.
+        # Wait for the batches in flight, so that the new owner starts after them; after the timeout it reprocesses
+        # them. Carried records are not in a batch yet: they are dropped, and the next owner fetches them again.
         with self._lock:
             finished = self._lock.wait_for(lambda: self._in_flight <= 0, _REVOKE_S)
         self._commit()

@@ -209,9 +209,9 @@ async def test_while_the_broker_is_away_nothing_is_called_accepted(door: Any) ->
 async def test_an_api_that_is_about_to_end_is_not_ready(door: Any) -> None:
     stop = Stop()
     client = await door(status=stop.status)
-    stop.fail(ClientFailed("the Kafka client api has failed for good: fenced"))
+    stop.fail(ClientFailed("the Kafka client api failed permanently: fenced"))
     ready = await client.get("/ready")
-    assert (ready.status_code, ready.text) == (503, "stopping: the Kafka client api has failed for good: fenced\n")
+    assert (ready.status_code, ready.text) == (503, "stopping: the Kafka client api failed permanently: fenced\n")
 
 
 async def test_what_waits_for_the_broker_is_bounded(door: Any) -> None:

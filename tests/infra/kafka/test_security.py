@@ -119,7 +119,7 @@ def test_a_wrong_password_ends_a_process_with_one_clear_line(
     )
     assert done.returncode == 1, done.stdout
     fatal = [line for line in map(json.loads, done.stdout.splitlines()) if line["level"] == "critical"]
-    assert [bool(re.search("has failed for good: .*(?i:auth)", line["event"])) for line in fatal] == [True]
+    assert [bool(re.search("failed permanently: .*(?i:auth)", line["event"])) for line in fatal] == [True]
     assert WRONG not in done.stdout + done.stderr
     assert PASSWORD not in done.stdout + done.stderr
 
