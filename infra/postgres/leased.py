@@ -1,24 +1,24 @@
-"""The one engine of leased work: CRM sync, messages, and whatever else is a row that has to be handled some time.
+"""The engine of leased work: it claims due rows of a table, has them handled and writes the result of each.
 
-A user supplies a table (:class:`LeasedTable`) and ``handle``; the engine does the rest:
+CRM sync and messages run on it. Its user supplies a table (:class:`LeasedTable`) and ``handle``:
 
     claim ─▶ handle ─▶ finish │ park │ release ─▶ outcomes
 
 Guarantees:
 
-- A row is in at most one worker's hands: leased, and work that has not ended by half of the lease is given up. Work
-  that was claimed ahead and has waited for a quarter of the lease is released instead of begun.
-- A row that fails is parked by its key, alone, with full-jitter backoff, until a time, or until it is released or
-  changed. A destination that is paused stops this engine and nothing else, and costs no row an attempt.
-- Rows are claimed only when there is room for them, when the destination is not paused, and when ``ready`` returns.
-- What ``handle`` returns is written, however long Postgres is unavailable, before more work is claimed in its place.
-- One outcome for each change of state, after its write, never dropped while the process lives: when Kafka is
-  unavailable for long, work waits. If the publisher of outcomes dies, :meth:`LeasedWork.run` raises.
-- When ``handle`` raises DependencyUnavailable its rows are released. Whatever else it raises ends
-  :meth:`LeasedWork.run`.
+- A row is leased to at most one worker. Work that exceeds its deadline is cancelled (see :class:`Lease`). Rows that
+  were claimed in advance and have waited for a quarter of the lease are released instead of handled.
+- A row that fails is parked, without an effect on other rows: until a time, with full-jitter backoff, or until it is
+  released or changed. The pause of a destination stops only this engine and is no attempt of any row.
+- Rows are claimed only when a worker can take them, the destination is not paused, and ``ready`` has returned.
+- A result that ``handle`` returned is always written: while Postgres is unavailable the write is retried, and the
+  worker handles no other rows.
+- Each change of state emits one outcome, after its write. Outcomes are not dropped while the process lives: while Kafka
+  is unavailable, work waits. If publishing fails permanently, :meth:`LeasedWork.run` raises.
+- If ``handle`` raises DependencyUnavailable, its rows are released. Any other error ends :meth:`LeasedWork.run`.
 
-Crash: rows that were claimed are due again when their lease ends; at most those are handled once more. An outcome whose
-row was written may be missing.
+Crash: claimed rows are due again when their lease ends; only those can be handled twice. The outcome of a row that was
+just written may be missing.
 """
 
 from __future__ import annotations
@@ -46,11 +46,12 @@ Ready = Callable[[], Coroutine[Any, Any, None]]
 
 @dataclass(frozen=True, slots=True)
 class WorkLimits:
-    """How much work at once, and how often to look for more.
+    """How much work runs at once, and how often the table is polled.
 
-    ``batch_max``: rows in one call of ``handle``. ``in_flight``: calls at once. ``ahead``: calls whose rows are claimed
-    beside those under way, so that one claim serves many; 0 claims late instead, so that rows gather in a batch.
-    ``poll_s``: how often to look for work that nobody announced. ``stop_s``: the longest time that ending may take.
+    ``batch_max``: maximum number of rows in one call of ``handle``. ``in_flight``: maximum number of concurrent calls.
+    ``ahead``: number of further calls whose rows are claimed in advance, so that one claim serves many calls; with 0
+    rows are claimed only for a free call, so that they gather into larger batches. ``poll_s``: seconds between two
+    polls for rows that were not announced. ``stop_s``: timeout of a stop, in seconds.
     """
 
     in_flight: int
@@ -61,10 +62,10 @@ class WorkLimits:
 
 
 class LeasedWork(Generic[Row]):
-    """Claims the rows of ``table`` and has ``handle`` settle each of them.
+    """Claims the rows of ``table`` and passes them to ``handle``, which returns a result for each.
 
-    ``wake`` is set by whoever inserts rows in this process. ``backoff`` is that of a parked row. ``ready`` returns when
-    a call may be made, such as by a rate limit. ``status`` is shown at ``/ready``.
+    ``wake``: set it after inserting rows in this process. ``backoff``: of parked rows. ``ready``: returns when a call
+    may start (a rate limit). ``status``: shown at ``/ready``.
     """
 
     def __init__(
@@ -97,10 +98,10 @@ class LeasedWork(Generic[Row]):
             stage, table, handle, backoff=backoff, outcomes=outcomes, records=records, retry=self._retry, clock=clock
         )
         self._claimed: asyncio.Queue[Lease[Row] | None] = asyncio.Queue()
-        self._held = 0  # leases claimed and not ended, begun or not
+        self._held = 0  # leases that are claimed and not ended, started or not
 
     async def run(self, stop: Stop) -> None:
-        """Work until ``stop``; then claim nothing, finish what has begun and release the rest, within ``stop_s``."""
+        """Work until ``stop``; then finish the work in progress and release the other rows, within ``stop_s``."""
         try:
             async with asyncio.TaskGroup() as group:
                 beside = [
@@ -122,10 +123,10 @@ class LeasedWork(Generic[Row]):
             failed = first_error(errors)
         else:
             return
-        raise failed  # out here, so that its context is not the group that holds it
+        raise failed  # outside the handler: the group must not become its context
 
     async def once(self) -> int:
-        """Claim what may be handled at once, see it through and publish; return how many rows (0 while paused)."""
+        """Claim rows once, handle them and publish their outcomes; return the number of rows (0 while paused)."""
         leases = await self._claim(self._limits.in_flight)
         await asyncio.gather(*(self._settle(lease) for lease in leases))
         await self._outcomes.flush(self._retry)
@@ -134,7 +135,7 @@ class LeasedWork(Generic[Row]):
     # -- claiming ----------------------------------------------------------------------------------------------------
 
     async def _look(self, stop: Stop) -> None:
-        """Claim what there is room for, or wait until there may be something to claim."""
+        """Claim rows for the free calls, or wait until there may be rows to claim."""
         self._wake.clear()
         if self._pause.active:  # new work does not end a pause
             await self._release_claimed()
@@ -153,10 +154,10 @@ class LeasedWork(Generic[Row]):
                     await self._wake.wait()
 
     def _room(self) -> int:
-        """Return for how many calls of ``handle`` to claim rows now."""
+        """Return the number of calls of ``handle`` to claim rows for now."""
         if not self._limits.ahead:
             return 1 if self._held < self._limits.in_flight else 0
-        few = self._held <= 2 * self._limits.in_flight  # claimed in large pieces
+        few = self._held <= 2 * self._limits.in_flight  # claim only then, so that each claim is large
         return self._limits.in_flight + self._limits.ahead - self._held if few else 0
 
     async def _claim(self, calls: int) -> list[Lease[Row]]:
@@ -173,7 +174,7 @@ class LeasedWork(Generic[Row]):
         return [Lease(lease.until, lease.rows[start : start + size]) for start in range(0, len(lease.rows), size)]
 
     async def _until(self, ready: Coroutine[Any, Any, None]) -> None:
-        """Wait until ``ready`` returns, or for the stop."""
+        """Wait until ``ready`` returns or a stop begins."""
         tasks = [asyncio.ensure_future(ready), asyncio.ensure_future(self._wait_for_stop())]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -198,14 +199,14 @@ class LeasedWork(Generic[Row]):
             else:
                 await self._settle(lease)
                 self._held -= 1
-            self._wake.set()  # there is room, and may be more
+            self._wake.set()  # a call is free, and more rows may be due
 
     async def _release(self, lease: Lease[Row]) -> None:
         await self._retry.until_available(lambda: self._table.release(lease, lease.rows))
         self._held -= 1
 
     async def _release_claimed(self) -> None:
-        """Release what was claimed and has not begun."""
+        """Release the rows that were claimed and not started."""
         while not self._claimed.empty():
             if (lease := self._claimed.get_nowait()) is not None:
                 await self._release(lease)
@@ -229,7 +230,7 @@ class LeasedWork(Generic[Row]):
         await self._stopping.wait()
 
     async def _sleep(self, seconds: float) -> None:
-        """Wait; a stop ends the waits that began before it, those after it are in full."""
+        """Wait. A stop ends waits that began before it; waits that begin after it last the full time."""
         if self._stopping.is_set():
             await asyncio.sleep(seconds)
             return
@@ -239,7 +240,7 @@ class LeasedWork(Generic[Row]):
 
 
 def first_error(errors: BaseException) -> BaseException:
-    """Return the first error in a group of groups: the one that ended the others."""
+    """Return the innermost first error of an exception group: the one that cancelled the other tasks."""
     while isinstance(errors, BaseExceptionGroup):
         errors = errors.exceptions[0]
     return errors

@@ -1,4 +1,4 @@
-"""The pause of a whole destination."""
+"""The pause of a destination: a time without calls to it."""
 
 from __future__ import annotations
 
@@ -28,16 +28,17 @@ class Pause:
 
     @property
     def active(self) -> bool:
-        """Whether the destination wants no calls now."""
+        """Whether calls are paused now."""
         return self._clock() < self.until
 
     def begin(self, reason: Reason, *, wait_s: float = 0, detail: str = "") -> int:
-        """Pause for the ``wait_s`` that the destination asked for; 0: for the backoff of this pause in a row.
+        """Pause for the ``wait_s`` seconds that the destination requests; 0: for a backoff that grows with each call.
 
-        A pause under way is never shortened. ``detail``: a code, never an answer's text.
+        A pause is never shortened. The backoff starts again after :meth:`answered`. ``detail``: a code, never the text
+        of a response.
 
         Returns:
-            When it ends, in microseconds since 1970.
+            The end of the pause, in microseconds since 1970.
 
         """
         self._in_a_row += 1
@@ -51,7 +52,7 @@ class Pause:
         return self.until
 
     def answered(self) -> None:
-        """Note that the destination did what it was asked, or refused one item: it is in no trouble as a whole."""
+        """Note a response that shows that the destination works: a success, or the rejection of a single item."""
         self._in_a_row = 0
         if not self.active:
             self._gauge.set(0)

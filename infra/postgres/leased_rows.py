@@ -1,4 +1,4 @@
-"""What flows between the engine of leased work, its table and ``handle``: rows, leases, and what became of a row."""
+"""The data types of leased work: claimed rows, leases, and the results of rows."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from infra.kafka.outcome_records import NOWHERE, Coordinates
 from infra.outcomes import Reason, What
 from infra.postgres.pool import INFINITY
 
-NEVER = INFINITY  # due_at of a row that is parked until it is released or changed
+NEVER = INFINITY  # due_at of a row that is parked until it is released (unparked) or changed
 
 
 @dataclass(frozen=True, slots=True)
 class Subject:
-    """What a row's outcomes are about; the fields are those of :meth:`OutcomeRecords.build`."""
+    """The subject of a row's outcomes; the fields are those of :meth:`OutcomeRecords.build`."""
 
     tenant: str
     event_id: str = ""
@@ -26,7 +26,7 @@ class Subject:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClaimedRow:
-    """What the engine knows of a claimed row; tables subclass it. ``key``: as text, whatever the column's type."""
+    """A claimed row as the engine sees it; tables subclass it. ``key``: as text, whatever the type of the column."""
 
     key: str
     attempts: int
@@ -39,10 +39,10 @@ Row = TypeVar("Row", bound=ClaimedRow)
 
 @dataclass(slots=True)
 class Lease(Generic[Row]):
-    """Rows that are ours until ``until`` (microseconds since 1970), which is also the token.
+    """Rows that are leased until ``until`` (microseconds since 1970), which is also the token of the lease.
 
-    ``deadline``, in seconds of the event loop's clock: no call to a destination may be under way after it. It is half
-    of the lease after the work has begun, so the clocks of workers may differ by what is left of the lease then.
+    ``deadline``, in seconds of the event loop's clock: no call to a destination may run after it. It is half of the
+    lease after the start of the work. So the clocks of workers may differ by the remaining time of the lease.
     """
 
     until: int
@@ -51,13 +51,13 @@ class Lease(Generic[Row]):
     _limit: asyncio.Timeout | None = None
 
     def begin(self, lease_s: float) -> asyncio.Timeout:
-        """Set the deadline, and return the time-out of work that does not keep to it."""
+        """Set the deadline, and return the timeout that cancels work which exceeds it by an eighth of the lease."""
         self.deadline = asyncio.get_running_loop().time() + lease_s / 2
         self._limit = asyncio.timeout_at(self.deadline + lease_s / 8)
         return self._limit
 
     def extend(self, until: int, lease_s: float) -> None:
-        """Note that the lease was renewed."""
+        """Set the end of the renewed lease and a new deadline."""
         self.until = until
         self.deadline = asyncio.get_running_loop().time() + lease_s / 2
         if self._limit is not None:
@@ -68,7 +68,7 @@ class Lease(Generic[Row]):
 class Done:
     """The row is finished: :meth:`LeasedTable.finish` writes ``value``. Emits ``what``.
 
-    ``version``: of the lead, where it is another one than the subject's.
+    ``version``: of the lead, if it differs from the subject's.
     """
 
     what: What
@@ -80,10 +80,10 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """The row waits, alone: until ``until`` (microseconds, or NEVER), or for its backoff, at least ``at_least_s``.
+    """The row waits until ``until`` (microseconds, or NEVER), or for its backoff, at least ``at_least_s`` seconds.
 
-    Emits PARKED, once for each new reason. ``attempts``: 0 where the row is not to blame (such as a provider that is
-    paused). ``version``: of the lead, as it was tried.
+    Emits PARKED, once for each new reason. ``attempts``: 0 if the row did not cause the failure (such as a paused
+    provider). ``version``: the version of the lead that was tried.
     """
 
     reason: Reason
@@ -96,6 +96,6 @@ class Parked:
 
 @dataclass(frozen=True, slots=True)
 class Released:
-    """The row is given back as it was claimed, due after ``after_s`` seconds. Emits nothing."""
+    """The lease ends and the row stays unchanged, due after ``after_s`` seconds. Emits nothing."""
 
     after_s: float = 0

@@ -1,4 +1,4 @@
-"""The work on one lease: have its rows handled, write what became of each, and report it."""
+"""The work on one lease: handle its rows, write the result of each, and emit its outcome."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from infra.postgres.leased_table import LeasedTable
 from infra.retry import Backoff, Retry
 from infra.runtime import log
 
-_UNAVAILABLE_S = 1.0  # rows whose work met an unavailable dependency are due again after this
+_UNAVAILABLE_S = 1.0  # delay of rows whose handling found a dependency unavailable
 
 Settled = Sequence[tuple[Row, Done | Parked | Released]]
 Handle = Callable[[Lease[Row]], Awaitable[Settled[Row]]]
 
 
 class Settle(Generic[Row]):
-    """Settles leases, several at once. ``backoff`` is that of a parked row."""
+    """Handles leases, several at once. ``backoff``: of parked rows."""
 
     def __init__(
         self,
@@ -47,7 +47,7 @@ class Settle(Generic[Row]):
         self._log = log(stage)
 
     async def __call__(self, lease: Lease[Row]) -> None:
-        """Have the rows handled, write what became of each, and report it."""
+        """Handle the rows of ``lease``, write the result of each, and emit its outcome."""
         limit = lease.begin(self._table.lease_s)
         try:
             async with limit:
@@ -56,8 +56,8 @@ class Settle(Generic[Row]):
             if not limit.expired():
                 raise
             settled = [(row, self._table.overdue(row)) for row in lease.rows]
-        except DependencyUnavailable as away:
-            self._log.warning("released", extra={"fields": {"why": str(away), "rows": len(lease.rows)}})
+        except DependencyUnavailable as unavailable:
+            self._log.warning("released", extra={"fields": {"reason": str(unavailable), "rows": len(lease.rows)}})
             settled = [(row, Released(_UNAVAILABLE_S)) for row in lease.rows]
         if len(settled) != len(lease.rows):
             raise RuntimeError(f"handle settled {len(settled)} of {len(lease.rows)} rows")
@@ -93,7 +93,7 @@ class Settle(Generic[Row]):
         return self._clock() + seconds_us(max(parked.at_least_s, self._backoff.seconds(row.attempts + 1)))
 
     async def _write(self, step: Callable[[], Awaitable[Collection[str]]], rows: Sequence[Row]) -> Collection[str]:
-        """Write until Postgres answers; return the keys to report: where an answer was lost, all of them."""
+        """Write until Postgres confirms it; return the keys whose outcomes to emit: all, if a confirmation was lost."""
         tries = 0
 
         async def write() -> Collection[str]:
