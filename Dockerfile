@@ -1,12 +1,12 @@
 # syntax=docker/dockerfile:1
-# One image for the front door, every worker and the command line; the command says which. `--target simulators` adds
-# the stand-ins for other people's services.
+# One image for the API, every worker and the command line; the command selects the process. `--target simulators`
+# builds the image of the simulators of external services.
 
 FROM python:3.11-slim AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_INPUT=1
 RUN python -m venv /opt/leadstream
 WORKDIR /source
-# The requirements change less often than the code: their layer is kept.
+# Before the code, which changes more often: so this layer is reused.
 COPY requirements/ requirements/
 RUN /opt/leadstream/bin/pip install --requirement requirements/runtime.txt
 COPY pyproject.toml README.md LICENSE ./
