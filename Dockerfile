@@ -6,7 +6,7 @@ FROM python:3.11-slim AS build
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PIP_NO_CACHE_DIR=1 PIP_NO_INPUT=1
 RUN python -m venv /opt/leadstream
 WORKDIR /source
-# The requirements change less often than the code: their layer is kept.
+# Before the code, which changes more often: so this layer is reused.
 COPY requirements/ requirements/
 RUN /opt/leadstream/bin/pip install --requirement requirements/runtime.txt
 COPY pyproject.toml README.md LICENSE ./

@@ -1,1 +1,1 @@
-"""The HTTP API: lead events in, and what senders need to write them."""
+"""The HTTP API: accepts lead events, and serves their schemas, examples and error codes."""

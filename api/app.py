@@ -1,9 +1,9 @@
-"""The API: builds its clients, puts the routes together, serves until it has to stop.
+"""The API process: creates its clients, registers the routes and serves until a stop.
 
-Events are sent to ``/v1/events``; the other paths help those who send them.
+Events are sent to ``/v1/events``; the other paths are for health checks and for developers of senders.
 
-Crash: the process keeps no state. An event that was answered with 202 is on the broker, so the process may be killed at
-any time, and any number of them can run behind a load balancer.
+Crash: the process keeps no state. An event with the response 202 is on the broker, so the process may be killed at any
+time. Any number of instances can run behind a load balancer.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _DELIVER_S = 5.0
 
 
 def build(settings: Settings, deliverer: Deliverer, admin: AdminClient, status: Status) -> ASGIApp:
-    """Return the application over its clients; the caller closes them. ``status`` is what ``/ready`` answers."""
+    """Return the application with its clients, which the caller closes. ``/ready`` shows ``status``."""
     checker = Checker(max_event_bytes=settings.max_event_bytes, max_ahead_us=settings.max_clock_ahead_s * 1_000_000)
     native = Native(checker, Acceptor(deliverer, timeout_s=_DELIVER_S + 2))
     routes = [
@@ -53,7 +53,7 @@ def build(settings: Settings, deliverer: Deliverer, admin: AdminClient, status: 
 
 
 class _Counted:
-    """Counts requests by the first two parts of the path and by status."""
+    """Counts requests by status and by the first two segments of the path."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -65,7 +65,7 @@ class _Counted:
 
         async def counting(message: Message) -> None:
             if message["type"] == "http.response.start":
-                # Unknown paths share one label, or a scanner would create thousands.
+                # Unknown paths share one label: a scanner would create thousands of time series.
                 path = "other" if message["status"] == 404 else "/".join(scope["path"].split("/")[:3])  # noqa: PLR2004
                 metrics.HTTP_REQUESTS.labels(path, str(message["status"])).inc()
             await send(message)
@@ -74,7 +74,7 @@ class _Counted:
 
 
 async def main(settings: Settings, stop: Stop) -> None:
-    """Serve on ``api_host``:``api_port`` (0: any free one, it is logged) until ``stop``.
+    """Serve on ``api_host`` and ``api_port`` (0: any free port, see the log event ``listening``) until ``stop``.
 
     A Kafka client that fails permanently makes ``stop`` fail: ``/ready`` answers 503 at once, requests that have
     begun are answered, and the process ends to be restarted.

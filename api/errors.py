@@ -1,7 +1,7 @@
-"""The errors of the API: one table of codes, one shape of response.
+"""The errors of the API: the one table of codes, and the format of error responses.
 
-Every error is ``{"error": {"code", "message", "docs"}}``; ``docs`` is a path of this server that explains the code and
-how to fix the request. A message never repeats a value that was sent.
+Every error is ``{"error": {"code", "message", "docs"}}``. ``docs`` is a path of this server with an explanation of the
+code and how to fix the request. A message never contains a value of the request.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ DOCS = "/v1/errors/"
 
 @dataclass(frozen=True, slots=True)
 class Code:
-    """A kind of error: its HTTP status, and how the sender fixes it."""
+    """A kind of error: its HTTP status, and how the sender can fix it."""
 
     status: int
     fix: str
@@ -32,11 +32,13 @@ CODES: Mapping[str, Code] = {
     "not_json": Code(400, 'Send UTF-8 JSON: one event object, an array of them, or {"events": [...]}.'),
     "no_events": Code(400, "Send at least one event."),
     "none_accepted": Code(
-        400, "Each item of `events` names the wrong fields. GET /v1/schemas/{type} lists the fields of a type."
+        400, "Each item of `events` lists its invalid fields. GET /v1/schemas/{type} returns the fields of a type."
     ),
-    "not_found": Code(404, "The paths are: POST /v1/events, POST /v1/validate, GET /v1/schemas, /v1/schemas/{type}."),
-    "method_not_allowed": Code(405, "The Allow header has the methods of this path."),
-    "slow_request": Code(408, "The body took too long to arrive. Send it again; nothing of it was accepted."),
+    "not_found": Code(
+        404, "The paths are POST /v1/events, POST /v1/validate, GET /v1/schemas and GET /v1/schemas/{type}."
+    ),
+    "method_not_allowed": Code(405, "Use a method that the Allow header lists."),
+    "slow_request": Code(408, "The body did not arrive in time. Send it again; none of its events was accepted."),
     "too_many_events": Code(413, "Send at most 500 events in one request. Requests may run concurrently."),
     "too_large": Code(413, "Send at most 4 MiB in one request."),
     "unsupported_type": Code(
@@ -45,62 +47,66 @@ CODES: Mapping[str, Code] = {
     "unsupported_encoding": Code(415, "Send the body without a Content-Encoding header."),
     "kafka_unavailable": Code(
         503,
-        "The broker did not confirm in time. After Retry-After seconds send the items marked `unknown` again with the "
-        "same event_id: an event that did arrive counts once.",
+        "The broker did not confirm every event in time. After Retry-After seconds, send the items with status "
+        "`unknown` again with the same event_id: an event that was already stored counts once.",
     ),
     "overloaded": Code(
-        503, "Too many events wait for the broker. Nothing was accepted; repeat the request after Retry-After seconds."
+        503, "Too many events are waiting for the broker. No event was accepted; retry after Retry-After seconds."
     ),
     "internal": Code(
         500,
-        "A defect of the server; it is logged. Events may or may not have been accepted: send them again with the same "
-        "event_id.",
+        "An error of the server, which is logged. It is unknown whether events were accepted: send them again with "
+        "the same event_id.",
     ),
 }
 
 
-class Refusal(Exception):  # noqa: N818 - a response, not a defect
-    """A request that is answered with an error of :data:`CODES`."""
+class Refusal(Exception):  # noqa: N818 - a response, not a bug
+    """A request is rejected with an error of :data:`CODES`."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
         self.code = code
 
 
-def answer(status: int, content: Any, headers: Mapping[str, str] | None = None) -> Response:
-    """Return ``content`` as JSON."""
+def json_response(status: int, content: Any, headers: Mapping[str, str] | None = None) -> Response:
+    """Return a response with ``content`` as JSON."""
     return Response(orjson.dumps(content), status, headers, "application/json")
 
 
 def error(code: str, message: str) -> dict[str, str]:
-    """Return the inside of ``{"error": ...}``."""
+    """Return the value of ``error`` in an error response."""
     return {"code": code, "message": message, "docs": DOCS + code}
 
 
 async def refused(_: Request, refusal: Exception) -> Response:
-    """Answer a :class:`Refusal`."""
+    """Return the response to a :class:`Refusal`."""
     assert isinstance(refusal, Refusal)  # noqa: S101 - registered for this type only
     status = CODES[refusal.code].status
     headers = {"Retry-After": "1"} if status == 503 else None  # noqa: PLR2004
-    return answer(status, {"error": error(refusal.code, str(refusal))}, headers)
+    return json_response(status, {"error": error(refusal.code, str(refusal))}, headers)
 
 
 async def http_error(request: Request, raised: Exception) -> Response:
-    """Answer what the router raises: an unknown path or method."""
+    """Return the response to an unknown path or method."""
     assert isinstance(raised, HTTPException)  # noqa: S101 - registered for this type only
     code = "method_not_allowed" if raised.status_code == 405 else "not_found"  # noqa: PLR2004
-    return answer(raised.status_code, {"error": error(code, f"{request.method} here: {raised.detail}")}, raised.headers)
+    return json_response(
+        raised.status_code,
+        {"error": error(code, f"{request.method} on this path: {raised.detail}")},
+        raised.headers,
+    )
 
 
 async def unexpected(request: Request, raised: Exception) -> Response:
-    """Answer an unexpected exception: it is logged in full, and the response holds no detail of it."""
+    """Log an unexpected exception and return status 500 without its details."""
     log("api").error("unexpected error", exc_info=raised, extra={"fields": {"path": request.scope["path"]}})
-    return answer(500, {"error": error("internal", "an unexpected error")})
+    return json_response(500, {"error": error("internal", "the server could not handle the request")})
 
 
 async def explain(request: Request) -> Response:
-    """GET /v1/errors/{code}: the status of a code and how to fix the request."""
+    """GET /v1/errors/{code}: return the status of a code and how to fix the request."""
     code = CODES.get(request.path_params["code"])
     if code is None:
         raise Refusal("not_found", f"unknown code; the codes are: {', '.join(CODES)}")
-    return answer(200, {"code": request.path_params["code"], "status": code.status, "fix": code.fix})
+    return json_response(200, {"code": request.path_params["code"], "status": code.status, "fix": code.fix})

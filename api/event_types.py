@@ -1,4 +1,4 @@
-"""GET /v1/schemas and /v1/schemas/{type}: the types to send, each with an example that is accepted unchanged."""
+"""GET /v1/schemas and /v1/schemas/{type}: the event types, each with its schema and a valid example."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from api.errors import Refusal, answer
+from api.errors import Refusal, json_response
 from schemas.registry import RecordType, registry
 
 
 async def index(_: Request) -> Response:
-    """List the lead event types and the pipeline's own records."""
+    """GET /v1/schemas: return the lead event types and the record types of the pipeline."""
     schemas = registry()
-    return answer(
+    return json_response(
         200,
         {
             "events": [_summary(kind) for kind in schemas.events.values()],
@@ -32,7 +32,7 @@ async def one(request: Request) -> Response:
     if kind is None:
         raise Refusal("not_found", f"unknown type; the types are: {', '.join(schemas.types)}")
     example = {"example": {"type": name} | kind.example} if name in schemas.events else {}
-    return answer(200, _summary(kind) | {"schema": kind.full_schema} | example)
+    return json_response(200, _summary(kind) | {"schema": kind.full_schema} | example)
 
 
 def _summary(kind: RecordType) -> dict[str, Any]:

@@ -1,1 +1,1 @@
-"""Measurements against references, side by side in one run: ``make bench``."""
+"""Benchmarks: the throughput and latency of leadstream, each compared with a reference in the same run."""

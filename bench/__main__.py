@@ -1,6 +1,6 @@
-"""``make bench``: every measurement, side by side with its reference, and ``bench/latest.json``.
+"""``make bench``: run all benchmarks, print their results and write them to ``bench/latest.json``.
 
-``--only hop,intake,clickhouse,end_to_end`` measures some of them and writes nothing; ``--runs`` is how often (5).
+``--only hop,intake`` runs only these benchmarks and writes no file; ``--runs`` is the number of runs of each (5).
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ _GROUPS = ("hop", "intake", "clickhouse", "end_to_end")
 
 
 def main() -> None:
-    """Measure and print."""
+    """Run the benchmarks that the command line names."""
     parser = argparse.ArgumentParser(prog="python -m bench")
-    parser.add_argument("--only", default=",".join(_GROUPS))
-    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument(
+        "--only", default=",".join(_GROUPS), help="benchmarks to run, separated by commas (%(default)s)"
+    )
+    parser.add_argument("--runs", type=int, default=5, help="runs of each benchmark (%(default)s)")
     options = parser.parse_args()
     wanted = options.only.split(",")
     home = Path(tempfile.mkdtemp(prefix="leadstream-bench-"))

@@ -1,7 +1,7 @@
-"""The ClickHouse sink against the server's own ``INSERT … SELECT`` of the same rows, same views at work.
+"""The ClickHouse sink compared with an ``INSERT … SELECT`` of the same rows inside the server, with the same views.
 
-``ours`` joins and sends records that are in memory, preparing a batch while the one before is inserted, as the batch
-loop does. ``reference`` is the server alone: it inserts the same batches from a table that holds them.
+``ours``: the sink inserts records that are in memory; as in the batch loop, a batch is prepared while the previous one
+is inserted. ``reference``: the server inserts the same batches from a table.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _BATCH = 50_000
 
 
 def measure(url: str, runs: int) -> list[Result]:
-    """Return the comparison, rows a second."""
+    """Return the comparison, in rows per second."""
     offsets = counter()
     payloads = _payloads()
 
@@ -42,14 +42,14 @@ def measure(url: str, runs: int) -> list[Result]:
                 if inserting is not None:
                     await inserting
                 inserting = asyncio.ensure_future(sink.apply(prepared))
-                await asyncio.sleep(0)  # let it begin
+                await asyncio.sleep(0)  # starts the insert
             if inserting is not None:
                 await inserting
             return _ROWS / (time.perf_counter() - began)
 
     async def reference() -> float:
         async with ClickHouse(url) as server:
-            await _keep(server, payloads)
+            await _store_reference_rows(server, payloads)
             await _clear(server)
             began = time.perf_counter()
             for start in range(0, _ROWS, _BATCH):
@@ -74,12 +74,12 @@ def measure(url: str, runs: int) -> list[Result]:
 
 
 def _messages(first: int, payloads: list[bytes]) -> list[Message]:
-    """Return the records; never the same offsets, so that nothing is taken for a repetition."""
+    """Return the records, with unused offsets: ClickHouse would deduplicate repeated ones."""
     return [Message("leads.changed", 0, first + n, None, value, None, None, (1, 1)) for n, value in enumerate(payloads)]
 
 
-async def _keep(server: ClickHouse, payloads: list[bytes]) -> None:
-    """Store the same rows as a table of the landing table's columns, once."""
+async def _store_reference_rows(server: ClickHouse, payloads: list[bytes]) -> None:
+    """Store the rows in a table with the columns of the landing table, if it does not exist."""
     if await server.query("SELECT 1 AS x FROM system.tables WHERE name = 'bench_lead_change'"):
         return
     from schemas.codec import container, container_header  # noqa: PLC0415

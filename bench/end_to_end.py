@@ -1,4 +1,4 @@
-"""From the first record on ``leads.received`` until the last one can be seen, with every process running.
+"""Throughput and latency of the whole pipeline, with all processes running.
 
 ``ours`` is events a second until the last event is in Postgres and in ClickHouse (both are polled for what is visible);
 ``reference`` is the rate wanted on two cores. The paced run begins when what that left behind is done, and sends 1,000
@@ -31,14 +31,14 @@ _WANTED_RATE = 10_000
 _PACED_RATE = 1_000
 _PACED_S = 20
 _SLICE = 20
-_LOOK_S = 0.1  # at least, between two looks at a store: they cost it something, too
+_POLL_S = 0.1  # minimum time between two polls of a store, because a poll takes time of it
 _LIMITS_MS = {"postgres": 250.0, "clickhouse": 1500.0}
 
 Count = Callable[[], Awaitable[int]]
 
 
 def measure(state: dict[str, Any], runs: int) -> list[Result]:
-    """Return events a second and the latencies at a paced rate."""
+    """Return the throughput in events per second, and the latencies at a constant rate."""
     found = []
     asyncio.run(_rate(state, _WARM_UP))
     for store, waits in asyncio.run(_paced(state)).items():
@@ -76,7 +76,7 @@ async def _paced(state: dict[str, Any]) -> dict[str, list[float]]:
     total = _PACED_RATE * _PACED_S
     events = payloads(total, tenant)
     ids = [_id(value) for _, value in events]
-    await _calm(_kafka(state))
+    await _wait_until_idle(_kafka(state))
     sent: list[float] = []
     deliverer = Deliverer(_kafka(state), "bench")
     pool = await asyncpg.create_pool(state["postgres"]["dsn"], min_size=1, max_size=1)
@@ -111,8 +111,8 @@ def _id(value: bytes) -> str:
     return f"{envelope['tenant']}{envelope['event_id']}"
 
 
-async def _calm(settings: KafkaSettings) -> None:
-    """Wait until no group of the pipeline has anything left to do."""
+async def _wait_until_idle(settings: KafkaSettings) -> None:
+    """Wait until no consumer group of the pipeline has lag."""
     reader = LagReader(settings)
     while any(row.lag for row in await asyncio.to_thread(reader.read)):  # noqa: ASYNC110 - no notification exists
         await asyncio.sleep(1)
@@ -124,22 +124,22 @@ def _kafka(state: dict[str, Any]) -> KafkaSettings:
 
 
 async def _waits(total: int, sent: list[float], count: Count) -> list[float]:
-    """Return each event's wait in ms, by count: the n-th to become visible is held against the n-th that was sent."""
+    """Return the latencies in ms: the n-th event to become visible is compared with the n-th that was sent."""
     waits: list[float] = []
     while len(waits) < total:
         there = await count()
         now = time.time()
         waits += [(now - sent[n]) * 1000 for n in range(len(waits), there)]
-        await asyncio.sleep(_LOOK_S)
+        await asyncio.sleep(_POLL_S)
     return sorted(waits)
 
 
 async def _until(wanted: int, count: Count) -> None:
-    """Wait until ``wanted`` are there; look again after half of the time that the rest will take at the pace so far."""
+    """Wait until ``count`` returns ``wanted``; poll after half of the estimated remaining time."""
     began = time.perf_counter()
     while (there := await count()) < wanted:
         left = (time.perf_counter() - began) * (wanted - there) / max(there, 1)
-        await asyncio.sleep(min(max(left / 2, _LOOK_S), 1.0))
+        await asyncio.sleep(min(max(left / 2, _POLL_S), 1.0))
 
 
 async def _in_postgres(pool: asyncpg.Pool, tenants: str) -> int:

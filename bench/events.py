@@ -1,4 +1,4 @@
-"""What the measurements send: the demonstration's good events, once each, in Avro single-object encoding."""
+"""The events of the benchmarks: valid events of the demo without duplicates, in Avro single-object encoding."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from schemas.codec import Codec
 
 
 def payloads(count: int, tenant: str) -> list[tuple[bytes, bytes]]:
-    """Return ``count`` events as (key, value); about one person an eight events."""
+    """Return ``count`` events as (key, value); there is about one person for eight events."""
     codec = Codec()
     people = People(tenant, count * 2, 5, time.time_ns() // 1000)
     good = (e for e in people if e.form == "avro" and not e.duplicate)
     made = [(event.key, event.value) for event in itertools.islice(good, count)]
-    while len(made) < count:  # a second draw of the same kind where the first was too short
+    while len(made) < count:  # more people, if the first set had too few valid events
         more = People(f"{tenant}-{len(made)}", count * 2, len(made), time.time_ns() // 1000)
         made += [(e.key, e.value) for e in more if e.form == "avro" and not e.duplicate][: count - len(made)]
     for _, value in made[:3]:
@@ -28,7 +28,7 @@ def payloads(count: int, tenant: str) -> list[tuple[bytes, bytes]]:
 
 
 def fill(settings: KafkaSettings, topic: str, events: list[tuple[bytes, bytes]]) -> None:
-    """Produce ``events`` to ``topic`` and wait until they are there."""
+    """Produce ``events`` to ``topic`` and wait until the broker has them."""
     config = {"queue.buffering.max.messages": 2_000_000, "linger.ms": 20}
     producer = Producer(client_config(settings, "bench") | config)
     for key, value in events:

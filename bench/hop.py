@@ -1,4 +1,4 @@
-"""A pass-through hop (decode, validate, forward) against raw librdkafka, quixstreams and a plain Faust agent."""
+"""One hop (decode, validate, forward) compared with plain librdkafka, quixstreams and a plain Faust agent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from infra.kafka_settings import KafkaSettings
 from infra.settings import child_environment
 
 _COUNT = 100_000
-_SLOW = 15_000  # Faust takes a tenth of the events: its rate is what counts
+_SLOW = 15_000  # Faust gets fewer events: only its rate is compared
 ROOT = Path(__file__).parents[1]
 
 
@@ -80,7 +80,7 @@ def _records(settings: KafkaSettings, topic: str) -> int:
 
 
 def _quix_python(home: Path) -> str:
-    """Return a Python with quixstreams, which pins an older confluent-kafka, and what the same work needs."""
+    """Return the Python of a separate environment for quixstreams, which needs an older confluent-kafka."""
     python = home / "quix" / "bin" / "python"
     if not python.exists():
         subprocess.run([sys.executable, "-m", "venv", str(home / "quix")], check=True)

@@ -1,7 +1,7 @@
-"""One contender of the hop: consume ``count`` events, decode and validate each, forward its bytes; print the seconds.
+"""One implementation of the hop: consume ``count`` events, decode and validate each, forward its bytes.
 
-``python bench/hop_worker.py ours|raw|quix|faust BOOTSTRAP SOURCE TARGET COUNT``; time runs from the first record seen
-to the last one delivered. ``raw`` decodes nothing: it is the ceiling.
+``python bench/hop_worker.py ours|raw|quix|faust BOOTSTRAP SOURCE TARGET COUNT`` prints the seconds from the first
+record that is consumed to the last one that is delivered. ``raw`` does not decode: it is the upper limit.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _AHEAD = 86_400_000_000
 
 
 def work() -> Any:
-    """Return the function that every contender applies to a payload."""
+    """Return the function that every implementation applies to a payload."""
     codec, events, now = Codec(), registry().events, time.time_ns() // 1000
 
     def judge(payload: bytes) -> bytes:
@@ -33,7 +33,7 @@ def work() -> Any:
 
 
 def raw(bootstrap: str, source: str, target: str, count: int) -> float:
-    """Librdkafka by confluent-kafka, nothing decoded."""
+    """Run librdkafka (confluent-kafka) without decoding; return the seconds."""
     from confluent_kafka import Consumer, Producer  # noqa: PLC0415
 
     from infra.kafka.client import client_config  # noqa: PLC0415
@@ -59,7 +59,7 @@ def raw(bootstrap: str, source: str, target: str, count: int) -> float:
 
 
 def ours(bootstrap: str, source: str, target: str, count: int) -> float:
-    """Our batch loop."""
+    """Run the batch loop of leadstream; return the seconds."""
     from infra.kafka.batches import run_batches  # noqa: PLC0415
     from infra.kafka.processor import Effects  # noqa: PLC0415
     from infra.kafka.producer import Deliverer, Output  # noqa: PLC0415
@@ -101,7 +101,7 @@ def ours(bootstrap: str, source: str, target: str, count: int) -> float:
 
 
 def quix(bootstrap: str, source: str, target: str, count: int) -> float:
-    """Quixstreams, at its defaults but for linger and compression."""
+    """Run quixstreams with its default settings, except linger and compression; return the seconds."""
     from quixstreams import Application  # type: ignore[import-not-found]  # noqa: PLC0415
 
     judge, seen = work(), [0, 0.0]
@@ -126,7 +126,7 @@ def quix(bootstrap: str, source: str, target: str, count: int) -> float:
 
 
 def faust(bootstrap: str, source: str, target: str, count: int) -> float:
-    """Run a plain Faust agent, one send an event."""
+    """Run a plain Faust agent with one ``send`` per event; return the seconds."""
     import faust as library  # noqa: PLC0415
 
     judge, seen = work(), [0, 0.0]

@@ -1,8 +1,7 @@
-"""Intake against a server-only ``INSERT … SELECT … ON CONFLICT`` of the same rows.
+"""Intake compared with an ``INSERT … SELECT … ON CONFLICT`` of the same rows inside Postgres.
 
-``ours`` is the stage as it is installed, with as many workers as processes.toml says (see ``intake_worker.py``).
-``reference`` is Postgres alone, on one connection: each row that intake wrote, batch by batch and a transaction each,
-is written again from a copy of it.
+``ours``: the stage with as many workers as in ``infra/processes.toml`` (see ``intake_worker.py``). ``reference``:
+Postgres copies the rows that intake wrote from other tables, on one connection, one transaction per batch.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ _TABLES = {
     "receipts": "(key, month) DO NOTHING",
     "lead_history": "(lead_id, version, month) DO NOTHING",
 }
-# What a batch wrote: its leads and its history by their time, the rest by what is not copied yet.
+# The rows that a batch wrote: leads and history by their time, the others by not being copied yet.
 _WRITTEN = {
     "identities": "SELECT t.* FROM identities t LEFT JOIN bench_identities b USING (tenant, kind, value)"
     " WHERE b.value IS NULL",
@@ -44,11 +43,11 @@ _WRITTEN = {
 
 
 def measure(dsn: str, home: Path, batch: int, runs: int) -> list[Result]:
-    """Return the comparison, events a second."""
+    """Return the comparison, in events per second."""
     events = payloads(_COUNT, uuid.uuid4().hex[:12])
     workers = processes.load_processes()["intake"].replicas
     files = []
-    for number in range(workers):  # one person's events go to one worker, as by the key's partition
+    for number in range(workers):  # as with partitions, all events of a key go to one worker
         file = home / f"intake-{number}.pickle"
         file.write_bytes(pickle.dumps([event for event in events if zlib.crc32(event[0]) % workers == number]))
         files.append(file)
@@ -91,10 +90,10 @@ def _ours(dsn: str, files: list[Path], batch: int) -> float:
     return _COUNT / took
 
 
-def _wait_for(workers: list[subprocess.Popen[str]], word: str) -> None:
+def _wait_for(workers: list[subprocess.Popen[str]], line: str) -> None:
     for worker in workers:
-        if worker.stdout.readline().strip() != word:  # type: ignore[union-attr]
-            raise RuntimeError(f"a worker of the measurement ended before it was {word}")
+        if worker.stdout.readline().strip() != line:  # type: ignore[union-attr]
+            raise RuntimeError(f"a worker ended before it printed {line!r}")
 
 
 async def _empty(dsn: str) -> None:
@@ -104,7 +103,7 @@ async def _empty(dsn: str) -> None:
 
 
 async def _copy(dsn: str, events: list[tuple[bytes, bytes]], batch: int) -> int:
-    """Run intake once, and after each batch copy the rows that it wrote aside; return the number of batches."""
+    """Run intake once, and after each batch copy the rows that it wrote; return the number of batches."""
     await _empty(dsn)
     now = time.time_ns() // 1000
     pool, intake = await stage(dsn, lambda: now)
@@ -112,7 +111,7 @@ async def _copy(dsn: str, events: list[tuple[bytes, bytes]], batch: int) -> int:
         await pool.execute(f"CREATE UNLOGGED TABLE bench_{table} AS SELECT *, 0 AS part FROM {table} LIMIT 0")  # noqa: S608
     batches = batches_of(events, batch)
     for part, messages in enumerate(batches):
-        now += 1_000_000  # each batch has a time of its own, which its rows are found by
+        now += 1_000_000  # each batch has its own time, by which its rows are found
         await intake.apply(intake.prepare(messages))
         for table, written in _WRITTEN.items():
             arguments = [now] if "$1" in written else []

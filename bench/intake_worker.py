@@ -1,8 +1,8 @@
-"""One intake worker of the measurement: ``python bench/intake_worker.py DSN FILE BATCH``.
+"""One intake worker of the benchmark: ``python -m bench.intake_worker DSN FILE BATCH``.
 
-It reads its events from FILE, prints ``ready``, starts at a line on its standard input, and prints ``done``. The stage
-is whole: records in memory are decoded, validated, decided in one transaction a batch, and its outputs are encoded;
-prepare, apply and encoding overlap as they do in the batch loop.
+It reads its events from FILE, prints ``ready``, starts when it reads a line from standard input, and prints ``done``.
+It runs the complete stage on records in memory: decode, validate, decide and write in one transaction per batch, and
+encode the outputs. As in the batch loop, prepare, apply and encoding overlap.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from streams.intake.store import Store
 
 
 def batches_of(events: Sequence[tuple[bytes, bytes]], size: int) -> list[list[Message]]:
-    """Return (key, value) pairs as the batches of records that the loop would hand over."""
+    """Return (key, value) pairs as batches of records, as the batch loop passes them."""
     at = (1, time.time_ns() // 1_000_000)
     found = [Message("leads.received", 0, n, key, value, None, None, at) for n, (key, value) in enumerate(events)]
     return [found[start : start + size] for start in range(0, len(found), size)]
 
 
 async def stage(dsn: str, clock: Callable[[], int]) -> tuple[asyncpg.Pool, Intake]:
-    """Return the stage on one connection."""
+    """Return a pool with one connection, and the stage that uses it."""
     pool = await connect(dsn, size=1, application="bench")
     await pool.execute("INSERT INTO signal_types VALUES ('bench', 'form_submitted') ON CONFLICT DO NOTHING")
     router = Router(Codec(), ["leads.crm-hubspot"])

@@ -1,4 +1,4 @@
-"""One measured comparison and how it is printed and kept."""
+"""The result of a benchmark, and its output as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LATEST = Path(__file__).with_name("latest.json")
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """``ours`` against ``reference``: medians of ``runs`` interleaved runs; ``wanted`` is the least ratio."""
+    """The medians of ``runs`` alternating runs of ``ours`` and ``reference``; ``wanted`` is the minimum ratio."""
 
     name: str
     ours: float
@@ -38,7 +38,7 @@ def compare(
     unit: str = "events/s",
     note: str = "",
 ) -> Result:
-    """Run the two in turn, ``runs`` times each after one warm-up, and compare their medians."""
+    """Run both alternately, ``runs`` times each after one warm-up, and compare their medians."""
     ours(), reference()
     pairs = [(ours(), reference()) for _ in range(runs)]
     mine, other = (statistics.median(column) for column in zip(*pairs, strict=True))
@@ -46,7 +46,7 @@ def compare(
 
 
 def publish(results: Sequence[Result], *, write: bool) -> None:
-    """Print the table and, where ``write``, keep it in ``bench/latest.json``."""
+    """Print the table; with ``write``, also write ``bench/latest.json``."""
     table = Table("what", "ours", "reference", "ratio", "wanted", "unit", "runs", box=None, pad_edge=False)
     for r in results:
         colour = "green" if r.ratio >= r.wanted else "red"

@@ -29,17 +29,17 @@ def seconds_us(seconds: float) -> int:
 
 
 def to_datetime(at_us: int) -> datetime:
-    """Return ``at_us`` as a datetime in UTC. Raises OverflowError outside of the years 1 to 9999."""
+    """Return ``at_us`` as a datetime in UTC. Raises OverflowError outside the years 1 to 9999."""
     return _EPOCH + timedelta(microseconds=at_us)
 
 
 def from_datetime(at: datetime) -> int:
-    """Return an aware datetime in microseconds since 1970, exact. Raises TypeError for one without a time zone."""
+    """Return an aware datetime as microseconds since 1970, exactly. Raises TypeError if it has no time zone."""
     return (at - _EPOCH) // _MICROSECOND
 
 
 def uuid7(at_us: int | None = None) -> str:
-    """Return a UUID version 7 for ``at_us`` (now by default): later ones sort after earlier ones.
+    """Return a UUID version 7 for the time ``at_us`` (default: now); UUIDs of later times sort after earlier ones.
 
     48 bits of milliseconds, 12 bits of the microseconds within the millisecond, 62 random bits.
     Source: RFC 9562, section 5.7 and method 3 of section 6.2.

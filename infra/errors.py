@@ -1,13 +1,12 @@
-"""Classify errors once.
+"""The exceptions that callers handle differently, and the classification of HTTP statuses.
 
     Exception
-    ├── DependencyUnavailable      a dependency is unavailable: retry the same work with backoff, nothing is lost
-    ├── ClientFailed        a client can never work again: end the process, it is restarted with a new one
-    ├── TooManyDead         a window holds more dead records than is plausible: stop, do not empty the topic
-    └── anything else       a bug: the process stops with the exception logged and its offsets uncommitted
+    ├── DependencyUnavailable   a dependency is unavailable: retry the same work with backoff
+    ├── ClientFailed            a client failed permanently: end the process; it is restarted with a new client
+    ├── TooManyDead             too large a share of records is dead: stop, before a whole topic is dead-lettered
+    └── any other exception     a bug: log it and end the process without a commit
 
-HTTP responses of connectors become a :class:`Verdict` by :func:`classify_status`, unless the connector's own table of
-errors has the status.
+A connector maps an HTTP status to a :class:`Verdict` with its own table of errors, else with :func:`classify_status`.
 """
 
 from __future__ import annotations
@@ -25,17 +24,17 @@ class DependencyUnavailable(Exception):  # noqa: N818 - a state of the dependenc
 
 
 class ClientFailed(Exception):  # noqa: N818 - a state of the client, not a defect
-    """A client of a dependency failed permanently: the process ends, and is restarted with a new client."""
+    """A client of a dependency failed permanently: the process ends and is restarted with a new client."""
 
 
 class TooManyDead(Exception):  # noqa: N818 - a state of the topic, not a defect
-    """A larger share of the last records is dead than ``LEADSTREAM_MAX_DEAD_SHARE`` allows."""
+    """The share of dead records among the newest ``LEADSTREAM_DEAD_WINDOW`` exceeds ``LEADSTREAM_MAX_DEAD_SHARE``."""
 
 
 def first_error(error: BaseException) -> BaseException:
-    """Return the first error in a group of groups: the one that ended the others.
+    """Return the innermost first error of an exception group: the one that cancelled the other tasks.
 
-    Raise it outside the ``except`` block: inside, its context would be the group that holds it, an endless chain.
+    Raise it outside the ``except`` block: inside, its context would be the group that contains it, a cyclic chain.
     """
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
@@ -45,10 +44,10 @@ def first_error(error: BaseException) -> BaseException:
 class Verdict(StrEnum):
     """What to do about a failed call."""
 
-    RETRY = "retry"  # the same call, with backoff and jitter
-    PAUSE = "pause"  # no call to this destination for a while
-    REFRESH = "refresh"  # get a new token once, then the same call
-    DEAD = "dead"  # refused permanently
+    RETRY = "retry"  # repeat the call, with backoff and jitter
+    PAUSE = "pause"  # send no calls to this destination for a time
+    REFRESH = "refresh"  # get a new token once, then repeat the call
+    DEAD = "dead"  # rejected permanently: do not repeat the call
 
 
 _STATUS = {401: Verdict.REFRESH, 408: Verdict.RETRY, 409: Verdict.RETRY, 423: Verdict.RETRY, 425: Verdict.RETRY}
@@ -56,7 +55,7 @@ _STATUS |= {429: Verdict.PAUSE, 501: Verdict.DEAD}
 
 
 def classify_status(status: int) -> Verdict:
-    """Return what to do about an HTTP ``status`` of 400 or more that is not in the connector's own table."""
+    """Return what to do about an HTTP ``status`` of 400 or more that the connector's own table does not have."""
     if status in _STATUS:
         return _STATUS[status]
-    return Verdict.RETRY if status >= 500 else Verdict.DEAD  # noqa: PLR2004 - 5xx: the server's problem
+    return Verdict.RETRY if status >= 500 else Verdict.DEAD  # noqa: PLR2004 - 5xx: an error of the server

@@ -1,4 +1,4 @@
-"""GET /live, /ready and /metrics: the same pages for the API and for every worker."""
+"""The health pages, the same for the API and for every worker: GET /live, /ready and /metrics."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from starlette.routing import Route
 
 from infra.runtime import Status
 
-_REMEMBER_S = 1.0
+_CACHE_S = 1.0
 
 Check = Callable[[], Awaitable[str]]
 
 
 class Health:
-    """The three pages over ``status``.
+    """The three pages of a process with ``status``.
 
-    ``check`` is a further condition of readiness: it returns what is unavailable, or nothing, in bounded time. It is
+    ``check`` is a further condition of readiness: within a bounded time it returns what is unavailable, or "". It is
     called at most once a second, however often the page is requested.
     """
 
@@ -35,20 +35,20 @@ class Health:
 
     @property
     def routes(self) -> list[Route]:
-        """The routes of the three pages."""
+        """Routes of the three pages."""
         return [Route("/live", self.live), Route("/ready", self.ready), Route("/metrics", self.metrics)]
 
     async def live(self, _: Request) -> Response:
-        """Answer 200 while the process serves."""
+        """Respond with 200 while the process serves requests."""
         return PlainTextResponse("live\n")
 
     async def ready(self, _: Request) -> Response:
-        """Answer 200 while the process can do its work, else 503 with the reason."""
+        """Respond with 200 while the process can do its work, else with 503 and the reason."""
         reason = await self._reason()
         return PlainTextResponse(f"{reason or 'ready'}\n", 503 if reason else 200)
 
     async def metrics(self, _: Request) -> Response:
-        """Answer with Prometheus' text format."""
+        """Respond with the metrics, in the text format of Prometheus."""
         return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
     async def _reason(self) -> str:
@@ -60,12 +60,12 @@ class Health:
         if self._check is None:
             return ""
         async with self._lock:
-            if time.monotonic() - self._checked_at > _REMEMBER_S:
+            if time.monotonic() - self._checked_at > _CACHE_S:
                 self._unavailable = await self._check()
                 self._checked_at = time.monotonic()
-        return status.failure or self._unavailable  # the check may have found what ends the process
+        return status.failure or self._unavailable  # the check may have detected a permanent failure
 
 
 def app(health: Health) -> Starlette:
-    """Return the pages as an application of their own, for a process that serves nothing else."""
+    """Return an application with only these pages, for a process that serves no other HTTP."""
     return Starlette(routes=health.routes)

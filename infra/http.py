@@ -1,10 +1,11 @@
-"""HTTP to third-party services: the client, the one retry policy, and a rate limit.
+"""HTTP calls to third-party services: the client, the one retry policy, and a rate limit.
 
     Exception
     └── Unreachable     no response after all attempts; ``reason`` is timeout or unavailable
 
-:func:`send` retries what is likely to be short: no connection, no response, 502, 503, 504. It is for calls that may be
-repeated (reads, keyed writes, calls with an idempotency key). The connector decides what a response means.
+:func:`send` retries failures that are likely to be temporary: no connection, no response, status 502, 503 or 504. Use
+it only for calls that may be repeated (reads, keyed writes, calls with an idempotency key). The connector interprets
+the response.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ import tenacity
 
 from infra.outcomes import Reason
 
-_AGAIN = frozenset({502, 503, 504})
+_RETRIED = frozenset({502, 503, 504})
 _HEADERS = {"user-agent": "leadstream", "accept": "application/json"}
 
 Sleep = Callable[[float], Awaitable[None]]
 
 
 class Unreachable(Exception):  # noqa: N818 - a state of the service, not a defect
-    """No response after all attempts. ``reason``: TIMEOUT (the call may have had its effect) or UNAVAILABLE."""
+    """No response after all attempts. ``reason``: TIMEOUT (the call may have taken effect) or UNAVAILABLE."""
 
     def __init__(self, reason: Reason) -> None:
         super().__init__(reason.value)
@@ -40,10 +41,10 @@ def client(
     connections: int = 8,
     transport: httpx.AsyncBaseTransport | None = None,
 ) -> httpx.AsyncClient:
-    """Return a client for one service; the caller closes it.
+    """Return an HTTP client for one service; the caller closes it.
 
-    ``timeout_s`` bounds connecting, and each wait for a part of the response. Up to ``connections`` are kept open and
-    reused. ``transport``: in tests, the simulator in process.
+    ``timeout_s`` limits, in seconds, each wait for a part of the response; connecting may take at most 5 s of it.
+    ``connections`` is the maximum number of connections, which are reused. ``transport`` replaces the network in tests.
     """
     return httpx.AsyncClient(
         base_url=base_url,
@@ -66,25 +67,28 @@ async def send(
     attempts: int = 3,
     sleep: Sleep = asyncio.sleep,
 ) -> httpx.Response:
-    """Send ``body`` as JSON and return the response, whatever its status; ``before`` is awaited before each attempt.
+    """Send ``body`` as JSON and return the response, whatever its status.
+
+    ``before`` is awaited before each attempt, such as a rate limit. The wait between attempts is random: up to 0.1 s,
+    then up to 0.2 s, doubling up to 2 s. If the last attempt gets status 502, 503 or 504, that response is returned.
 
     Raises:
-        Unreachable: after ``attempts`` attempts, about 0.1 s, then 0.2 s, ... apart (random, at most 2 s).
+        Unreachable: no response after ``attempts`` attempts.
 
     """
     content = None if body is None else orjson.dumps(body)
-    given = dict(headers or {}) | ({} if content is None else {"content-type": "application/json"})
+    all_headers = dict(headers or {}) | ({} if content is None else {"content-type": "application/json"})
 
     async def once() -> httpx.Response:
         if before is not None:
             await before()
-        return await http.request(method, path, content=content, headers=given)
+        return await http.request(method, path, content=content, headers=all_headers)
 
     policy: tenacity.AsyncRetrying = tenacity.AsyncRetrying(
         stop=tenacity.stop_after_attempt(attempts),
         wait=tenacity.wait_random_exponential(multiplier=0.1, max=2),
         retry=tenacity.retry_if_exception_type(httpx.TransportError)
-        | tenacity.retry_if_result(lambda response: response.status_code in _AGAIN),
+        | tenacity.retry_if_result(lambda response: response.status_code in _RETRIED),
         retry_error_callback=_last,
         sleep=sleep,
     )
@@ -103,10 +107,10 @@ def _last(state: tenacity.RetryCallState) -> httpx.Response:
 
 
 class Bucket:
-    """Limits calls to ``per_window`` in any ``window_s`` seconds, for this process.
+    """Rate limit of this process: at most ``per_window`` calls start in any ``window_s`` seconds.
 
-    A token bucket. Its burst is a fifth of the window's calls, its rate the rest spread over the window: a single call
-    never waits, and at most ``per_window`` calls start in any window of ``window_s`` seconds.
+    A token bucket: a fifth of the calls may start in a burst, the rest are spread over the window. A call after an idle
+    time does not wait.
     """
 
     def __init__(
@@ -131,13 +135,13 @@ class Bucket:
         return self._tokens
 
     async def take(self) -> None:
-        """Wait until this call may start; calls start in the order in which they asked."""
+        """Wait until this call may start; calls start in the order in which they were requested."""
         self._refill()
         self._tokens -= 1
         if self._tokens < 0:
             await self._sleep(-self._tokens / self._rate)
 
     async def ready(self) -> None:
-        """Wait until a call could start at once, without reserving it: claim work only then."""
+        """Wait until a call could start without a wait; nothing is reserved. Callers claim work only then."""
         while (short := 1 - self._refill()) > 0:
             await self._sleep(short / self._rate)

@@ -1,4 +1,4 @@
-"""Settings of the connection to Kafka: addresses, TLS and SASL, validated together."""
+"""Settings of the connection to Kafka (addresses, TLS, SASL), validated as a whole."""
 
 from __future__ import annotations
 
@@ -17,43 +17,52 @@ _FILES = ("kafka_ssl_ca", "kafka_ssl_certificate", "kafka_ssl_key")
 
 
 class KafkaSettings(BaseModel):
-    """How to reach Kafka: all that :mod:`infra.kafka.client` needs to build a client. Frozen.
+    """The settings that :mod:`infra.kafka.client` needs to create a client. Frozen.
 
-    :class:`infra.settings.Settings` has these fields too: pass it where a KafkaSettings is asked for.
+    :class:`infra.settings.Settings` is a subclass: pass it wherever a KafkaSettings is expected.
 
-    Guarantees: a combination that cannot work, such as SASL without a user, does not validate. No password is part of
-    ``repr`` or of a validation error.
+    Guarantees: a combination that cannot work, such as SASL without a user name, is a validation error. Neither
+    ``repr`` nor a validation error contains a password.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
 
     kafka_bootstrap: str = Field(
-        "127.0.0.1:9092", min_length=3, description="Kafka brokers to connect to first: host:port, separated by commas."
+        "127.0.0.1:9092",
+        min_length=3,
+        description="Kafka brokers for the first connection: host:port, separated by commas.",
     )
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", description="Protection of connections to Kafka: SSL is TLS, SASL adds authentication."
     )
     kafka_ssl_ca: Path | None = Field(
-        None, description="PEM file with the authorities that may sign a broker's certificate; unset: the system's."
+        None,
+        description="PEM file of the authorities that brokers' certificates are checked against. Unset: the system's.",
     )
     kafka_ssl_certificate: Path | None = Field(
-        None, description="PEM file with the client's certificate, for brokers that require one."
+        None, description="PEM file of the client's certificate, for brokers that require one."
     )
-    kafka_ssl_key: Path | None = Field(None, description="PEM file with the private key of the client's certificate.")
-    kafka_ssl_key_password: SecretStr | None = Field(None, description="Password of that key; unset: not encrypted.")
+    kafka_ssl_key: Path | None = Field(None, description="PEM file of the private key of the client's certificate.")
+    kafka_ssl_key_password: SecretStr | None = Field(
+        None, description="Password of the client's private key. Unset: the key is not encrypted."
+    )
     kafka_sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512", "OAUTHBEARER"] | None = Field(
         None, description="SASL mechanism. Required with SASL_PLAINTEXT and SASL_SSL."
     )
-    kafka_sasl_username: str = Field("", description="User name for PLAIN and SCRAM.")
-    kafka_sasl_password: SecretStr | None = Field(None, description="Password for PLAIN and SCRAM.")
+    kafka_sasl_username: str = Field("", description="User name of a PLAIN or SCRAM login.")
+    kafka_sasl_password: SecretStr | None = Field(None, description="Password of a PLAIN or SCRAM login.")
     kafka_oauth_token_url: str = Field(
         "",
         pattern=r"^(https?://.+)?$",
-        description="Token endpoint for OAUTHBEARER (OAuth 2.0, grant client_credentials).",
+        description="Token endpoint of an OAUTHBEARER login (OAuth 2.0, grant client_credentials).",
     )
-    kafka_oauth_client_id: str = Field("", description="Client id to get a token with.")
-    kafka_oauth_client_secret: SecretStr | None = Field(None, description="Client secret to get a token with.")
-    kafka_oauth_scope: str = Field("", description="Scope of the token; empty: the token endpoint's default.")
+    kafka_oauth_client_id: str = Field("", description="Client id that is sent to the token endpoint.")
+    kafka_oauth_client_secret: SecretStr | None = Field(
+        None, description="Client secret that is sent to the token endpoint."
+    )
+    kafka_oauth_scope: str = Field(
+        "", description="Scope of the requested token. Empty: the default of the token endpoint."
+    )
 
     @property
     def kafka_uses_tls(self) -> bool:
@@ -69,17 +78,17 @@ class KafkaSettings(BaseModel):
     def _missing(self) -> Iterator[str]:
         sasl, mechanism = self.kafka_security_protocol in _SASL, self.kafka_sasl_mechanism
         if sasl and mechanism is None:
-            yield f"{_name('kafka_sasl_mechanism')}: missing, {self.kafka_security_protocol} needs it"
+            yield f"{_name('kafka_sasl_mechanism')}: missing, required by {self.kafka_security_protocol}"
         needed = (
             () if not sasl or mechanism is None else _OAUTH_FIELDS if mechanism == "OAUTHBEARER" else _PASSWORD_FIELDS
         )
         for field in needed:
             if not self._is_set(field):
-                yield f"{_name(field)}: missing, {mechanism} needs it"
+                yield f"{_name(field)}: missing, required by {mechanism}"
         if self.kafka_ssl_certificate and not self.kafka_ssl_key:
-            yield f"{_name('kafka_ssl_key')}: missing, {_name('kafka_ssl_certificate')} needs it"
+            yield f"{_name('kafka_ssl_key')}: missing, required by {_name('kafka_ssl_certificate')}"
         if self.kafka_ssl_key and not self.kafka_ssl_certificate:
-            yield f"{_name('kafka_ssl_certificate')}: missing, {_name('kafka_ssl_key')} needs it"
+            yield f"{_name('kafka_ssl_certificate')}: missing, required by {_name('kafka_ssl_key')}"
 
     def _unused(self) -> Iterator[str]:
         """Name settings without effect, since a user who set them believes that connections are protected."""

@@ -1,10 +1,10 @@
-"""Every metric's name, what it counts and its labels, once."""
+"""All metrics: the name, the description and the labels of each. No other module defines one."""
 
 from prometheus_client import Counter, Gauge, Histogram
 
 # Labels: stage is the consumer group's name (intake, sink-clickhouse, crm-hubspot, ...).
 RECORDS = Counter("leadstream_records", "Records whose offsets a stage has committed.", ["stage"])
-OUTCOMES = Counter("leadstream_outcomes", "Outcomes by stage, what and reason.", ["stage", "what", "reason"])
+OUTCOMES = Counter("leadstream_outcomes", "Outcomes, by stage, kind (what) and reason.", ["stage", "what", "reason"])
 BATCH_SECONDS = Histogram(
     "leadstream_batch_seconds",
     "Duration of one step (prepare, apply, deliver, commit) of one batch.",
@@ -23,10 +23,10 @@ WAITING = Gauge(
     ["stage", "dependency"],
 )
 REBALANCES = Counter(
-    "leadstream_rebalances", "Partitions that a worker had to give up (revoked) or lost.", ["stage", "kind"]
+    "leadstream_rebalances", "Partitions that were revoked from a worker, or lost by it.", ["stage", "kind"]
 )
 CAMPAIGNS_INVALID = Gauge(
-    "leadstream_campaigns_invalid", "1 while the campaign files have a problem; the last valid ones run."
+    "leadstream_campaigns_invalid", "1 while a campaign file is invalid; the last valid campaigns run."
 )
 CONTENTION = Counter(
     "leadstream_contention",
@@ -36,21 +36,25 @@ CONTENTION = Counter(
 HTTP_REQUESTS = Counter("leadstream_http_requests", "Requests to the API.", ["path", "status"])
 HTTP_EVENTS = Counter("leadstream_http_events", "Events sent to the API, by result.", ["status"])
 
-# librdkafka's own statistics, every 15 s. client is the process's name, kind is consumer or producer.
+# librdkafka's statistics, updated every 15 s. client is the process's name, kind is consumer or producer.
 _CLIENT = ["client", "kind"]
 KAFKA_QUEUE_MESSAGES = Gauge("leadstream_kafka_queue_messages", "Records in the client's queues.", _CLIENT)
 KAFKA_QUEUE_BYTES = Gauge("leadstream_kafka_queue_bytes", "Bytes of the records in the client's queues.", _CLIENT)
-KAFKA_REQUESTS = Gauge("leadstream_kafka_requests", "Requests to brokers that have no answer yet.", _CLIENT)
+KAFKA_REQUESTS = Gauge(
+    "leadstream_kafka_requests", "Requests to brokers that are queued or have no response yet.", _CLIENT
+)
 KAFKA_RTT_P99 = Gauge(
     "leadstream_kafka_rtt_p99_seconds", "Round trip time to the slowest broker, 99th percentile.", _CLIENT
 )
 KAFKA_THROTTLE_P99 = Gauge(
     "leadstream_kafka_throttle_p99_seconds", "Delay that a broker's quota imposes, 99th percentile.", _CLIENT
 )
-KAFKA_RETRIES = Counter("leadstream_kafka_retries", "Requests that were sent again.", _CLIENT)
+KAFKA_RETRIES = Counter("leadstream_kafka_retries", "Requests that were retried.", _CLIENT)
 KAFKA_REQUEST_ERRORS = Counter(
-    "leadstream_kafka_request_errors", "Requests and answers that failed on the connection.", _CLIENT
+    "leadstream_kafka_request_errors", "Requests and responses that failed on the connection.", _CLIENT
 )
-KAFKA_REQUEST_TIMEOUTS = Counter("leadstream_kafka_request_timeouts", "Requests without an answer in time.", _CLIENT)
-KAFKA_CONNECTS = Counter("leadstream_kafka_connects", "Connections to brokers that were tried.", _CLIENT)
-KAFKA_DISCONNECTS = Counter("leadstream_kafka_disconnects", "Connections to brokers that ended.", _CLIENT)
+KAFKA_REQUEST_TIMEOUTS = Counter(
+    "leadstream_kafka_request_timeouts", "Requests without a response within their timeout.", _CLIENT
+)
+KAFKA_CONNECTS = Counter("leadstream_kafka_connects", "Attempts to connect to a broker.", _CLIENT)
+KAFKA_DISCONNECTS = Counter("leadstream_kafka_disconnects", "Connections to brokers that were closed.", _CLIENT)

@@ -1,4 +1,4 @@
-"""The pipeline's processes, read from ``processes.toml``: the only list of them."""
+"""The processes of the pipeline, read from ``processes.toml``, their only list."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[1]
 class Process:
     """One process of the pipeline; ``module`` and ``args`` follow ``python -m``.
 
-    ``section`` is the settings section of the connector it runs, empty where it runs none. ``nice``: its niceness when
-    all run on one machine. ``replicas``: how many of it run.
+    ``section``: the settings section of its connector, empty if it runs none. ``nice``: its niceness when all processes
+    run on one machine. ``replicas``: the number of its instances.
     """
 
     name: str
@@ -29,7 +29,7 @@ class Process:
 
 @cache
 def load_processes(file: Path = FILE, root: Path = ROOT) -> dict[str, Process]:
-    """Return the processes by name, connectors expanded; connectors are found by listing files, never imported."""
+    """Return the processes by name, one for each connector file. Connectors are not imported, only listed."""
     found: dict[str, Process] = {}
     for name, table in tomllib.loads(file.read_text("utf-8")).items():
         stems = connectors(root, table["expand"]) if "expand" in table else [""]
@@ -49,6 +49,6 @@ def load_processes(file: Path = FILE, root: Path = ROOT) -> dict[str, Process]:
 
 
 def connectors(root: Path, package: str) -> list[str]:
-    """Return the names of the connector files of ``package``: those that define a ``Config``."""
+    """Return the names of the connector files of ``package``: those that define a class ``Config``."""
     files = sorted(root.joinpath(*package.split(".")).glob("[!_]*.py"))
     return [file.stem for file in files if "\nclass Config(" in file.read_text("utf-8")]

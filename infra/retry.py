@@ -13,7 +13,7 @@ from infra import metrics
 from infra.errors import DependencyUnavailable
 from infra.runtime import Status, log
 
-_LOG_AGAIN_S = 30.0
+_LOG_EVERY_S = 30.0
 Result = TypeVar("Result")
 
 
@@ -39,9 +39,9 @@ _DEPENDENCY = Backoff(0.1, 5.0)
 
 
 class Retry:
-    """The retries of one consumer group; ``unavailable`` names the dependencies that are.
+    """Retries the steps of one consumer group; ``unavailable`` holds the names of the unavailable dependencies.
 
-    ``sleep`` waits for a pause; it may return early.
+    ``sleep`` waits between two attempts; it may return early.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class Retry:
         self._logged_at: dict[str, float] = {}
 
     async def until_available(self, step: Callable[[], Awaitable[Result]]) -> Result:
-        """Repeat ``step``, which has to be repeatable, until it raises no DependencyUnavailable; return its result."""
+        """Repeat ``step`` until it does not raise DependencyUnavailable; return its result. It must be repeatable."""
         failures = 0
         seen: set[str] = set()
         while True:
@@ -74,12 +74,12 @@ class Retry:
                 failures += 1
                 await self._sleep(self._backoff.seconds(failures))
             else:
-                for who in seen & self.unavailable:
-                    self._is_available(who)
+                for name in seen & self.unavailable:
+                    self._is_available(name)
                 return result
 
     def _is_unavailable(self, error: DependencyUnavailable) -> None:
-        if error.name not in self.unavailable or time.monotonic() >= self._logged_at[error.name] + _LOG_AGAIN_S:
+        if error.name not in self.unavailable or time.monotonic() >= self._logged_at[error.name] + _LOG_EVERY_S:
             self._log.warning(
                 "dependency unavailable, retrying", extra={"fields": {"dependency": error.name, "reason": str(error)}}
             )
@@ -88,10 +88,10 @@ class Retry:
         metrics.WAITING.labels(self._group, error.name).set(1)
         self._show()
 
-    def _is_available(self, who: str) -> None:
-        self._log.warning("dependency available again", extra={"fields": {"dependency": who}})
-        self.unavailable.discard(who)
-        metrics.WAITING.labels(self._group, who).set(0)
+    def _is_available(self, name: str) -> None:
+        self._log.warning("dependency available again", extra={"fields": {"dependency": name}})
+        self.unavailable.discard(name)
+        metrics.WAITING.labels(self._group, name).set(0)
         self._show()
 
     def _show(self) -> None:

@@ -50,7 +50,7 @@ class Status:
 class Stop:
     """A request to stop; workers poll ``requested`` or await :meth:`wait`. Also carries the health status.
 
-    ``failure``: why the process has to stop, where it is not on request; it then exits with 1.
+    ``failure``: why the process has to stop, if nobody requested it; the process then exits with 1.
     """
 
     status: Status = field(default_factory=Status)
@@ -64,14 +64,14 @@ class Stop:
         return self.failure is not None or self._event.is_set()
 
     def request(self) -> None:
-        """Ask everything in this process to finish what it has begun and end. Call it in the event loop."""
+        """Request that all tasks of this process finish their work and end. Call it in the event loop."""
         self._event.set()
 
     def fail(self, error: Exception) -> None:
-        """Stop the process because of ``error``, the first one counts; ``/ready`` answers 503. Call from any thread."""
+        """Stop the process because of ``error`` (the first one counts); ``/ready`` returns 503. Thread-safe."""
         self.failure = self.failure or error
         self.status.failure = f"stopping: {self.failure}"
-        if self._loop is not None:  # somebody waits
+        if self._loop is not None:  # a task waits
             with suppress(RuntimeError):  # the loop has ended
                 self._loop.call_soon_threadsafe(self._event.set)
 
@@ -92,10 +92,12 @@ Main = Callable[[Settings, Stop], Awaitable[None]]
 
 
 def run(main: Main, name: str) -> None:
-    """Run ``main`` as the worker process ``name`` until it returns, raises or is signalled; never returns.
+    """Run ``main`` as the process ``name`` until it returns, raises or a signal requests a stop; never returns.
 
-    SIGTERM and SIGINT request a stop; ``main`` then has ``settings.shutdown_s`` seconds, after which the process exits
-    with 1. Crash: what is not finished then is not committed, and is done again after the restart.
+    SIGTERM and SIGINT request a stop. If ``main`` has not returned ``settings.shutdown_s`` seconds later, the process
+    exits with 1.
+
+    Crash: unfinished work is not committed; it is reprocessed after the restart.
     """
     try:
         settings = Settings.load()
@@ -109,7 +111,7 @@ def run(main: Main, name: str) -> None:
 
 
 def collect_garbage_rarely() -> None:
-    """Run the garbage collector seldom, and never over what exists now: batches make many objects and few cycles."""
+    """Run the garbage collector rarely, and not over the present objects: batches create many objects, few cycles."""
     gc.freeze()
     gc.set_threshold(500_000, 20, 50)
 
@@ -139,7 +141,7 @@ async def _live(main: Main, settings: Settings, name: str) -> int:
 
 
 async def _exit_code(main: Main, settings: Settings, stop: Stop, logger: logging.Logger) -> int:
-    """Run ``main`` to its end, or until its time after the request to stop is over."""
+    """Run ``main`` until it ends, or until its time after a requested stop is over; return the exit code."""
     work = asyncio.ensure_future(main(settings, stop))
     stopping = asyncio.ensure_future(stop.wait())
     try:
@@ -163,7 +165,7 @@ async def _exit_code(main: Main, settings: Settings, stop: Stop, logger: logging
         stop.fail(error)
         return 1
     except Exception:
-        if stop.failure is None:  # else it is a consequence of that
+        if stop.failure is None:  # else this exception is its consequence
             logger.exception("stopped by an unexpected error")
         return 1
     finally:
@@ -172,7 +174,7 @@ async def _exit_code(main: Main, settings: Settings, stop: Stop, logger: logging
 
 
 def _serve_health(settings: Settings, status: Status) -> asyncio.Task[None]:
-    # Only here: the web server costs 50 ms to import, and the command line imports this module, too.
+    # Imported here: the web server takes 50 ms to import, and the command line imports this module.
     from infra import health, web  # noqa: PLC0415
 
     listener = web.listen(settings.api_host, settings.health_port)
@@ -180,7 +182,7 @@ def _serve_health(settings: Settings, status: Status) -> asyncio.Task[None]:
 
 
 async def run_together(*works: Coroutine[Any, Any, None]) -> None:
-    """Run ``works`` until all have ended; the first failure cancels the others and is raised."""
+    """Run ``works`` until all have ended. The first failure cancels the others and is raised."""
     try:
         async with asyncio.TaskGroup() as tasks:
             for work in works:
@@ -193,7 +195,7 @@ async def run_together(*works: Coroutine[Any, Any, None]) -> None:
 
 
 async def until_signalled(work: Awaitable[None]) -> None:
-    """Await ``work`` and cancel it on SIGTERM or SIGINT: for servers that have no work to finish."""
+    """Await ``work``, and cancel it at SIGTERM or SIGINT. For servers that have no work to finish."""
     task = asyncio.ensure_future(work)
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, task.cancel)
@@ -219,13 +221,13 @@ class _JsonLines(logging.Formatter):
         if record.exc_info:
             for error in _with_causes(record.exc_info[1]):
                 if hasattr(error, "sqlstate"):
-                    error.detail = None  # type: ignore[attr-defined] # Postgres quotes the row there
+                    error.detail = None  # type: ignore[attr-defined] # it quotes the row
             line["exception"] = self.formatException(record.exc_info)
         return orjson.dumps(line, default=str).decode()
 
 
 def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield the error, the errors in it and the errors that led to it, each once: a chain may be cyclic."""
+    """Yield the error, its causes and contexts, and the errors of groups, each once: the chain may be cyclic."""
     seen: set[int] = set()
     left = [error]
     while left:
@@ -240,7 +242,7 @@ def _with_causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def set_up_logs(level: str, process: str) -> None:
-    """Write all logs to standard output, one JSON object a line; of libraries, warnings and errors only."""
+    """Write all logs to standard output, one JSON object per line. Libraries log only warnings and errors."""
     handler = logging.StreamHandler(sys.stdout)
     handler.setFormatter(_JsonLines(process))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)

@@ -1,9 +1,9 @@
 """Settings: the only reader of the environment.
 
-Every setting is an environment variable that starts with ``LEADSTREAM_``. Where a variable is not set, the file
-``stack.env`` that a running embedded stack keeps in its state folder is read (so that ``leadstream lag`` finds the
-stack that ``leadstream up`` started), then the default holds. Connectors keep their own settings in their own file as a
-pydantic model and receive them by :func:`Settings.section`.
+Every setting is an environment variable that starts with ``LEADSTREAM_``. If a variable is not set, its value is read
+from ``stack.env`` in the state folder of a running embedded stack, so that ``leadstream lag`` finds the stack that
+``leadstream up`` started; else the default applies. A connector defines its own settings as a pydantic model in its
+file and gets them from :func:`Settings.section`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Section = TypeVar("Section", bound=BaseModel)
 
 
 class SettingsError(Exception):
-    """One or more settings are wrong; the message names every one of them and how to fix it."""
+    """One or more settings are invalid; the message names each of them and what is wrong."""
 
 
 class Settings(KafkaSettings):
@@ -35,7 +35,7 @@ class Settings(KafkaSettings):
     The connection settings of Kafka (TLS, SASL) are in infra/kafka_settings.py.
     """
 
-    home: Path = Field(Path(".leadstream"), description="Folder that holds all state of an embedded stack.")
+    home: Path = Field(Path(".leadstream"), description="State folder: holds all data of an embedded stack.")
 
     schema_registry_url: str = Field(
         "",
@@ -47,7 +47,7 @@ class Settings(KafkaSettings):
         "postgresql://leadstream@127.0.0.1:5432/leadstream",
         pattern=r"^postgres(ql)?://",
         repr=False,
-        description="Postgres: postgresql://user:password@host:port/database; TLS by ?sslmode=verify-full.",
+        description="Address of Postgres: postgresql://user:password@host:port/database; ?sslmode=verify-full for TLS.",
     )
     database_pool_size: int = Field(
         4, ge=1, le=100, description="Maximum number of Postgres connections of one process, opened on demand."
@@ -56,13 +56,13 @@ class Settings(KafkaSettings):
         "http://127.0.0.1:8123/leadstream",
         pattern=r"^https?://",
         repr=False,
-        description="ClickHouse's HTTP interface: http://user:password@host:port/database, https:// for TLS.",
+        description="Address of ClickHouse over HTTP: http://user:password@host:port/database; https:// for TLS.",
     )
     redis_url: str = Field(
         "redis://127.0.0.1:6379/0",
         pattern=r"^(redis|rediss|unix)://",
         repr=False,
-        description="Redis: redis://user:password@host:port/database, rediss:// for TLS.",
+        description="Address of Redis: redis://user:password@host:port/database; rediss:// for TLS.",
     )
 
     api_host: str = Field("127.0.0.1", description="Address that the API and the workers' health pages listen on.")
@@ -112,8 +112,8 @@ class Settings(KafkaSettings):
     )
     stay_when_dead: bool = Field(
         False,
-        description="After too many dead records keep the process running without consuming, instead of exiting with "
-        "code 78: for supervisors that restart every process that exits, such as Docker.",
+        description="After too many dead records, keep the process running without consuming, instead of exiting with "
+        "code 78. For supervisors that restart every process that exits, such as Docker.",
     )
     max_clock_ahead_s: int = Field(
         86_400,
@@ -126,25 +126,26 @@ class Settings(KafkaSettings):
 
     campaigns_dir: Path = Field(
         default_factory=lambda: _SHIPPED if not (here := Path("campaigns")).is_dir() else here,
-        description="Folder with the installation's campaigns (*.yaml); default: ./campaigns, or the shipped examples "
-        "where there is no such folder.",
+        description="Folder of the campaign files (*.yaml). Default: ./campaigns if it exists, else the examples.",
     )
 
     log_level: str = Field(
-        "INFO", pattern="^(DEBUG|INFO|WARNING|ERROR)$", description="Lowest level that is logged: DEBUG to ERROR."
+        "INFO",
+        pattern="^(DEBUG|INFO|WARNING|ERROR)$",
+        description="Minimum level of log lines: DEBUG, INFO, WARNING or ERROR.",
     )
     otlp_endpoint: str = Field(
-        "", description="OpenTelemetry collector that receives traces (OTLP over HTTP); empty: no traces."
+        "", description="Base URL of the OpenTelemetry collector for traces (OTLP over HTTP). Empty: no traces."
     )
 
     _sections: Mapping[str, str] = {}
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None) -> Settings:
-        """Read the settings from the environment (``environ`` in tests) and a running stack's file.
+        """Read the settings from the environment (``environ`` in tests) and from the file of a running stack.
 
         Raises:
-            SettingsError: naming every unknown or invalid key at once.
+            SettingsError: a setting is unknown or invalid; the message names each of them.
 
         """
         found = dict(os.environ if environ is None else environ)
@@ -178,7 +179,7 @@ class Settings(KafkaSettings):
         """Return the connector settings ``LEADSTREAM_<NAME>_*`` as ``model`` (``name`` such as ``crm_hubspot``).
 
         Raises:
-            SettingsError: naming every unknown, missing or invalid key of the section at once.
+            SettingsError: a setting is unknown, missing or invalid; the message names each of them.
 
         """
         prefix = name.upper() + "_"
@@ -194,13 +195,13 @@ class Settings(KafkaSettings):
 
 
 def child_environment(changes: Mapping[str, str], *, inherit: bool = True) -> dict[str, str]:
-    """Return this process's environment with ``changes``, for a child; its own settings only where ``inherit``."""
+    """Return this process's environment plus ``changes`` for a child; without ``inherit`` its settings are left out."""
     kept = {key: value for key, value in os.environ.items() if inherit or not key.startswith(PREFIX)}
     return kept | dict(changes)
 
 
 def exempt_loopback_from_proxies() -> None:
-    """Make this process and its children reach 127.0.0.1 directly, also if HTTP_PROXY is set."""
+    """Make this process and its children connect to 127.0.0.1 without a proxy, also if HTTP_PROXY is set."""
     for name in ("NO_PROXY", "no_proxy"):
         os.environ[name] = ",".join(filter(None, (os.environ.get(name), "127.0.0.1,localhost")))
 
@@ -215,12 +216,12 @@ def _stack_file(path: Path) -> dict[str, str]:
 
 
 def _explain(error: ValidationError, prefix: str) -> list[str]:
-    # The value itself is left out: it may be a secret.
+    # Without the value, which may be a secret.
     wrong: list[str] = []
     for each in error.errors(include_input=False):
         message = each["msg"].removeprefix("Value error, ")
         if each["loc"]:
             wrong.append(f"{prefix}{'_'.join(map(str, each['loc'])).upper()}: {message}")
-        else:  # of several settings together: each line names its own
+        else:  # of a combination of settings: each line names one
             wrong += message.splitlines()
     return wrong

@@ -1,9 +1,9 @@
 """Traces: a span for each request to the API, and for each batch of a stage with its steps.
 
-A batch's span is linked to those of its records (W3C ``traceparent`` headers, up to 64 of them), so a trace leads from
-a request to every batch that its events were in; a stage that processes records one by one adds its span to their
-trace. Spans hold counts and names, nothing of a record. Tracing is off, and costs nothing, until :meth:`Tracing.set_up`
-gets the address of a collector; while the collector is unavailable spans are dropped, and nothing waits for it.
+The span of a batch has links to the spans of its records (W3C ``traceparent`` headers, at most 64). So a trace leads
+from a request to every batch with its events. A stage that processes single records adds its spans to their traces.
+Spans contain counts and names, never a value of a record. Tracing is off until :meth:`Tracing.set_up` gets the address
+of a collector. While the collector is unavailable, spans are dropped; processing does not wait.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ if TYPE_CHECKING:
     from confluent_kafka import Message  # the command line imports this module, and needs no Kafka client
 
 HEADER = "traceparent"
-_MOST_LINKS = 64
+_MAX_LINKS = 64
 _SEND_S = 3
 _W3C = TraceContextTextMapPropagator()
 _OFF = trace.NoOpTracer()
 
 
 class Tracing:
-    """The process's tracer; ``tracer`` does nothing until :meth:`set_up`."""
+    """The tracer of the process; ``tracer`` creates no spans until :meth:`set_up`."""
 
     def __init__(self) -> None:
         self.tracer: trace.Tracer = _OFF
         self._shut_down: Callable[[], None] | None = None
 
     def set_up(self, endpoint: str, process: str) -> None:
-        """Send the spans of ``process`` to the collector at ``endpoint`` (OTLP over HTTP); empty: none are made."""
+        """Send the spans of ``process`` to the collector at ``endpoint`` (OTLP over HTTP); empty: no spans."""
         if not endpoint:
             return
-        # Only here: importing them takes a tenth of a second, and without a collector they are not needed.
+        # Imported here: the import takes 0.1 s and is needed only with a collector.
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
         from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
         from opentelemetry.sdk.trace import TracerProvider  # noqa: PLC0415
@@ -53,7 +53,7 @@ class Tracing:
         self.tracer, self._shut_down = provider.get_tracer("leadstream"), provider.shutdown
 
     def close(self) -> None:
-        """Send the spans that are left, for at most 3 seconds, and make no more."""
+        """Send the remaining spans, for at most 3 seconds, and turn tracing off."""
         self.tracer = _OFF
         if self._shut_down is not None:
             ending = threading.Thread(target=self._shut_down, daemon=True)
@@ -63,7 +63,7 @@ class Tracing:
 
     @property
     def on(self) -> bool:
-        """Whether spans are made."""
+        """Whether tracing is on."""
         return self.tracer is not _OFF
 
 
@@ -71,8 +71,8 @@ tracing = Tracing()
 
 
 def begin_batch(group: str, messages: Sequence[Message]) -> Span:
-    """Return the span of a batch, with links to those of its records; end it when the batch is delivered."""
-    links = list(islice(_links(messages), _MOST_LINKS)) if tracing.on else ()
+    """Return the span of a batch, with links to the spans of its records; end it when the batch is delivered."""
+    links = list(islice(_links(messages), _MAX_LINKS)) if tracing.on else ()
     attributes: dict[str, str | int] = {
         "messaging.system": "kafka",
         "messaging.consumer.group.name": group,
@@ -83,7 +83,7 @@ def begin_batch(group: str, messages: Sequence[Message]) -> Span:
 
 @contextmanager
 def step(name: str, batch: Span) -> Iterator[None]:
-    """Make one step of ``batch`` a span of its own; of an error it has the type only."""
+    """Record one step of ``batch`` as a child span; of an error it holds only the type."""
     context = trace.set_span_in_context(batch)
     with tracing.tracer.start_as_current_span(
         name, context, record_exception=False, set_status_on_exception=False
@@ -97,7 +97,7 @@ def step(name: str, batch: Span) -> Iterator[None]:
 
 @contextmanager
 def record(group: str, headers: Sequence[tuple[str, bytes | None]]) -> Iterator[None]:
-    """Make the work on one record a span of its trace; none where the record has no trace or is not sampled."""
+    """Record the work on one record as a span of its trace; no span if it has no trace or is not sampled."""
     parent = next(_contexts(headers), None) if tracing.on else None
     if parent is None or not trace.get_current_span(parent).get_span_context().trace_flags.sampled:
         yield
@@ -110,9 +110,9 @@ def record(group: str, headers: Sequence[tuple[str, bytes | None]]) -> Iterator[
 
 @contextmanager
 def request(name: str, headers: Mapping[str, str]) -> Iterator[str]:
-    """Make a request a span, in the caller's trace where ``headers`` have one; yield the ``traceparent`` to forward.
+    """Record a request as a span, in the caller's trace if ``headers`` have one; yield the ``traceparent`` to forward.
 
-    While tracing is off that is the caller's own, or empty. Nothing else of the header is kept.
+    While tracing is off, that is the caller's ``traceparent``, or "" if it is missing or invalid.
     """
     parent = _W3C.extract({HEADER: headers.get(HEADER, "")})
     carrier: dict[str, str] = {}

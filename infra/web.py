@@ -15,7 +15,7 @@ from starlette.types import ASGIApp
 class _Server(uvicorn.Server):
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave signals to the process: uvicorn would end it by the signal instead of with an exit code."""
+        """Install no signal handlers: uvicorn's end the process by the signal instead of with an exit code."""
         yield
 
 
@@ -23,7 +23,7 @@ def listen(host: str, port: int, *, backlog: int = 2048) -> socket.socket:
     """Return a socket that is bound to ``host``:``port`` (0: any free port) and accepts connections.
 
     Raises:
-        OSError: the address is in use, or is not one of this machine.
+        OSError: the address is in use, or does not belong to this machine.
 
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -31,13 +31,13 @@ def listen(host: str, port: int, *, backlog: int = 2048) -> socket.socket:
 
 
 async def serve(app: ASGIApp, listener: socket.socket, *, lifespan: bool = False, grace_s: float = 10) -> None:
-    """Serve ``app`` on ``listener`` until cancelled, and close it.
+    """Serve ``app`` on ``listener`` until cancelled, then close ``listener``.
 
-    Cancelled, it accepts no more connections and finishes the requests that have begun, in at most ``grace_s`` seconds.
+    After a cancellation it accepts no connections and gives requests in progress ``grace_s`` seconds to finish.
     ``lifespan``: the application has start-up and shutdown handlers.
 
     Raises:
-        RuntimeError: the server has ended by itself, such as when the application's start-up failed (it is logged).
+        RuntimeError: the server ended without a cancellation, such as after a failed (and logged) start-up.
 
     """
     config = uvicorn.Config(
@@ -62,4 +62,4 @@ async def serve(app: ASGIApp, listener: socket.socket, *, lifespan: bool = False
         raise
     finally:
         listener.close()
-    raise RuntimeError("the HTTP server has ended by itself")
+    raise RuntimeError("the HTTP server ended unexpectedly; the log has the reason")

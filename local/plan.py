@@ -22,7 +22,7 @@ from local.state import assign_ports, write_atomically
 
 PARTS = ("kafka", "postgres", "clickhouse", "redis")
 _SIMULATOR_NICE = 15  # the services that they replace would not use the processors of this machine
-_WORKER_STOP_S = 5.0  # added to the time that a worker gives its in-flight work
+_WORKER_STOP_S = 5.0  # added to a worker's own timeout for work in progress
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ def redis(home: Path, port: int) -> ProcessSpec:
 
 
 async def _is_ready(port: int) -> bool:
-    # Redis accepts connections before it has loaded its file; until then it answers with the error -LOADING.
+    # Redis accepts connections before it has loaded its file; until then it responds with the error -LOADING.
     with suppress(OSError, TimeoutError):
         async with local_connection(port) as (reader, writer):
             writer.write(b"PING\r\n")

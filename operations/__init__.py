@@ -1,1 +1,1 @@
-"""What operators need: topics and databases brought up to date, and how far each consumer group is behind."""
+"""Tasks of operators: applying topics and migrations, and measuring the lag of consumer groups."""

@@ -1,8 +1,8 @@
 """The topics on the broker: :func:`diff` compares them with ``infra/kafka/topics.toml``, :func:`apply` corrects them.
 
-Guarantees: ``apply`` creates what is missing, grows partitions and alters the settings that the file names; it never
-shrinks, never deletes and leaves settings that the file does not name alone. Run twice, or by two processes at the same
-time, it ends in the same state. When it returns, the broker's metadata shows every topic with a leader per partition.
+Guarantees: ``apply`` creates missing topics, adds missing partitions and alters the settings that the file names. It
+removes no topic or partition, and does not change settings that the file does not name. A repeated or concurrent run
+ends in the same state. When it returns, the metadata of the broker shows a leader for every partition.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ from infra.kafka.topics import Topic, TopicsError, load_topics
 from infra.kafka_settings import KafkaSettings
 
 PREFIX = "leads."
-_ASK_S = 10.0
-_SHOW_S = 20.0
-_LOOK_AGAIN_S = 0.05
+_REQUEST_S = 10.0
+_LEADERS_S = 20.0
+_POLL_S = 0.05
 _UNAVAILABLE = (KafkaError._TRANSPORT, KafkaError._ALL_BROKERS_DOWN, KafkaError._TIMED_OUT, KafkaError._RESOLVE)  # noqa: SLF001 - librdkafka's own names
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One difference between file and broker.
+    """One difference between the file and the broker.
 
-    ``what`` is ``missing``, ``partitions`` (fewer than wanted), ``config``, ``shrink`` (more partitions than wanted:
-    apply leaves them, shrinking would lose records and order) or ``unknown`` (on the broker, not in the file).
+    ``what`` is ``missing``, ``partitions`` (fewer than in the file), ``config``, ``shrink`` (more partitions than in
+    the file; not corrected, because Kafka cannot remove partitions) or ``unknown`` (on the broker, not in the file).
     """
 
     topic: str
@@ -58,7 +58,7 @@ class Difference:
 
 
 def diff(settings: KafkaSettings, topics: Mapping[str, Topic] | None = None) -> list[Difference]:
-    """Compare the broker with ``topics`` (the file's); an empty list means that they agree.
+    """Return the differences between the broker and ``topics`` (default: those of the file).
 
     Raises:
         DependencyUnavailable: Kafka is unavailable, or refuses the login.
@@ -68,11 +68,11 @@ def diff(settings: KafkaSettings, topics: Mapping[str, Topic] | None = None) -> 
 
 
 def apply(settings: KafkaSettings, topics: Mapping[str, Topic] | None = None) -> list[Difference]:
-    """Make the broker agree with ``topics`` (the file's) and return the differences that were found, corrected or not.
+    """Apply ``topics`` (default: those of the file) to the broker; return all differences found, corrected or not.
 
     Raises:
-        DependencyUnavailable: Kafka is unavailable; what was done so far stays, call again.
-        TopicsError: the broker refuses some of it (not allowed, no such setting, too few brokers).
+        DependencyUnavailable: Kafka is unavailable; some changes may be applied. Call again.
+        TopicsError: the broker rejects a change (not authorized, no such setting, too few brokers).
 
     """
     wanted = load_topics() if topics is None else topics
@@ -82,7 +82,7 @@ def apply(settings: KafkaSettings, topics: Mapping[str, Topic] | None = None) ->
     _grow(admin, [wanted[d.topic] for d in found if d.what == "partitions"])
     _alter(admin, [d for d in found if d.what == "config"])
     _await_leaders(admin, wanted)
-    # Another process with an older or newer file may have created a topic after we compared.
+    # Another process with another version of the file may have created a topic after the comparison.
     if any(d.what == "missing" for d in found):
         _alter(admin, [d for d in _compare(admin, wanted) if d.what == "config"])
     return found
@@ -109,7 +109,7 @@ def _compare(admin: AdminClient, wanted: Mapping[str, Topic]) -> list[Difference
 
 def _metadata(admin: AdminClient) -> dict[str, Any]:
     try:
-        shown: dict[str, Any] = metadata(admin, timeout_s=_ASK_S).topics
+        shown: dict[str, Any] = metadata(admin, timeout_s=_REQUEST_S).topics
     except KafkaException as error:
         raise _classified(error, "cluster") from error
     return shown
@@ -118,9 +118,9 @@ def _metadata(admin: AdminClient) -> dict[str, Any]:
 def _settings(admin: AdminClient, names: Sequence[str]) -> dict[str, dict[str, str]]:
     if not names:
         return {}
-    asked = admin.describe_configs([ConfigResource(ResourceType.TOPIC, n) for n in names], request_timeout=_ASK_S)
+    futures = admin.describe_configs([ConfigResource(ResourceType.TOPIC, n) for n in names], request_timeout=_REQUEST_S)
     try:
-        return {r.name: {k: entry.value for k, entry in f.result().items()} for r, f in asked.items()}
+        return {r.name: {k: entry.value for k, entry in f.result().items()} for r, f in futures.items()}
     except KafkaException as error:
         raise _classified(error, "settings") from error
 
@@ -128,14 +128,14 @@ def _settings(admin: AdminClient, names: Sequence[str]) -> dict[str, dict[str, s
 def _create(admin: AdminClient, topics: Sequence[Topic]) -> None:
     if topics:
         new = [NewTopic(t.name, t.partitions, -1, config=dict(t.config)) for t in topics]
-        _await_all(admin.create_topics(new, request_timeout=_ASK_S), KafkaError.TOPIC_ALREADY_EXISTS)
+        _await_all(admin.create_topics(new, request_timeout=_REQUEST_S), KafkaError.TOPIC_ALREADY_EXISTS)
 
 
 def _grow(admin: AdminClient, topics: Sequence[Topic]) -> None:
     if topics:
         new = [NewPartitions(t.name, t.partitions) for t in topics]
-        # Refused as invalid when another process has just grown it.
-        _await_all(admin.create_partitions(new, request_timeout=_ASK_S), KafkaError.INVALID_PARTITIONS)
+        # The error means that another process has just added the partitions.
+        _await_all(admin.create_partitions(new, request_timeout=_REQUEST_S), KafkaError.INVALID_PARTITIONS)
 
 
 def _alter(admin: AdminClient, differences: Sequence[Difference]) -> None:
@@ -147,17 +147,17 @@ def _alter(admin: AdminClient, differences: Sequence[Difference]) -> None:
         resources = [
             ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries) for name, entries in by_topic.items()
         ]
-        asked = admin.incremental_alter_configs(resources, request_timeout=_ASK_S)
-        _await_all({resource.name: future for resource, future in asked.items()})
+        futures = admin.incremental_alter_configs(resources, request_timeout=_REQUEST_S)
+        _await_all({resource.name: future for resource, future in futures.items()})
 
 
-def _await_all(asked: Mapping[str, Future[Any]], done_already: int | None = None) -> None:
+def _await_all(futures: Mapping[str, Future[Any]], ignored_error: int | None = None) -> None:
     wrong: list[str] = []
-    for name, future in asked.items():
+    for name, future in futures.items():
         try:
             future.result()
         except KafkaException as error:
-            if error.args[0].code() != done_already:
+            if error.args[0].code() != ignored_error:
                 classified = _classified(error, name)
                 if isinstance(classified, DependencyUnavailable):
                     raise classified from error
@@ -167,11 +167,11 @@ def _await_all(asked: Mapping[str, Future[Any]], done_already: int | None = None
 
 
 def _await_leaders(admin: AdminClient, wanted: Mapping[str, Topic]) -> None:
-    deadline = time.monotonic() + _SHOW_S
+    deadline = time.monotonic() + _LEADERS_S
     while missing := _without_leader(_metadata(admin), wanted):
         if time.monotonic() > deadline:
             raise DependencyUnavailable("Kafka", f"no leader yet for {', '.join(missing)}")
-        time.sleep(_LOOK_AGAIN_S)
+        time.sleep(_POLL_S)
 
 
 def _without_leader(shown: Mapping[str, Any], wanted: Mapping[str, Topic]) -> list[str]:

@@ -1,12 +1,12 @@
-"""Lag of consumer groups, in messages and in seconds, per partition.
+"""Lag of consumer groups per partition, in messages and in seconds.
 
-Seconds are now minus the timestamp of the record at the committed offset: how long the oldest unprocessed record has
-waited. That needs no history and no running consumer, so it is right for a stopped one and for one that never committed
-(then the earliest record is the next). It is read, not interpolated: one record a lagging partition, all partitions at
-once, by consumers that join no group and commit nothing.
+Seconds are the present time minus the timestamp of the record at the committed offset: how long the oldest unprocessed
+record has waited. No history and no running consumer are needed, so the value is also right for a stopped group, and
+for one that has never committed (its next record is the earliest one). The timestamps are read, not interpolated: one
+record per lagging partition, with consumers that join no group and commit nothing.
 
-Messages are counted from the first record that exists: offsets that compaction or transaction markers left empty do
-not count.
+Messages are counted from the first existing record. Empty offsets, left by compaction or transaction markers, before it
+are not counted.
 """
 
 from __future__ import annotations
@@ -31,15 +31,15 @@ HELD = "held"  # the waiting records follow an open transaction of a producer: c
 UNREAD = "unread"  # the record could not be read in time: seconds are unknown, messages are an upper bound
 
 _WORST = (OK, BEHIND, NEW, UNREAD, HELD, BEYOND, GAP)
-_ASK_S = 10.0
-_REMEMBER_S = 15.0
+_REQUEST_S = 10.0
+_CACHE_S = 15.0
 _Spot = tuple[str, int]
 _Position = tuple[str, int, int]
 
 
 @dataclass(frozen=True, slots=True)
 class PartitionLag:
-    """One group on one partition. ``committed`` None: never; ``seconds`` None: cannot be known now (see ``state``)."""
+    """Lag of one group on one partition. ``committed`` None: never; ``seconds`` None: unknown (see ``state``)."""
 
     group: str
     topic: str
@@ -54,7 +54,7 @@ class PartitionLag:
 
 @dataclass(frozen=True, slots=True)
 class Lag:
-    """A whole group: messages of all partitions, seconds of the worst one, the worst state."""
+    """Lag of a group: the messages of all partitions, the highest seconds and the worst state of a partition."""
 
     messages: int
     seconds: float | None
@@ -63,7 +63,7 @@ class Lag:
 
 @dataclass(frozen=True, slots=True)
 class _First:
-    """The first readable record at or after an offset; ``timestamp_ms`` None: none is there (``offset``: the end)."""
+    """The first readable record at or after an offset. ``timestamp_ms`` None: there is none, ``offset`` is the end."""
 
     offset: int
     timestamp_ms: int | None
@@ -71,10 +71,10 @@ class _First:
 
 
 class LagReader:
-    """Reads lag repeatedly over connections that it keeps; one thread at a time. Close it.
+    """Reads lag repeatedly, over open connections; for one thread at a time. Close it.
 
-    ``groups`` is consumer group -> topics (the installed processes' when left out); ``timeout_s`` bounds the reading of
-    timestamps, after which a partition's state is ``unread``.
+    ``groups`` maps consumer groups to topics (default: those of the installed processes). ``timeout_s`` is the timeout
+    of reading timestamps, in seconds; partitions that were not read by then have the state ``unread``.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class LagReader:
         now: Callable[[], float] = time.time,
     ) -> None:
         if groups is None:
-            from infra.kafka.topics import installed_groups  # noqa: PLC0415 - only who asks for ours needs the files
+            from infra.kafka.topics import installed_groups  # noqa: PLC0415 - other groups do not need the files
 
             groups = installed_groups()
         self._groups = groups
@@ -95,11 +95,11 @@ class LagReader:
         self._admin = admin(settings, "lag")
         self._consumer = reader(
             settings,
-            "leadstream-lag",  # asked for by the client; nothing joins it
+            "leadstream-lag",  # required by the client; no consumer joins it
             {
                 "enable.partition.eof": True,
                 "auto.offset.reset": "earliest",
-                # Little at a time: at least the first partition of a fetch gives a whole batch, however large.
+                # Small fetches: only one record per partition is needed, but a fetch returns at least one whole batch.
                 "fetch.message.max.bytes": 262_144,
                 "queued.min.messages": 1,
                 "fetch.queue.backoff.ms": 5,
@@ -108,37 +108,39 @@ class LagReader:
                 "topic.metadata.refresh.fast.interval.ms": 50,
             },
         )
-        # One for each group, none joins it: an admin client's request for offsets crashes librdkafka (2.16) when the
-        # coordinator has moved, since an admin client has no group whose coordinator it could look for again.
-        self._askers = {group: reader(settings, group) for group in groups}
+        # One consumer per group, without joining it. An admin client cannot be used: its request for offsets crashes
+        # librdkafka (2.16) when the group's coordinator has moved.
+        self._offset_readers = {group: reader(settings, group) for group in groups}
         self._remembered: dict[_Position, _First] = {}
 
     def read(self, only: Iterable[str] = ()) -> list[PartitionLag]:
         """Return the lag of every partition of every group (or of the groups in ``only``), in their order.
 
-        Topics that the broker does not have are left out; ``leadstream topics diff`` names them.
+        Topics that the broker does not have are omitted; ``leadstream topics diff`` names them.
 
         Raises:
             DependencyUnavailable: Kafka is unavailable, or refuses the login.
 
         """
-        asked = {group: topics for group, topics in self._groups.items() if not only or group in set(only)}
+        chosen = {group: topics for group, topics in self._groups.items() if not only or group in set(only)}
         try:
-            return self._read(asked)
+            return self._read(chosen)
         except KafkaException as error:
             raise DependencyUnavailable("Kafka", error.args[0].name()) from error
 
     def totals(self) -> dict[str, Lag]:
-        """Return the lag of each group as a whole; a group whose topics do not exist yet has none."""
+        """Return the lag of each group; it is 0 for a group whose topics do not exist."""
         return totals(self.read(), self._groups)
 
     def close(self) -> None:
         """Close the connections."""
-        for consumer in (self._consumer, *self._askers.values()):
+        for consumer in (self._consumer, *self._offset_readers.values()):
             consumer.close()
 
     def _read(self, groups: Mapping[str, Sequence[str]]) -> list[PartitionLag]:
-        there = metadata(self._consumer, timeout_s=_ASK_S).topics  # it then knows the leaders it reads from
+        there = metadata(
+            self._consumer, timeout_s=_REQUEST_S
+        ).topics  # this also makes the leaders known to the consumer
         spots = {topic: sorted(there[topic].partitions) for ts in groups.values() for topic in ts if topic in there}
         # Committed offsets are read before end offsets: offsets only increase, so lag is never negative.
         committed = self._committed(groups, spots)
@@ -161,7 +163,7 @@ class LagReader:
         found: dict[tuple[str, str, int], int] = {}
         for group, topics in groups.items():
             wanted = [TopicPartition(topic, p) for topic in topics for p in spots.get(topic, ())]
-            for spot in self._askers[group].committed(wanted, timeout=_ASK_S) if wanted else ():
+            for spot in self._offset_readers[group].committed(wanted, timeout=_REQUEST_S) if wanted else ():
                 if spot.error is not None:
                     raise KafkaException(spot.error)
                 if spot.offset >= 0:
@@ -172,8 +174,8 @@ class LagReader:
         wanted = {TopicPartition(topic, p): spec for topic, partitions in spots.items() for p in partitions}
         if not wanted:
             return {}
-        asked = self._admin.list_offsets(wanted, request_timeout=_ASK_S)
-        return {(spot.topic, spot.partition): future.result().offset for spot, future in asked.items()}
+        futures = self._admin.list_offsets(wanted, request_timeout=_REQUEST_S)
+        return {(spot.topic, spot.partition): future.result().offset for spot, future in futures.items()}
 
     def _firsts(self, positions: set[_Position]) -> dict[_Position, _First]:
         fresh = self._now() - _REMEMBER_S  # compaction may take a record away, so a position is read again after a time
@@ -181,7 +183,7 @@ class LagReader:
         left = positions - known.keys()
         deadline = time.monotonic() + self._timeout_s
         while left and time.monotonic() < deadline:
-            # Two groups at different places of one partition take two rounds: a partition is read at one place a time.
+            # Two groups at different offsets of one partition take two rounds: a consumer has one position in it.
             turn = {(topic, partition): offset for topic, partition, offset in sorted(left)}
             read = self._read_at(turn, deadline)
             known |= read
@@ -210,12 +212,12 @@ class LagReader:
         found[topic, partition, pending.pop((topic, partition))] = _First(
             message.offset() or 0, None if kind == TIMESTAMP_NOT_AVAILABLE else timestamp_ms, self._now()
         )
-        # Its other records are dropped from the queue, and the next fetch begins with a partition that still waits.
+        # Drops its other records from the queue, so that the next fetch returns another partition.
         self._consumer.incremental_unassign([TopicPartition(topic, partition)])
 
 
 def total_lag(settings: KafkaSettings) -> dict[str, Lag]:
-    """Return the lag of each installed group, once; for repeated reads keep a :class:`LagReader`."""
+    """Return the lag of each installed group. For repeated reads use a :class:`LagReader`."""
     lag = LagReader(settings)
     try:
         return lag.totals()
@@ -224,7 +226,7 @@ def total_lag(settings: KafkaSettings) -> dict[str, Lag]:
 
 
 def totals(rows: Sequence[PartitionLag], groups: Iterable[str]) -> dict[str, Lag]:
-    """Sum ``rows`` up by group."""
+    """Return the lag of each group of ``groups``, from the rows of its partitions."""
     summed = {}
     for group in groups:
         own = [row for row in rows if row.group == group]
@@ -260,15 +262,15 @@ def _position(row: PartitionLag) -> _Position:
 
 
 def _measured(row: PartitionLag, first: _First | None, now: float) -> PartitionLag:
-    """Return ``row`` with lag, seconds and state as the first record at its position shows them."""
+    """Return ``row`` with the lag, seconds and state that follow from the first record at its position."""
     lag, seconds, state = row.lag, row.seconds, row.state
     if first is None:
         state = UNREAD
     elif first.timestamp_ms is not None:
-        # The first record may be past the end that was asked for a moment before.
+        # The first record may be after the end, which was read earlier.
         lag, seconds = max(row.end - first.offset, 1), max(0.0, now - first.timestamp_ms / 1000)
     elif first.offset < row.end:
         lag, state = row.end - first.offset, HELD
-    else:  # only empty offsets up to the end: nothing waits
+    else:  # only empty offsets up to the end: no record waits
         lag, seconds, state = 0, 0.0, GAP if row.state == GAP else OK
     return PartitionLag(row.group, row.topic, row.partition, row.committed, row.start, row.end, lag, seconds, state)

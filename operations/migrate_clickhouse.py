@@ -1,11 +1,11 @@
 """Migrations of ClickHouse.
 
-ClickHouse has no transactions over tables and no locks to share, so every statement of a file has to be repeatable (IF
+ClickHouse has neither transactions over tables nor shared locks, so every statement of a file has to be repeatable (IF
 NOT EXISTS). A file is recorded after its last statement.
 
-Guarantee: two processes that start at the same time end in the same state.
+Guarantees: processes that migrate at the same time end in the same state.
 
-Crash: the statements before the one that was running are applied; the next start repeats the whole file.
+Crash: some statements of the current file are applied; the next run repeats the whole file.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ ENGINE = ReplacingMergeTree ORDER BY name
 
 
 async def migrate(url: str, folder: Path = FOLDER) -> list[str]:
-    """Create the database of ``url`` where it is missing, bring it up to date, return the files applied now.
+    """Create the database of ``url`` if it is missing, migrate it and return the names of the files applied now.
 
     Raises:
-        MigrationError: naming the file; the statements before the one that failed are applied.
+        MigrationError: a file failed or has changed; the statements before the failed one are applied.
         DependencyUnavailable: ClickHouse is unavailable.
 
     """

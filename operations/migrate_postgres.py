@@ -1,9 +1,9 @@
 """Migrations of Postgres.
 
-Guarantee: each file runs in one transaction together with its row in ``schema_migrations``; an advisory lock makes
-processes that start at the same time wait for one another.
+Guarantees: each file runs in one transaction together with its row in ``schema_migrations``. An advisory lock makes
+processes that migrate at the same time wait for each other.
 
-Crash: nothing of the file that was running is applied.
+Crash: nothing of the current file is applied.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ CREATE TABLE IF NOT EXISTS schema_migrations (
 
 
 async def migrate(dsn: str, folder: Path = FOLDER) -> list[str]:
-    """Bring the database of ``dsn`` up to date and return the names of the files that were applied now.
+    """Migrate the database of ``dsn`` and return the names of the files applied now.
 
     Raises:
-        MigrationError: naming the file; nothing of it is applied, the files before it are.
+        MigrationError: a file failed or has changed; nothing of it is applied, the files before it are.
 
     """
     connection = await asyncpg.connect(dsn, timeout=10)

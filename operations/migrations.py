@@ -1,9 +1,9 @@
-"""Migrations: the .sql files of a folder in order of their names, each applied once, each with its checksum.
+"""Applies the .sql files of a folder in the order of their names, each once, and records their checksums.
 
-What Postgres and ClickHouse have in common; a :class:`Target` is what differs.
+Shared by Postgres and ClickHouse, each of which is a :class:`Target`.
 
-Guarantee: a file that is already recorded is not applied again. One that was applied and has changed since is an error,
-before anything after it is applied.
+Guarantees: a recorded file is not applied again. If a recorded file has changed, migrating stops before the files after
+it.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from typing import Protocol
 
 
 class MigrationError(Exception):
-    """A migration that was applied has changed, or one fails; the message names the file."""
+    """An applied migration has changed, or a migration fails; the message names the file."""
 
 
 class Target(Protocol):
-    """A database with a table of what was applied to it."""
+    """A database with a table of its applied migrations."""
 
     async def applied(self) -> dict[str, str]:
-        """Return the checksums of the applied files by name; create the table where there is none."""
+        """Return the checksums of the applied files by name; create their table if it is missing."""
         ...
 
     async def apply(self, name: str, sql: str, checksum: str) -> None:
         """Run the statements of the file ``name`` and record it.
 
         Raises:
-            MigrationError: naming the file; it is not recorded.
+            MigrationError: a statement failed; the file is not recorded.
 
         """
         ...
 
 
 async def migrate(target: Target, folder: Path) -> list[str]:
-    """Apply what is missing and return the names of the files that were applied now.
+    """Apply the files that are not recorded and return their names.
 
     Raises:
-        MigrationError: naming the file; the files before it are applied.
+        MigrationError: a file failed or has changed; the files before it are applied.
 
     """
     applied = await target.applied()
@@ -51,5 +51,7 @@ async def migrate(target: Target, folder: Path) -> list[str]:
             await target.apply(path.name, sql, checksum)
             now.append(path.name)
         elif recorded != checksum:
-            raise MigrationError(f"{path.name} was applied and has changed since: restore it and add a new file")
+            raise MigrationError(
+                f"{path.name} was applied and has changed since: restore it, and put the change in a new file"
+            )
     return now

@@ -1,1 +1,1 @@
-"""The forms in which the API accepts lead events, one file a form."""
+"""The input formats of lead events, one file per format."""

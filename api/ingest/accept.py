@@ -1,8 +1,7 @@
-"""The part common to every form of input: validate each event, deliver the valid ones, report the status of each.
+"""Shared by all input formats: validate each event, deliver the valid ones, report the status of each.
 
-Guarantee: an event is ``accepted`` only after the broker confirmed it with ``acks=all``. Without a confirmation in time
-it is ``unknown``, never omitted and never reported as rejected: sent again with the same event_id it counts once,
-because intake drops the second.
+Guarantees: an event is ``accepted`` only after the broker has confirmed it with ``acks=all``. Without a confirmation in
+time its status is ``unknown``: sent again with the same event_id it counts once, because intake drops the duplicate.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from schemas.rules import check_event
 
 TOPIC = "leads.received"
 _SOURCE = "api"
-_MAX_PENDING_BYTES = 64 << 20  # of events that wait for the broker at any time, in this process
+_MAX_PENDING_BYTES = 64 << 20  # maximum bytes of events that wait for the broker, in this process
 _REFUSED = {"MSG_SIZE_TOO_LARGE", "INVALID_RECORD"}
 
 Item = dict[str, Any]
@@ -36,7 +35,7 @@ Item = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ValidEvent:
-    """A valid event: ready to be a record of ``leads.received``."""
+    """A valid event, encoded as a record of ``leads.received``."""
 
     event_id: str
     key: bytes
@@ -45,14 +44,14 @@ class ValidEvent:
 
 @dataclass(frozen=True, slots=True)
 class InvalidEvent:
-    """An event that is refused; ``event_id`` is "" where it could not be read."""
+    """An event that is rejected; ``event_id`` is "" if it could not be read."""
 
     event_id: str
     dead: Dead
 
     @property
     def item(self) -> Item:
-        """Its item in the response."""
+        """The event's item in the response."""
         problems = [{"path": p.path, "message": p.message} for p in self.dead.problems]
         return {
             "event_id": self.event_id or None,
@@ -66,7 +65,7 @@ Checked = ValidEvent | InvalidEvent
 
 
 class Checker:
-    """Turns events into records by the rules of intake: what is valid here is not dead there."""
+    """Validates events by the rules of intake and encodes them: intake does not dead-letter a valid event."""
 
     def __init__(
         self,
@@ -86,7 +85,7 @@ class Checker:
         self._new_id = new_id
 
     def json(self, document: Any) -> Checked:
-        """Check one event in its JSON form; a missing event_id, occurred_at or source is filled in."""
+        """Check one event in its JSON form; a missing event_id, occurred_at or source is added."""
         now = self._now()
         event_id = ""
         if isinstance(document, dict):
@@ -112,7 +111,7 @@ class Checker:
             return InvalidEvent("", error.dead)
         if decoded.type not in self._schemas.events:
             return InvalidEvent(
-                "", Dead(Reason.UNKNOWN_EVENT_TYPE, (Problem("", f"{decoded.type} is not a lead event"),))
+                "", Dead(Reason.UNKNOWN_EVENT_TYPE, (Problem("", f"{decoded.type} is not a lead event type"),))
             )
         return self._validated(decoded.type, decoded.record, self._now(), payload)
 
@@ -138,8 +137,8 @@ class Checker:
             return InvalidEvent(event_id, properties)
         value = payload or self._encoders[kind](record)
         if len(value) > self._max_event_bytes:
-            words = f"has {len(value)} bytes; the maximum is {self._max_event_bytes}"
-            return InvalidEvent(event_id, Dead(Reason.TOO_LARGE, (Problem("", words),)))
+            message = f"the event has {len(value)} bytes; the maximum is {self._max_event_bytes}"
+            return InvalidEvent(event_id, Dead(Reason.TOO_LARGE, (Problem("", message),)))
         return ValidEvent(event_id, _key(record), value)
 
 
@@ -147,7 +146,7 @@ _NO_OBJECT = Dead(Reason.INVALID_FIELD, (Problem("", "an event must be a JSON ob
 
 
 def _key(record: Item) -> bytes:
-    """Return ``tenant:identifier``, so that the events of one person stay on one partition, in order."""
+    """Return ``tenant:identifier``, so that the events of a person are on one partition, in order."""
     identifiers = record["identifiers"]
     crm_ids = identifiers["crm_ids"]
     identifier = (
@@ -163,9 +162,9 @@ def _key(record: Item) -> bytes:
 
 
 class Acceptor:
-    """Delivers checked events and builds the items of the response. Waiting events are bounded in bytes and in time.
+    """Delivers checked events and builds the items of the response. Events wait for a limited time, in limited memory.
 
-    ``timeout_s`` should be a little longer than the producer's own limit, which then usually ends the wait.
+    ``timeout_s``: timeout of a delivery, in seconds; a little longer than the delivery timeout of the producer.
     """
 
     def __init__(self, deliverer: Deliverer, *, timeout_s: float) -> None:
@@ -174,10 +173,10 @@ class Acceptor:
         self._pending = 0
 
     async def accept(self, checked: Sequence[Checked], traceparent: str = "") -> tuple[int, list[Item]]:
-        """Deliver the valid ones of ``checked``; return how many were accepted and an item for each, in order.
+        """Deliver the valid events of ``checked``; return the number of accepted ones and an item for each, in order.
 
         Raises:
-            Refusal: ``overloaded``; nothing was delivered.
+            Refusal: ``overloaded``: too many events wait; no event was delivered.
 
         """
         good = [event for event in checked if isinstance(event, ValidEvent)]
@@ -201,7 +200,7 @@ class Acceptor:
                 return await self._deliverer.deliver_each(outputs)
         except TimeoutError:
             return [Delivery(-1, -1, "TIMED_OUT")] * len(outputs)
-        except KafkaException as error:  # refused by the client itself, with some already produced
+        except KafkaException as error:  # the client rejects a record; earlier ones may be produced
             return [Delivery(-1, -1, error.args[0].name())] * len(outputs)
 
 
@@ -211,6 +210,6 @@ def _delivered(event: ValidEvent, delivery: Delivery) -> Item:
         return {"event_id": event.event_id, "status": "accepted"} | where
     if delivery.error in _REFUSED:
         return InvalidEvent(
-            event.event_id, Dead(Reason.TOO_LARGE, (Problem("", "larger than the broker accepts"),))
+            event.event_id, Dead(Reason.TOO_LARGE, (Problem("", "the event is larger than the broker accepts"),))
         ).item
     return {"event_id": event.event_id, "status": "unknown", "reason": Reason.UNAVAILABLE.value}

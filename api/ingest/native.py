@@ -1,7 +1,8 @@
-"""POST /v1/events and POST /v1/validate: the native form of events: JSON, NDJSON or one Avro payload.
+"""POST /v1/events and POST /v1/validate: the native format of events, as JSON, NDJSON or one Avro payload.
 
-202: all accepted. 207: some. 400: none. 503: at least one is ``unknown`` (send those again with the same event_id). The
-body has an item for each event, in the order sent: ``{"accepted": n, "events": [{"event_id", "status", ...}]}``.
+Status 202: all events are accepted; 207: some; 400: none; 503: at least one is ``unknown`` (send those again with the
+same event_id). The body has an item for each event, in the order of the request:
+``{"accepted": n, "events": [{"event_id", "status", ...}]}``.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import orjson
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
-from api.errors import Refusal, answer, error
+from api.errors import Refusal, error, json_response
 from api.ingest.accept import Acceptor, Checked, Checker, InvalidEvent, Item
 from infra import telemetry
 
@@ -24,7 +25,7 @@ _JSON = {"application/json", "text/json"}
 _NDJSON = {"application/x-ndjson", "application/ndjson", "application/jsonl"}
 _AVRO = {"application/avro", "application/vnd.leadstream", "avro/binary"}
 
-# Whether the caller may send; raises Refusal if not.
+# Raises Refusal if the caller may not send events.
 Admit = Callable[[Request], Awaitable[None]]
 
 
@@ -33,7 +34,7 @@ async def everyone(_: Request) -> None:
 
 
 class Native:
-    """The two endpoints over one checker and one acceptor."""
+    """The two endpoints; ``admit`` checks the caller of a request."""
 
     def __init__(self, checker: Checker, acceptor: Acceptor, admit: Admit = everyone) -> None:
         self._checker = checker
@@ -41,18 +42,20 @@ class Native:
         self._admit = admit
 
     async def events(self, request: Request) -> Response:
-        """POST /v1/events."""
+        """POST /v1/events: accept events and return an item for each."""
         checked = await self._read(request)
         with telemetry.request("POST /v1/events", request.headers) as traceparent:
             accepted, items = await self._acceptor.accept(checked, traceparent)
         body: Item = {"accepted": accepted, "events": items}
         if unknown := sum(item["status"] == "unknown" for item in items):
-            message = f"the broker did not confirm {unknown} of {len(items)} events; send those again"
-            return answer(503, body | {"error": error("kafka_unavailable", message)}, {"Retry-After": "2"})
+            message = (
+                f"the broker did not confirm {unknown} of {len(items)} events: send those with status unknown again"
+            )
+            return json_response(503, body | {"error": error("kafka_unavailable", message)}, {"Retry-After": "2"})
         return _graded(body, accepted, 202)
 
     async def validate(self, request: Request) -> Response:
-        """POST /v1/validate: the response that /v1/events would give; nothing is written."""
+        """POST /v1/validate: check events without writing them; valid ones have the status ``valid``."""
         checked = await self._read(request)
         items = [
             e.item if isinstance(e, InvalidEvent) else {"event_id": e.event_id, "status": "valid"} for e in checked
@@ -64,9 +67,9 @@ class Native:
         await self._admit(request)
         kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
         if request.headers.get("content-encoding", "identity").lower() != "identity":
-            raise Refusal("unsupported_encoding", "a body with Content-Encoding is not supported")
+            raise Refusal("unsupported_encoding", "a body with Content-Encoding is not supported: send it without")
         if kind not in _JSON | _NDJSON | _AVRO:
-            raise Refusal("unsupported_type", "this Content-Type is not supported; send application/json")
+            raise Refusal("unsupported_type", "this Content-Type is not supported: send application/json")
         body = await _body(request)
         if not body.strip():
             raise Refusal("no_events", "the body is empty")
@@ -82,7 +85,7 @@ class Native:
         if isinstance(document, dict) and "events" in document and "type" not in document:
             document = document["events"]
             if not isinstance(document, list):
-                raise Refusal("not_json", "events has to be an array")
+                raise Refusal("not_json", "`events` must be an array")
         documents = document if isinstance(document, list) else [document]
         _count(len(documents))
         return [self._checker.json(each) for each in documents]
@@ -95,13 +98,13 @@ class Native:
 
 def _count(events: int) -> None:
     if not events:
-        raise Refusal("no_events", "the body holds no event")
+        raise Refusal("no_events", "the body contains no event")
     if events > MAX_EVENTS:
         raise Refusal("too_many_events", f"{events} events in one request; the maximum is {MAX_EVENTS}")
 
 
 async def _body(request: Request) -> bytes:
-    """Read the body, never more than its limit, whether or not Content-Length is set."""
+    """Return the body. Raises Refusal if it is larger than its limit, with or without Content-Length."""
     too_large = Refusal("too_large", f"the body is larger than {MAX_BYTES} bytes")
     announced = request.headers.get("content-length", "0")
     if not announced.isdecimal() or int(announced) > MAX_BYTES:
@@ -124,7 +127,7 @@ async def _body(request: Request) -> bytes:
 
 def _graded(body: Item, good: int, all_good: int) -> Response:
     if good == len(body["events"]):
-        return answer(all_good, body)
+        return json_response(all_good, body)
     if good:
-        return answer(207, body)
-    return answer(400, body | {"error": error("none_accepted", "no event of the request is valid")})
+        return json_response(207, body)
+    return json_response(400, body | {"error": error("none_accepted", "no event of the request is valid")})

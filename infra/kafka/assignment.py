@@ -1,4 +1,4 @@
-"""A consumer group member's partitions: what is read from them, and what of it may be committed.
+"""The partitions assigned to one member of a consumer group: fetching their records, committing their offsets.
 
 Guarantees:
 
@@ -38,7 +38,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """Records, and for each of their partitions the next offset and the number of the assignment that it belongs to."""
+    """A batch of records; for each of their partitions the next offset and the number of its assignment."""
 
     messages: list[Message] = field(default_factory=list)
     next_offsets: dict[Partition, int] = field(default_factory=dict)
@@ -48,7 +48,7 @@ class Fetched:
 class Assignment:
     """The partitions assigned to ``consumer`` in ``group``. Owns the consumer and the thread that calls it; close it.
 
-    ``status`` is ready from the first assignment on.
+    ``status`` becomes ready with the first assignment.
     """
 
     def __init__(self, consumer: Consumer, group: str, status: Status) -> None:
@@ -57,30 +57,32 @@ class Assignment:
         self._status = status
         self._log = log(group)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix=f"consumer-{group}")
-        # Shared with the event loop's thread; the rebalance callbacks run in the consumer's thread while it polls.
+        # Shared with the event loop's thread. Rebalance callbacks run in the consumer's thread, during a poll.
         self._lock = threading.Condition()
-        self._in_flight = 0  # batches that are fetched and not delivered
-        self._delivered: dict[Partition, tuple[int, int]] = {}  # to be committed: assignment and next offset
+        self._in_flight = 0  # batches that are fetched and not yet delivered
+        self._delivered: dict[
+            Partition, tuple[int, int]
+        ] = {}  # not committed yet: number of the assignment, next offset
         self._delivered_records = 0
         self._commit_at = 0.0
-        self._count = 0
-        self._current: dict[Partition, int] = {}  # the partitions that are ours, each with its assignment's number
-        self._carried: list[Message] = []  # read while paused
+        self._count = 0  # number of the newest assignment
+        self._current: dict[Partition, int] = {}  # the assigned partitions, each with its assignment's number
+        self._carried: list[Message] = []  # fetched while paused, for the next poll
 
     async def call(self, function: Callable[[], Result]) -> Result:
-        """Run ``function`` in the consumer's thread, after whatever runs there now."""
+        """Run ``function`` in the consumer's thread, after the calls before it."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
     def subscribe(self, topics: Sequence[str]) -> None:
-        """Join the group."""
+        """Join the group to read ``topics``."""
         self._consumer.subscribe(
             list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )
 
     async def close(self) -> None:
-        """Wait for the call that runs, commit what is delivered and leave the group."""
+        """Wait for the running call, commit the delivered records and leave the group."""
         with self._lock:
-            self._in_flight = 0  # what is left will not be delivered, so the revocation must not wait for it
+            self._in_flight = 0  # no batch is delivered any more, so the revocation must not wait for one
             self._lock.notify_all()
         await self.call(self._consumer.close)
         self._thread.shutdown(wait=False)
@@ -91,13 +93,13 @@ class Assignment:
         """Return a batch: the available records, or those that arrive within ``linger_s`` seconds after the first one.
 
         Raises:
-            ClientFailed: the consumer can never work again, such as when another one took over its instance name.
-            KafkaException: reading is not allowed, or there is no such topic.
+            ClientFailed: the consumer failed permanently, such as when a member with the same instance name joined.
+            KafkaException: reading is not authorized, or there is no such topic.
 
         """
         carried, self._carried = self._carried, []
         first = carried or self._consume(1, IDLE_S)
-        before = dict(self._current)  # only the consumer's calls change it, and none runs now
+        before = dict(self._current)  # only a call to the consumer changes it, and none is running
         more: list[Message] = []
         if first and len(first) < size:
             more = self._consume(size - len(first), linger_s)
@@ -112,21 +114,21 @@ class Assignment:
         return fetched
 
     def poll_paused(self, size: int) -> None:
-        """Keep the membership alive and fetch nothing; what was fetched already is kept for :meth:`poll`."""
-        # Each time anew: that pauses the partitions that were assigned since, too.
+        """Poll with all partitions paused, to stay in the group; keep records that still arrive for :meth:`poll`."""
+        # At each call: partitions may have been assigned since the last one.
         self._consumer.pause(self._consumer.assignment())
         slipped_through = self._consume(size, 0)  # first: a rebalance in it may drop what is carried
         # Errors are dealt with at once; records of a partition that was revoked in that very call are dropped.
         self._carried += [m for m in slipped_through if self._is_record(m) and _partition(m) in self._current]
 
     def resume(self) -> None:
-        """Fetch again."""
+        """Resume fetching from all partitions."""
         self._consumer.resume(self._consumer.assignment())
 
-    def _consume(self, most: int, wait_s: float) -> list[Message]:
+    def _consume(self, limit: int, wait_s: float) -> list[Message]:
         if time.monotonic() >= self._commit_at:
             self._commit()
-        found: list[Message] = self._consumer.consume(most, wait_s)
+        found: list[Message] = self._consumer.consume(limit, wait_s)
         return found
 
     def _is_record(self, message: Message) -> bool:
@@ -163,32 +165,32 @@ class Assignment:
             self._delivered_records += count
 
     def end(self) -> None:
-        """Count a batch as no longer in flight: it is delivered or dropped."""
+        """Count a batch as no longer in flight: it was delivered or dropped."""
         with self._lock:
             self._in_flight -= 1
             self._lock.notify_all()
 
     def _commit(self) -> None:
-        """Commit what is delivered, several batches at once: a commit costs the broker as much as a small batch.
+        """Commit several delivered batches at once: a commit costs the broker as much as a small batch.
 
-        Only in the consumer's thread: the client takes one call at a time, so that a commit from elsewhere would wait
-        for the poll to end, and at a rebalance for the callback that waits for it.
+        Called only in the consumer's thread. The client handles one call at a time: a commit from another thread would
+        wait for the poll, and in a rebalance the poll would wait for that commit.
         """
         with self._lock:
             due, self._delivered = self._delivered, {}
             records, self._delivered_records = self._delivered_records, 0
-            ours = {p: end for p, (number, end) in due.items() if self._current.get(p) == number}
+            valid = {p: end for p, (number, end) in due.items() if self._current.get(p) == number}
         self._commit_at = time.monotonic() + _COMMIT_EVERY_S
-        if ours:
+        if valid:
             try:
                 with metrics.BATCH_SECONDS.labels(self._group, "commit").time():
-                    offsets = [TopicPartition(*partition, end) for partition, end in ours.items()]
+                    offsets = [TopicPartition(*partition, end) for partition, end in valid.items()]
                     self._consumer.commit(offsets=offsets, asynchronous=False)
             except KafkaException as error:
                 # Not fatal: committed again soon. If the partitions were revoked, their new owner reprocesses the
                 # records.
                 self._log.warning("commit failed", extra={"fields": {"error": error.args[0].name()}})
-                self._commit_at = time.monotonic() + _COMMIT_AGAIN_S
+                self._commit_at = time.monotonic() + _COMMIT_RETRY_S
                 with self._lock:
                     self._delivered = due | self._delivered
                     self._delivered_records += records

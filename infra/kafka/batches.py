@@ -1,20 +1,20 @@
-"""The one batch loop that every event takes: poll, batch, prepare, apply, deliver, commit.
+"""The batch loop of intake and the sinks: poll, prepare, apply, deliver, commit.
 
 Guarantees:
 
-- Offsets are committed after the effect and after the delivery of its outputs, never before. A crash anywhere repeats
-  at most the batches in flight; processors are idempotent.
-- Per partition, ``apply`` gets records in offset order, and outputs are produced in that order.
-- The three steps overlap: while one batch is being delivered and committed, the next is applied and the one after it is
-  fetched and prepared; at most one batch waits between two steps, so memory is bounded by about four batches.
-- Backpressure: while ``apply`` is behind (a database is unavailable, say), the partitions are paused and the consumer
-  keeps polling, so the group does not rebalance and nothing more is fetched.
-- Rebalance: see :mod:`infra.kafka.assignment`. A batch of which no partition is ours any more is dropped before
-  ``apply``; one that is already there never commits offsets of a partition that is no longer ours.
-- An unavailable dependency is retried with backoff and jitter, shown in the log, on ``/ready`` and as a metric.
+- Offsets are committed after the effects of a batch and the delivery of its outputs, never before. After a crash at
+  most the batches in flight are reprocessed; processors are idempotent.
+- Per partition, ``apply`` receives records in offset order, and outputs are produced in that order.
+- The steps overlap: while one batch is delivered, the next is applied and the one after it is fetched and prepared. At
+  most one batch waits between two steps, so at most five batches are in memory.
+- Backpressure: while ``apply`` is slow (such as while Postgres is unavailable), the partitions are paused and the
+  consumer keeps polling. So the group does not rebalance, and nothing more is fetched.
+- Rebalance: see :mod:`infra.kafka.assignment`. A batch is dropped before ``apply`` if none of its partitions is still
+  assigned. Offsets are committed only for partitions that are still assigned.
+- An unavailable dependency is retried with backoff and jitter; the log, ``/ready`` and a metric show it.
 - When more than ``max_dead_share`` of the last ``dead_window`` records are dead, :class:`TooManyDead` stops the process
   before the dead letters of that batch are written: a wrong schema must not empty a topic into ``leads.dead``.
-- A consumer that can never work again ends the loop, and with it the process, which is restarted.
+- A consumer that failed permanently ends the loop and with it the process, which is restarted.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from infra.retry import Retry
 from infra.runtime import Stop
 from infra.settings import Settings
 
-_BLOCKED_S = 1.0  # a batch that waits this long for its predecessor pauses the partitions
+_BLOCKED_S = 1.0  # a batch that waits longer than this for the previous one pauses the partitions
 
 
 @dataclass(slots=True)
 class _InFlight(Generic[Batch]):
-    """A batch on its way through the steps."""
+    """A batch between its fetch and the commit of its offsets."""
 
     prepared: Batch
     fetched: Fetched
@@ -68,15 +68,15 @@ async def run_batches(
     deliverer: Deliverer,
     config: Mapping[str, Any] | None = None,
 ) -> None:
-    """Run ``processor`` over ``topics`` as consumer group ``group`` until ``stop``.
+    """Run ``processor`` over ``topics`` in the consumer group ``group`` until a stop is requested.
 
-    A batch holds at most ``size`` records and waits at most ``linger_ms`` milliseconds for them. ``config`` adds to or
+    A batch holds at most ``size`` records and waits at most ``linger_ms`` milliseconds to fill. ``config`` adds to or
     replaces librdkafka's consumer settings.
 
     Raises:
         TooManyDead: see the module's guarantees.
-        ClientFailed: the consumer can never work again.
-        Exception: whatever ``processor`` raises besides DependencyUnavailable; nothing of that batch is committed.
+        ClientFailed: the consumer failed permanently.
+        Exception: any other error of ``processor`` than DependencyUnavailable; that batch is not committed.
 
     """
     consumer = client.member(settings, group, instance=settings.instance, config=config, on_fatal=stop.fail)
@@ -143,7 +143,7 @@ class _Loop(Generic[Batch]):
         await self._to_apply.put(None)
 
     async def _pass_on(self, fetched: Fetched) -> None:
-        """Prepare a batch and queue it; while that is blocked, poll with the partitions paused."""
+        """Prepare a batch and queue it for ``apply``; while the queue is full, poll with the partitions paused."""
         assignment, blocked = self._assignment, False
         queued = asyncio.ensure_future(self._queue(fetched))
         try:
@@ -175,7 +175,7 @@ class _Loop(Generic[Batch]):
             if self._assignment.owns_any(batch.fetched.assignments):
                 with self._step("apply", batch.span):
                     batch.effects = await self._retry.until_available(partial(self._processor.apply, batch.prepared))
-                self._dead.saw(batch.count, batch.effects.dead)
+                self._dead.add(batch.count, batch.effects.dead)
                 await self._to_deliver.put(batch)
             else:
                 self._end(batch)

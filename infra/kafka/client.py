@@ -1,12 +1,12 @@
-"""The one place where Kafka clients are made: bootstrap servers, TLS, SASL, client id, errors and statistics.
+"""The one place where Kafka clients are created: bootstrap servers, TLS, SASL, client id, errors and statistics.
 
 Guarantees:
 
-- A client that can never work again reports :class:`ClientFailed` once, by ``on_fatal``: after a fatal error of
-  librdkafka (a fenced member, a producer whose sequence is broken), and when the login or the check of the brokers'
-  certificates fails and no broker is connected. What passes (a broker or a token endpoint that restarts, a network
-  that is down) is left to librdkafka, which retries with backoff.
-- Errors are logged when they change, and every 30 s while they last; passwords are in none.
+- A client that failed permanently calls ``on_fatal`` with :class:`ClientFailed`: after a fatal error of librdkafka
+  (a fenced member, a producer with a broken sequence), or when the login or the check of the brokers' certificates
+  fails while no broker is connected, or five times within a minute. Temporary errors (a broker or a token endpoint that
+  restarts, a network outage) are left to librdkafka, which retries with backoff.
+- Errors are logged when they change, and every 30 s while they last. They contain no passwords.
 
 ``on_fatal`` and the other callbacks run in the thread that polls the client, so ``on_fatal`` has to be thread-safe, as
 :meth:`infra.runtime.Stop.fail` is.
@@ -31,18 +31,21 @@ from infra.kafka_settings import KafkaSettings
 from infra.runtime import log
 
 _STATISTICS_MS = 15_000
-_LOG_AGAIN_S = 30.0
+_LOG_EVERY_S = 30.0
 _REFUSED = (KafkaError._AUTHENTICATION, KafkaError.SASL_AUTHENTICATION_FAILED)  # noqa: SLF001 - librdkafka's own name
-_REFUSALS, _REFUSALS_S = 5, 60.0  # so many within so many seconds are final, whatever else the client reports
-# Not final: the token endpoint is a dependency that may come back, and open connections work on meanwhile.
-_NO_TOKEN = "Failed to acquire SASL OAUTHBEARER token"  # noqa: S105 - librdkafka's words
-_FIRST_TRY_S = 1.0
+_REFUSALS, _REFUSALS_S = 5, 60.0  # this many refusals within this many seconds are permanent
+# Not permanent: the token endpoint may become available again, and open connections keep working.
+_NO_TOKEN = "Failed to acquire SASL OAUTHBEARER token"  # noqa: S105 - text of librdkafka's error
+_FIRST_ATTEMPT_S = 1.0
 
 OnFatal = Callable[[Exception], None]
 
 
 class Errors:
-    """What one client reports by librdkafka's error callback. ``refusal``: why the login fails."""
+    """Error callback of one client: logs errors, and reports a permanent failure to ``on_fatal``.
+
+    ``refusal``: why the login or the check of a certificate failed; empty if it did not.
+    """
 
     def __init__(self, client: str, on_fatal: OnFatal | None, *, logged: bool) -> None:
         self.refusal = ""
@@ -53,8 +56,8 @@ class Errors:
         self._refused_at: deque[float] = deque(maxlen=_REFUSALS)
 
     def __call__(self, error: KafkaError) -> None:
-        """Take in one error; called by librdkafka in the thread that polls."""
-        if self._log is not None and (error.name() != self._last[0] or time.monotonic() > self._last[1] + _LOG_AGAIN_S):
+        """Handle one error; librdkafka calls this in the thread that polls."""
+        if self._log is not None and (error.name() != self._last[0] or time.monotonic() > self._last[1] + _LOG_EVERY_S):
             fields = {"client": self._client, "error": error.name(), "detail": error.str()}
             self._log.warning("kafka error", extra={"fields": fields})
             self._last = error.name(), time.monotonic()
@@ -62,15 +65,15 @@ class Errors:
             self.refusal = error.str()
             if _NO_TOKEN not in self.refusal:
                 self._refused_at.append(time.monotonic())
-        if error.fatal() or self._is_refused_for_good(error):
-            self._end(self.refusal or f"{error.name()}: {error.str()}")
+        if error.fatal() or self._is_refused_permanently(error):
+            self._report_failure(self.refusal or f"{error.name()}: {error.str()}")
 
-    def _is_refused_for_good(self, error: KafkaError) -> bool:
+    def _is_refused_permanently(self, error: KafkaError) -> bool:
         if error.code() == KafkaError._ALL_BROKERS_DOWN:  # noqa: SLF001 - librdkafka's own name
             return bool(self._refused_at) and time.monotonic() - self._refused_at[-1] < _REFUSALS_S
         return len(self._refused_at) == _REFUSALS and self._refused_at[-1] - self._refused_at[0] < _REFUSALS_S
 
-    def _end(self, why: str) -> None:
+    def _report_failure(self, why: str) -> None:
         if self._on_fatal is not None:
             self._on_fatal(ClientFailed(f"the Kafka client {self._client} failed permanently: {why}"))
             self._on_fatal = None
@@ -103,7 +106,7 @@ def member(
 ) -> Consumer:
     """Return a consumer for a member of ``group``: manual commits, short fetch timeouts, cooperative rebalancing.
 
-    With ``instance`` it is a static member: restarted within the session timeout it gets its partitions back at once.
+    With ``instance`` it is a static member: if it restarts within the session timeout, it keeps its partitions.
     ``config`` adds to or replaces librdkafka's settings.
     """
     own = {
@@ -125,9 +128,9 @@ def member(
 
 
 def reader(settings: KafkaSettings, group: str, config: Mapping[str, Any] | None = None) -> Consumer:
-    """Return a consumer that reads what it assigns itself; it joins no group and commits nothing by itself.
+    """Return a consumer for partitions that its user assigns; it joins no group and commits nothing by itself.
 
-    ``group`` is the group whose offsets it may ask for. Its calls raise what goes wrong, so nothing is logged.
+    ``group`` is the group whose committed offsets it can read. Its calls raise errors, so errors are not logged.
     """
     errors = Errors(group, None, logged=False)
     own = {"group.id": group, "enable.auto.commit": False, "log_level": 2, "error_cb": errors}
@@ -141,11 +144,11 @@ def producer(
     config: Mapping[str, Any] | None = None,
     on_fatal: OnFatal | None = None,
 ) -> Producer:
-    """Return an idempotent producer with acks=all for the process ``name``; ``config`` adds to or replaces settings."""
+    """Return an idempotent producer with acks=all for the process ``name``; ``config`` changes settings."""
     own = {
         "acks": "all",
         "enable.idempotence": True,
-        "partitioner": "murmur2_random",  # as Java clients do
+        "partitioner": "murmur2_random",  # the same partition for a key as Java clients
         "compression.type": "lz4",
         "linger.ms": 5,
     }
@@ -154,25 +157,25 @@ def producer(
 
 
 def admin(settings: KafkaSettings, name: str, *, on_fatal: OnFatal | None = None) -> AdminClient:
-    """Return an admin client for the process ``name``. Its calls raise what goes wrong, so nothing is logged.
+    """Return an admin client for the process ``name``. Its calls raise errors, so errors are not logged.
 
-    ``on_fatal`` is called from :func:`metadata`, for nothing else polls an admin client.
+    ``on_fatal`` is called only during :func:`metadata`, because nothing else polls an admin client.
     """
     errors = Errors(name, on_fatal, logged=False)
     return _Admin(client_config(settings, name) | {"log_level": 2, "error_cb": errors}, errors)
 
 
 def metadata(client: Any, topic: str | None = None, *, timeout_s: float) -> Any:
-    """Ask the cluster for its topics (or for ``topic``), by a client of :func:`admin` or :func:`reader`.
+    """Return the cluster's metadata of all topics, or of ``topic``, as confluent-kafka's ClusterMetadata.
 
-    Returns confluent-kafka's ClusterMetadata.
+    ``client`` is one of :func:`admin` or :func:`reader`.
 
     Raises:
-        DependencyUnavailable: the brokers refuse the login; noticed after about a second, whatever ``timeout_s`` is.
-        KafkaException: there is no answer within ``timeout_s`` seconds.
+        DependencyUnavailable: the brokers refuse the login; detected after about a second, whatever ``timeout_s`` is.
+        KafkaException: no response within ``timeout_s`` seconds.
 
     """
-    first = min(_FIRST_TRY_S, timeout_s)
+    first = min(_FIRST_ATTEMPT_S, timeout_s)
     for wait in (first, max(timeout_s - first, first)):
         try:
             return client.list_topics(topic, timeout=wait) if topic else client.list_topics(timeout=wait)
@@ -185,7 +188,7 @@ def metadata(client: Any, topic: str | None = None, *, timeout_s: float) -> Any:
 
 
 def client_config(settings: KafkaSettings, name: str) -> dict[str, Any]:
-    """Return librdkafka's settings that every client of the process ``name`` has."""
+    """Return the librdkafka settings that all clients of the process ``name`` share."""
     config: dict[str, Any] = {
         "bootstrap.servers": settings.kafka_bootstrap,
         "client.id": f"leadstream-{name}",
@@ -196,12 +199,12 @@ def client_config(settings: KafkaSettings, name: str) -> dict[str, Any]:
 
 
 def addresses(settings: KafkaSettings) -> list[str]:
-    """Return the bootstrap servers one by one, as host:port."""
+    """Return the bootstrap servers as a list of host:port."""
     return [server.strip() for server in settings.kafka_bootstrap.split(",") if server.strip()]
 
 
 def tls_context(settings: KafkaSettings) -> ssl.SSLContext | None:
-    """Return the same TLS settings for a client that is not librdkafka's (aiokafka); None where TLS is off."""
+    """Return the TLS settings for a client that does not use librdkafka (aiokafka); None if TLS is off."""
     if not settings.kafka_uses_tls:
         return None
     context = ssl.create_default_context(cafile=settings.kafka_ssl_ca)

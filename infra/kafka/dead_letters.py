@@ -1,4 +1,4 @@
-"""Dead letters: the record bit for bit as it came; its source, the stage and the reason in headers."""
+"""Dead letters: an unchanged copy of a record, with its source, the stage and the reason in headers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from infra.outcomes import Dead
 
 TOPIC = "leads.dead"
 PREFIX = "leadstream."
-LARGEST = 16_777_216  # bytes of a record that a dead letter holds; the topic takes as much and its headers
+LARGEST = 16_777_216  # maximum bytes of a record in a dead letter; the topic's limit leaves room for the added headers
 
 
 def dead_letter(message: Message, stage: str, dead: Dead, exception: str = "") -> Output:
@@ -31,7 +31,7 @@ def dead_letter(message: Message, stage: str, dead: Dead, exception: str = "") -
     detail = dead.detail[:1000]
     if size > LARGEST:
         key, value, headers = None, None, []
-        detail = f"{size} bytes are too many for {TOPIC}: read the record at its source while it is retained; {detail}"
+        detail = f"{size} bytes are too many for {TOPIC}: read the record in its source topic while retained; {detail}"
     own = {
         "topic": message.topic(),
         "partition": message.partition(),
@@ -48,17 +48,17 @@ def dead_letter(message: Message, stage: str, dead: Dead, exception: str = "") -
 
 
 class DeadShare:
-    """The share of dead records (0 to 1) among a stage's last ``window`` records; more than ``most`` stops it."""
+    """The share of dead records (0 to 1) among the last ``window`` records of a stage, with its maximum."""
 
-    def __init__(self, window: int, most: float) -> None:
+    def __init__(self, window: int, max_share: float) -> None:
         self._window = window
-        self._most = most
+        self._max_share = max_share
         self._batches: deque[tuple[int, int]] = deque()
         self._records = 0
         self._deads = 0
 
-    def saw(self, records: int, dead: int) -> None:
-        """Count a batch. Raises TooManyDead when a larger share of the window is dead than is allowed."""
+    def add(self, records: int, dead: int) -> None:
+        """Count a batch with ``dead`` dead records. Raises TooManyDead when the share exceeds ``max_share``."""
         self._batches.append((records, dead))
         self._records += records
         self._deads += dead
@@ -66,9 +66,9 @@ class DeadShare:
             oldest = self._batches.popleft()
             self._records -= oldest[0]
             self._deads -= oldest[1]
-        if self._deads > self._most * max(self._records, self._window):
+        if self._deads > self._max_share * max(self._records, self._window):
             raise TooManyDead(
-                f"{self._deads} of the last {self._records} records were dead, more than a share of {self._most} of "
-                f"{max(self._records, self._window)}. "
-                "Nothing more is consumed: see `leadstream dead list`, fix the producer or the schema, then restart."
+                f"{self._deads} of the last {self._records} records are dead: more than a share of {self._max_share} "
+                f"of {max(self._records, self._window)} records. Consuming has stopped. "
+                "Run `leadstream dead list`, fix the producer or the schema, then restart the process."
             )

@@ -12,7 +12,7 @@ from infra.outcomes import Reason, What
 
 TOPIC = "leads.outcomes"
 _MAX_DETAIL = 1000  # characters
-NOWHERE = ("", -1, -1)  # the outcome is about no record
+NOWHERE = ("", -1, -1)  # of an outcome that is not about a record
 
 Coordinates = tuple[str, int, int]  # topic, partition, offset
 
@@ -20,7 +20,7 @@ Coordinates = tuple[str, int, int]  # topic, partition, offset
 class OutcomeRecords:
     """Builds the outcomes of one ``stage`` (its consumer group).
 
-    ``encode`` writes the record type ``outcome`` (:meth:`schemas.codec.Codec.encoder`).
+    ``encode`` encodes the record type ``outcome`` (see :meth:`schemas.codec.Codec.encoder`).
     """
 
     def __init__(self, stage: str, encode: Callable[[dict[str, Any]], bytes], clock: Clock = now_us) -> None:
@@ -43,8 +43,8 @@ class OutcomeRecords:
     ) -> Output:
         """Return the record and count it (``count`` times) in ``leadstream_outcomes``.
 
-        Its key is the lead's id, or the event's where no lead is known. ``detail`` holds codes and names of ours, never
-        a value of the lead or an answer's text.
+        Its key is the lead's id, or the event's id if the lead is unknown. ``detail`` holds codes and names, never a
+        value of the lead or the text of a response.
         """
         metrics.OUTCOMES.labels(self._stage, what.value, reason.value if reason else "").inc(count)
         topic, partition, offset = source

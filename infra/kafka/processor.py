@@ -1,4 +1,4 @@
-"""What a stage or a sink is to the batch loop (:mod:`infra.kafka.batches`)."""
+"""The interface of a stage or sink that the batch loop (:mod:`infra.kafka.batches`) runs."""
 
 from __future__ import annotations
 
@@ -15,32 +15,32 @@ Batch = TypeVar("Batch")
 
 @dataclass(frozen=True, slots=True)
 class Effects:
-    """The result of a batch: ``outputs`` to deliver before the commit, and how many of its records were ``dead``.
+    """The result of a batch: the ``outputs`` to deliver before the commit, and the number of ``dead`` records.
 
-    Outputs that are expensive to build are passed as a function: it is called while the next batch is being applied.
+    Outputs that are expensive to build are passed as a function, which is called while the next batch is applied.
     """
 
     outputs: Sequence[Output] | Callable[[], Sequence[Output]] = ()
     dead: int = 0
 
     def to_deliver(self) -> Sequence[Output]:
-        """Return the outputs, built now where they are not yet."""
+        """Return the outputs; build them if they were passed as a function."""
         return self.outputs() if callable(self.outputs) else self.outputs
 
 
 class Processor(Protocol[Batch]):
-    """A stage or a sink. ``Batch`` is its own form of a batch: what ``prepare`` makes for ``apply``.
+    """A stage or a sink. ``Batch`` is its own type: ``prepare`` returns it, ``apply`` receives it.
 
     Crash: both methods are called again with the same records.
     """
 
     def prepare(self, messages: Sequence[Message]) -> Batch:
-        """Decode ``messages`` (in offset order per partition), without any effect.
+        """Decode ``messages`` (in offset order per partition) without side effects.
 
-        Called in a thread of its own, one call at a time, while ``apply`` processes the batch before.
+        Called in another thread, one call at a time, while ``apply`` processes the previous batch.
 
         Raises:
-            DependencyUnavailable: call again later with the same ``messages``.
+            DependencyUnavailable: the loop calls again, with the same ``messages``.
 
         """
         ...
@@ -49,7 +49,7 @@ class Processor(Protocol[Batch]):
         """Write the batch's effects.
 
         Raises:
-            DependencyUnavailable: call again later with the same ``batch``.
+            DependencyUnavailable: the loop calls again, with the same ``batch``.
 
         """
         ...

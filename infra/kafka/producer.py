@@ -1,8 +1,8 @@
-"""Delivering records: a confluent-kafka producer whose deliveries can be awaited.
+"""Delivers records: a confluent-kafka producer whose deliveries can be awaited.
 
-Guarantee: when :meth:`Deliverer.deliver` returns, every record is on the broker with ``acks=all``. It was written by
-an idempotent producer, so a retry inside the client neither doubles nor reorders. When it raises, any of the records
-may or may not be there: deliver them again, consumers are idempotent.
+Guarantees: when :meth:`Deliverer.deliver` returns, every record is on the broker with ``acks=all``. The producer is
+idempotent, so its internal retries neither duplicate nor reorder records. When it raises, it is unknown which records
+are on the broker: deliver all of them again. Consumers are idempotent.
 """
 
 from __future__ import annotations
@@ -66,10 +66,10 @@ class _Pending:
 
 
 class Deliverer:
-    """Owns a producer and the thread that serves its callbacks; close it. ``name``: the process's.
+    """Owns a producer and the thread that serves its callbacks; close it. ``name`` is the name of the process.
 
-    ``timeout_s`` bounds a delivery (the API must answer); 0: retry for as long as Kafka is unavailable (workers).
-    ``on_fatal``: see :mod:`infra.kafka.client`; every delivery fails from then on.
+    ``timeout_s`` is the timeout of a delivery, in seconds (the API must respond in time); 0: retry for as long as Kafka
+    is unavailable (workers). ``on_fatal``: see :mod:`infra.kafka.client`; after it was called every delivery fails.
     """
 
     def __init__(
@@ -85,7 +85,7 @@ class Deliverer:
             "batch.size": 1_000_000,
             "queue.buffering.max.messages": 500_000,
             "queue.buffering.max.kbytes": 524_288,
-            # The largest dead letter. The client counts what is not compressed yet, a topic what is.
+            # Fits the largest dead letter. The client counts uncompressed bytes, a topic counts compressed ones.
             "message.max.bytes": 17_000_000,
             "message.timeout.ms": int(timeout_s * 1000),
         }
@@ -151,7 +151,7 @@ class Deliverer:
             try:
                 self._producer.poll(_POLL_S)
             except Exception as error:  # noqa: BLE001 - librdkafka's fatal error, or a bug in a callback
-                # Polling goes on: it fails the deliveries in flight, which would otherwise never end.
+                # Polling continues: it makes the deliveries in flight fail, which would otherwise never end.
                 if self._on_fatal is not None:
                     self._on_fatal(ClientFailed(f"the Kafka producer of {self._name} failed permanently: {error}"))
 

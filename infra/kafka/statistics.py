@@ -1,4 +1,4 @@
-"""librdkafka's statistics as Prometheus metrics: ten numbers a client, of the hundreds that it reports.
+"""librdkafka's statistics as Prometheus metrics: ten values per client, of the hundreds that it reports.
 
 Source: https://github.com/confluentinc/librdkafka/blob/v2.12.0/STATISTICS.md
 """
@@ -26,7 +26,8 @@ _COUNTERS: Mapping[str, tuple[Counter, tuple[str, ...]]] = {
 class Statistics:
     """librdkafka's statistics callback of one client; ``client`` and ``kind`` (consumer or producer) are the labels.
 
-    Brokers are summed up, and of a duration the slowest one counts, so that a cluster's size does not multiply series.
+    Counts are summed over the brokers; of durations the slowest broker counts. So the number of time series does not
+    depend on the size of the cluster.
     """
 
     def __init__(self, client: str, kind: str) -> None:
@@ -34,7 +35,7 @@ class Statistics:
         self._totals: dict[str, int] = {}
 
     def __call__(self, text: str) -> None:
-        """Take in one report (JSON); called by librdkafka in the thread that polls."""
+        """Handle one report (JSON); librdkafka calls this in the thread that polls."""
         report = orjson.loads(text)
         brokers = list(report.get("brokers", {}).values())
         partitions = [p for topic in report.get("topics", {}).values() for p in topic.get("partitions", {}).values()]
@@ -49,13 +50,13 @@ class Statistics:
             gauge.labels(*self._labels).set(value)
         for name, (counter, fields) in _COUNTERS.items():
             total = sum(_sum(brokers, field) for field in fields)
-            # A broker that left the cluster takes its counts with it: then nothing is added.
+            # The total falls when a broker leaves the cluster; then nothing is added.
             counter.labels(*self._labels).inc(max(0, total - self._totals.get(name, 0)))
             self._totals[name] = total
 
 
 def _sum(parts: Iterable[Mapping[str, Any]], field: str) -> int:
-    return sum(max(0, int(part.get(field, 0))) for part in parts)  # -1: not known yet
+    return sum(max(0, int(part.get(field, 0))) for part in parts)  # -1: unknown
 
 
 def _slowest(brokers: Iterable[Mapping[str, Any]], window: str) -> float:

@@ -19,11 +19,11 @@ _NAME = re.compile(r"leads\.[a-z0-9][a-z0-9._-]*\*?")
 
 
 class TopicsError(Exception):
-    """``topics.toml`` is wrong, or the broker refuses what it says; the message names every topic concerned."""
+    """``topics.toml`` is invalid, or the broker rejects a change; the message names every topic concerned."""
 
 
 class Topic(BaseModel):
-    """One topic of the file. ``config`` has Kafka's names and its spelling of values."""
+    """One topic of the file. ``config``: topic settings by Kafka's names, with values as Kafka prints them."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -37,10 +37,10 @@ class Topic(BaseModel):
 
 
 def load_topics(path: Path = FILE, root: Path = processes.ROOT) -> dict[str, Topic]:
-    """Read and check the file; topics by name, patterns expanded by the connector files under ``root``.
+    """Read and check the file; return the topics by name, each pattern expanded to the connectors under ``root``.
 
     Raises:
-        TopicsError: naming every wrong entry at once.
+        TopicsError: an entry is invalid; the message names every invalid one.
 
     """
     tables = tomllib.loads(path.read_text("utf-8"))
@@ -56,10 +56,12 @@ def load_topics(path: Path = FILE, root: Path = processes.ROOT) -> dict[str, Top
             wrong += [f"{name}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
             continue
         if not _NAME.fullmatch(name) or ("*" in name) != bool(topic.expand):
-            wrong.append(f"{name}: a name is leads.<lower-case>, with a * at its end exactly when it has expand")
+            wrong.append(
+                f"{name}: a name is leads.<lower case>, with a * at its end if, and only if, the topic has expand"
+            )
         topics |= {t.name: t for t in _expanded(topic, root)}
     if wrong:
-        raise TopicsError(f"Wrong topics in {path.name}:\n  " + "\n  ".join(wrong))
+        raise TopicsError(f"Invalid topics in {path.name}:\n  " + "\n  ".join(wrong))
     return topics
 
 
@@ -83,7 +85,7 @@ def _expanded(topic: Topic, root: Path) -> Iterable[Topic]:
 
 
 def groups(topics: Mapping[str, Topic], names: Iterable[str]) -> dict[str, list[str]]:
-    """Return consumer group -> its topics, for those of ``names`` (processes) that consume."""
+    """Return the topics of each consumer group, for those of ``names`` (processes) that consume."""
     return {
         name: read
         for name in names
@@ -93,5 +95,5 @@ def groups(topics: Mapping[str, Topic], names: Iterable[str]) -> dict[str, list[
 
 @functools.cache
 def installed_groups() -> dict[str, list[str]]:
-    """Return consumer group -> its topics, for the processes of ``infra/processes.toml``."""
+    """Return the topics of each consumer group, for the processes of ``infra/processes.toml``."""
     return groups(load_topics(), processes.load_processes())

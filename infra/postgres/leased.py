@@ -1,6 +1,6 @@
 """The one engine for leased work: claims due rows of a table and processes them (CRM sync, messages).
 
-A user supplies a table (:class:`LeasedTable`) and ``handle``; the engine does the rest:
+CRM sync and messages run on it. Its user supplies a table (:class:`LeasedTable`) and ``handle``:
 
     claim ─▶ handle ─▶ finish │ park │ release ─▶ outcomes
 
@@ -123,7 +123,7 @@ class LeasedWork(Generic[Row]):
             failed = first_error(errors)
         else:
             return
-        raise failed  # out here, so that its context is not the group that holds it
+        raise failed  # outside the handler: the group must not become its context
 
     async def once(self) -> int:
         """Claim due rows, process them, publish the outcomes; return the number of rows (0 while paused)."""
@@ -161,7 +161,7 @@ class LeasedWork(Generic[Row]):
         """Return the number of calls of ``handle`` to claim rows for."""
         if not self._limits.ahead:
             return 1 if self._held < self._limits.in_flight else 0
-        few = self._held <= 2 * self._limits.in_flight  # claimed in large pieces
+        few = self._held <= 2 * self._limits.in_flight  # claim only then, so that each claim is large
         return self._limits.in_flight + self._limits.ahead - self._held if few else 0
 
     async def _claim(self, calls: int) -> list[Lease[Row]]:
@@ -178,7 +178,7 @@ class LeasedWork(Generic[Row]):
         return [Lease(lease.until, lease.rows[start : start + size]) for start in range(0, len(lease.rows), size)]
 
     async def _until(self, ready: Coroutine[Any, Any, None]) -> None:
-        """Wait until ``ready`` returns, or for the stop."""
+        """Wait until ``ready`` returns or a stop begins."""
         tasks = [asyncio.ensure_future(ready), asyncio.ensure_future(self._wait_for_stop())]
         try:
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
@@ -204,7 +204,7 @@ class LeasedWork(Generic[Row]):
             else:
                 await self._settle(lease)
                 self._held -= 1
-            self._wake.set()  # there is room, and may be more
+            self._wake.set()  # a call is free, and more rows may be due
 
     async def _release(self, lease: Lease[Row]) -> None:
         await self._retry.until_available(lambda: self._table.release(lease, lease.rows))

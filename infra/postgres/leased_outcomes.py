@@ -16,8 +16,8 @@ Emit = Callable[[Sequence[Output]], Awaitable[None]]
 class OutcomeQueue:
     """Holds up to 1,000 outcomes until ``emit`` has delivered them.
 
-    Guarantees: an outcome leaves only when ``emit`` returned for it; at-least-once while the process lives. While Kafka
-    is unavailable the queue fills up, then :meth:`put` waits, and so does the work: memory is bounded.
+    Guarantees: an outcome leaves the queue only when ``emit`` has returned: at-least-once while the process lives.
+    While Kafka is unavailable the queue fills up; then :meth:`put` waits, and with it the work.
     """
 
     def __init__(self, emit: Emit) -> None:
@@ -25,12 +25,12 @@ class OutcomeQueue:
         self._waiting: asyncio.Queue[Output] = asyncio.Queue(_LIMIT)
 
     async def put(self, outputs: Sequence[Output]) -> None:
-        """Add ``outputs``; wait while there is no room."""
+        """Add ``outputs``; wait while the queue is full."""
         for output in outputs:
             await self._waiting.put(output)
 
     async def publish(self, retry: Retry) -> None:
-        """Deliver until cancelled, as many at once as there are. Raises what ``emit`` raises, outages excepted."""
+        """Deliver until cancelled, all waiting outcomes at once. Retries DependencyUnavailable, raises other errors."""
         while True:
             await self._deliver([await self._waiting.get()], retry)
 
@@ -40,7 +40,7 @@ class OutcomeQueue:
             await self._deliver([self._waiting.get_nowait()], retry)
 
     async def empty(self) -> None:
-        """Wait until everything is delivered."""
+        """Wait until all outcomes are delivered."""
         await self._waiting.join()
 
     async def _deliver(self, outputs: list[Output], retry: Retry) -> None:

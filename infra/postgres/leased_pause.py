@@ -1,4 +1,4 @@
-"""The pause of a whole destination."""
+"""The pause of a destination: a time without calls to it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Pause:
         An active pause is never shortened. ``detail``: an error code, never the text of a response.
 
         Returns:
-            When it ends, in microseconds since 1970.
+            The end of the pause, in microseconds since 1970.
 
         """
         self._consecutive += 1

@@ -11,7 +11,7 @@ from infra.kafka.outcome_records import NOWHERE, Coordinates
 from infra.outcomes import Reason, What
 from infra.postgres.pool import INFINITY
 
-NEVER = INFINITY  # due_at of a row that is parked until it is released or changed
+NEVER = INFINITY  # due_at of a row that is parked until it is released (unparked) or changed
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ class Lease(Generic[Row]):
         return self._limit
 
     def extend(self, until: int, lease_s: float) -> None:
-        """Note that the lease was renewed."""
+        """Set the end of the renewed lease and a new deadline."""
         self.until = until
         self.deadline = asyncio.get_running_loop().time() + lease_s / 2
         if self._limit is not None:
@@ -82,7 +82,7 @@ class Done:
 
 @dataclass(frozen=True, slots=True)
 class Parked:
-    """The row waits, alone: until ``until`` (microseconds, or NEVER), or for its backoff, at least ``at_least_s``.
+    """The row waits until ``until`` (microseconds, or NEVER), or for its backoff, at least ``at_least_s`` seconds.
 
     Emits PARKED, once for each new reason. ``attempts``: 0 if the row did not cause the failure (for example a paused
     provider). ``version``: the version of the lead that was sent.

@@ -16,7 +16,7 @@ from infra.postgres.leased_table import LeasedTable
 from infra.retry import Backoff, Retry
 from infra.runtime import log
 
-_UNAVAILABLE_S = 1.0  # rows whose work met an unavailable dependency are due again after this
+_UNAVAILABLE_S = 1.0  # delay of rows whose handling found a dependency unavailable
 
 Settled = Sequence[tuple[Row, Done | Parked | Released]]
 Handle = Callable[[Lease[Row]], Awaitable[Settled[Row]]]

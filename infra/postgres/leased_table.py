@@ -1,17 +1,18 @@
-"""A table of leased work: which columns it has, and the statements that claim, renew, park and release its rows.
+"""A table of leased work: its columns, and the statements that claim, renew, park and release its rows.
 
-The table has, beside its own columns:
+Besides its own columns the table has:
 
-    attempts         int          failed ones that count since the last success
+    attempts         int          failed attempts since the last success
     last_error       text         infra.outcomes.Reason of the newest failure, '' for none
     next_attempt_at  timestamptz  not due before; 'infinity': parked until released or changed
-    claimed_until    timestamptz  leased until then; '-infinity': free
+    claimed_until    timestamptz  leased until then; '-infinity': not leased
 
-and an index on (scope, next_attempt_at) that holds the unfinished rows only, so that a claim costs what is due.
+and an index on (scope, next_attempt_at) of only the unfinished rows, so that a claim reads only due rows.
 
-Guarantees: a row is leased to one worker at a time. ``claimed_until`` is also the lease's token: a worker whose lease
-ran out changes nothing about a row that was claimed, parked or released since. Each method is one statement; rows are
-locked in the order of their keys, except by the claim, which waits for no lock: so workers cannot deadlock.
+Guarantees: a row is leased to one worker at a time. ``claimed_until`` is also the token of the lease: a worker whose
+lease has ended cannot change a row that was claimed, parked or released since. Each method is one statement. It locks
+rows in the order of their keys; a claim skips locked rows. So workers cannot deadlock.
+
 Crash: a claimed row is due again when its lease ends.
 """
 
@@ -34,11 +35,11 @@ from infra.postgres.pool import connection
 
 @dataclass(frozen=True, slots=True)
 class WorkColumns:
-    """How a table of leased work is laid out. All of it is SQL of ours, never a value.
+    """The names and SQL fragments of a table of leased work. They are constants of the code, never user input.
 
-    ``scope``: the column that says whose work a row is. ``unfinished``: the index's predicate.
-    ``returning``: what a claim reads beside the key, attempts and last_error, by the statement that claims; ``work`` is
-    the row. ``on_park``: further assignments when a row is parked.
+    ``scope``: the column with the destination, channel or queue of a row. ``unfinished``: the predicate of the index.
+    ``returning``: the columns that a claim reads besides key, attempts and last_error, as SQL in which ``work`` is the
+    row. ``on_park``: further assignments when a row is parked.
     """
 
     table: str
@@ -51,7 +52,10 @@ class WorkColumns:
 
 
 class LeasedTable(ABC, Generic[Row]):
-    """The work of one ``scope`` (a destination, a channel, a queue). All methods raise DependencyUnavailable."""
+    """The rows of one ``scope`` (a destination, a channel, a queue).
+
+    All methods raise DependencyUnavailable while Postgres is unavailable.
+    """
 
     def __init__(
         self, pool: asyncpg.Pool, columns: WorkColumns, scope: str, *, lease_s: float, clock: Clock = now_us
@@ -69,7 +73,7 @@ class LeasedTable(ABC, Generic[Row]):
 
     @abstractmethod
     def read(self, record: Any) -> Row:
-        """Return the row of a claim's record: the key, attempts, last_error and what ``returning`` names."""
+        """Return the row of a claimed record: key, attempts, last_error and the columns of ``returning``."""
 
     @abstractmethod
     async def finish(self, lease: Lease[Row], done: Sequence[tuple[Row, Done]]) -> Collection[str]:
@@ -78,12 +82,12 @@ class LeasedTable(ABC, Generic[Row]):
         It must be repeatable with the same arguments: a response may be lost.
         """
 
-    def overdue(self, row: Row) -> Parked | Released:  # noqa: ARG002 - for tables that need to know which
-        """Return what becomes of a row whose work was cancelled because it did not keep to its deadline."""
+    def overdue(self, row: Row) -> Parked | Released:  # noqa: ARG002 - for subclasses
+        """Return the result of a row whose work was cancelled because it exceeded its deadline."""
         return Parked(Reason.TIMEOUT)
 
     async def claim(self, limit: int) -> Lease[Row]:
-        """Claim up to ``limit`` rows that are due and free, longest waiting first."""
+        """Claim up to ``limit`` rows that are due and not leased, those due longest first."""
         now = self._clock()
         until = now + seconds_us(self.lease_s)
         async with connection(self._pool) as postgres:
@@ -122,11 +126,11 @@ class LeasedTable(ABC, Generic[Row]):
             return len(await postgres.fetch(self._unpark, self._scope, self._clock(), keys))
 
     async def announce(self, postgres: asyncpg.Connection) -> None:
-        """Wake the workers of this scope in all processes when ``postgres``, in which rows were inserted, commits."""
+        """Wake the workers of this scope in all processes when the transaction of ``postgres`` commits."""
         await postgres.execute("SELECT pg_notify($1, $2)", self._channel, self._scope)
 
     async def listen(self, wake: asyncio.Event) -> None:
-        """Set ``wake`` at each announcement; return when the connection is lost."""
+        """Set ``wake`` at each call of :meth:`announce`, in any process; return when the connection is lost."""
         lost = asyncio.Event()
 
         def ended(_: object) -> None:
@@ -139,7 +143,7 @@ class LeasedTable(ABC, Generic[Row]):
         async with connection(self._pool) as postgres:
             postgres.add_termination_listener(ended)
             await postgres.add_listener(self._channel, announced)
-            wake.set()  # what was announced before
+            wake.set()  # for rows announced before
             try:
                 await lost.wait()
             finally:
@@ -147,8 +151,8 @@ class LeasedTable(ABC, Generic[Row]):
                     postgres.terminate()  # without a round trip, which could fail or hang while this is cancelled
 
 
-# ``{key} = ANY(...)`` stands beside each join on the key so that rows are found by index: joined to an unnest alone,
-# the planner may read the whole table (at 50,000 leads: 34 ms against 3 ms a batch).
+# Besides a join on the key, each statement has ``{key} = ANY(...)``, so that rows are found by index: with the join
+# alone the planner may read the whole table (at 50,000 leads: 34 ms per batch instead of 3 ms).
 
 _CLAIM = """
 WITH due AS MATERIALIZED (

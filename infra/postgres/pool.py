@@ -1,7 +1,7 @@
-"""Connections to the canonical record: times as integers, and which errors mean that Postgres is unavailable.
+"""Connection pool of Postgres: times as integers, and the errors that mean that Postgres is unavailable.
 
 Every connection of a pool maps ``timestamptz`` to integer microseconds since 1970 UTC, the unit of :mod:`infra.clock`,
-in arguments, results, arrays and COPY. :data:`INFINITY` and :data:`MINUS_INFINITY` are Postgres's own two.
+in arguments, results, arrays and COPY. :data:`INFINITY` and :data:`MINUS_INFINITY` are Postgres's.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from infra.errors import DependencyUnavailable
 UNAVAILABLE_ERRORS = (
     OSError,
     TimeoutError,
-    asyncpg.InterfaceError,  # the connection was closed under us
+    asyncpg.InterfaceError,  # the connection was closed during its use
     asyncpg.PostgresConnectionError,
     asyncpg.CannotConnectNowError,
     asyncpg.TooManyConnectionsError,
     asyncpg.AdminShutdownError,
     asyncpg.CrashShutdownError,
     asyncpg.DiskFullError,
-    asyncpg.ReadOnlySQLTransactionError,  # a replica after a fail-over, until the address points to the new primary
+    asyncpg.ReadOnlySQLTransactionError,  # after a fail-over, until the address points to the new primary
 )
 
 _ACQUIRE_S = 10.0  # also bounds giving a connection back
@@ -37,9 +37,9 @@ Init = Callable[[asyncpg.Connection], Awaitable[None]]
 
 
 async def connect(dsn: str, *, size: int, application: str, init: Init | None = None) -> asyncpg.Pool:
-    """Open a pool of up to ``size`` connections; each is made when first needed, so Postgres may be unavailable now.
+    """Open a pool of up to ``size`` connections. Each is opened when needed, so Postgres may be unavailable now.
 
-    ``application`` is the process's name, shown in ``pg_stat_activity``. ``init`` is called with each new connection.
+    ``application``: the name of the process in ``pg_stat_activity``. ``init`` is called with each new connection.
     """
 
     async def prepare(connection: asyncpg.Connection) -> None:
@@ -78,7 +78,7 @@ async def transaction(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
     """Run the body in one transaction.
 
     Raises:
-        DependencyUnavailable: Postgres is unavailable, or was lost; the transaction may or may not be committed.
+        DependencyUnavailable: Postgres is unavailable; it is unknown whether the transaction was committed.
 
     """
     try:
@@ -92,10 +92,10 @@ async def transaction(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
 
 @asynccontextmanager
 async def connection(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
-    """Lend a connection, outside a transaction.
+    """Provide a connection without a transaction.
 
     Raises:
-        DependencyUnavailable: Postgres is unavailable, or was lost; the statement may or may not have had its effect.
+        DependencyUnavailable: Postgres is unavailable; it is unknown whether the statement took effect.
 
     """
     try:

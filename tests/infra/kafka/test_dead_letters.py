@@ -25,9 +25,9 @@ def test_too_many_dead_need_no_full_window() -> None:
     """Or a stage that is restarted again and again would let that many through each time."""
     share = DeadShare(100, 0.5)
     for _ in range(5):
-        share.saw(10, 10)
+        share.add(10, 10)
     with pytest.raises(TooManyDead):
-        share.saw(1, 1)
+        share.add(1, 1)
 
 
 async def test_too_many_dead_stop_the_process_before_their_dead_letters_are_written(
