@@ -1,4 +1,4 @@
-"""The front door over a real broker: in process, where httpx talks ASGI to it, and as the process it is."""
+"""The API with a real broker: in this process, with httpx over ASGI, and as a process of its own."""
 
 from __future__ import annotations
 
@@ -21,40 +21,40 @@ from infra.runtime import Status
 from infra.settings import Settings, child_environment
 from operations import broker_topics
 
-Door = Callable[..., Any]
+OpenClient = Callable[..., Any]
 
 
 @pytest.fixture
-async def door(stack: Any) -> AsyncIterator[Door]:
-    """Return a function that opens a client of a front door (of another broker, or with other settings)."""
+async def open_client(stack: Any) -> AsyncIterator[OpenClient]:
+    """Return a function that opens a client of an API (with another broker, or with other settings)."""
     async with AsyncExitStack() as closing:
 
         async def at(
             bootstrap: str = "", *, timeout_s: float = 5, status: Status | None = None, **settings: Any
         ) -> httpx.AsyncClient:
-            given: Settings = stack.settings.model_copy(update=settings)
-            given = given.model_copy(update={"kafka_bootstrap": bootstrap or given.kafka_bootstrap})
-            deliverer = Deliverer(given, "test", timeout_s=timeout_s)
+            changed: Settings = stack.settings.model_copy(update=settings)
+            changed = changed.model_copy(update={"kafka_bootstrap": bootstrap or changed.kafka_bootstrap})
+            deliverer = Deliverer(changed, "test", timeout_s=timeout_s)
             closing.push_async_callback(deliverer.close)
-            admin = kafka.admin(given, "test")
+            admin = kafka.admin(changed, "test")
             transport = httpx.ASGITransport(
-                build(given, deliverer, admin, status or Status()), raise_app_exceptions=False
+                build(changed, deliverer, admin, status or Status()), raise_app_exceptions=False
             )
-            return await closing.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://door"))
+            return await closing.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://api"))
 
         yield at
 
 
 @pytest.fixture
-async def client(stack: Any, door: Door) -> httpx.AsyncClient:
+async def client(stack: Any, open_client: OpenClient) -> httpx.AsyncClient:
     broker_topics.apply(stack.settings)
-    opened: httpx.AsyncClient = await door()
+    opened: httpx.AsyncClient = await open_client()
     return opened
 
 
 @pytest.fixture
 def record_at(stack: Any) -> Callable[[dict[str, Any]], Message]:
-    """Return a function that reads back the record that an item of an answer speaks of."""
+    """Return a function that reads the record of an item of a response from the broker."""
 
     def read(item: dict[str, Any]) -> Message:
         consumer = kafka.reader(stack.settings, "test-reads-back")
@@ -71,7 +71,7 @@ def record_at(stack: Any) -> Callable[[dict[str, Any]], Message]:
 
 @pytest.fixture
 def running(stack: Any, tmp_path: Path) -> Callable[[], Any]:
-    """Return a context manager that runs ``python -m api`` on a free port and gives the process and its URL."""
+    """Return a context manager that runs ``python -m api`` on a free port and yields the process and its URL."""
     return lambda: _running(stack, tmp_path)
 
 

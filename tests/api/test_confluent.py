@@ -1,4 +1,4 @@
-"""The registry's part of the front door, by its wire form and by Confluent's own client."""
+"""The schema registry of the API: over HTTP, and with the client of Confluent."""
 
 from __future__ import annotations
 
@@ -51,21 +51,23 @@ async def test_a_known_schema_has_the_same_id_everywhere(client: httpx.AsyncClie
         (b'{"schema": "\\"string\\""}', 409),
     ],
 )
-async def test_what_we_do_not_have_is_refused_in_words(client: httpx.AsyncClient, body: bytes, status: int) -> None:
-    answer = await client.post("/subjects/leads.received-value/versions", content=body)
-    assert answer.status_code == status
-    assert answer.json()["error_code"]
-    assert answer.json()["message"]
+async def test_an_unknown_or_invalid_schema_is_refused_with_code_and_message(
+    client: httpx.AsyncClient, body: bytes, status: int
+) -> None:
+    response = await client.post("/subjects/leads.received-value/versions", content=body)
+    assert response.status_code == status
+    assert response.json()["error_code"]
+    assert response.json()["message"]
 
 
-async def test_unknown_ids_subjects_and_versions_have_confluents_codes(client: httpx.AsyncClient) -> None:
+async def test_unknown_ids_subjects_and_versions_have_the_codes_of_confluent(client: httpx.AsyncClient) -> None:
     for path, code in {
         "/schemas/ids/1": 40403,
         "/subjects/leads.received-value/versions/latest": 40401,
         "/subjects/leadstream.form_submitted/versions/9": 40402,
     }.items():
-        answer = await client.get(path)
-        assert (answer.status_code, answer.json()["error_code"]) == (404, code)
+        response = await client.get(path)
+        assert (response.status_code, response.json()["error_code"]) == (404, code)
 
 
 def _example(name: str) -> dict[str, Any]:
@@ -73,7 +75,7 @@ def _example(name: str) -> dict[str, Any]:
 
 
 def _produce(url: str, bootstrap: str) -> list[Message]:
-    """Write every event type as an upstream app would: Confluent's serializer and nothing of ours."""
+    """Write every event type as an upstream app would: only with the serializer of Confluent."""
     context = SerializationContext("leads.received", MessageField.VALUE)
     producer = Producer({"bootstrap.servers": bootstrap, "acks": "all"})
     delivered: list[Message] = []
@@ -100,7 +102,7 @@ async def test_a_stock_confluent_producer_needs_no_other_registry(running: Any, 
     assert sorted(decoded.type for decoded in read) == sorted([*registry().events, *registry().events])
 
 
-async def test_a_stock_producer_with_another_schema_is_told_what_to_do(running: Any) -> None:
+async def test_the_error_of_an_unknown_schema_names_the_fix(running: Any) -> None:
     schema = json.dumps({"type": "record", "name": "lead_found", "fields": [{"name": "x", "type": "string"}]})
     async with running() as (_, url):
         with (

@@ -1,4 +1,4 @@
-"""POST /v1/events and /v1/validate over a real broker."""
+"""POST /v1/events and /v1/validate with a real broker."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ async def send(client: httpx.AsyncClient, body: Any, path: str = "/v1/events", *
 
 async def test_an_accepted_event_is_on_the_broker_as_avro(client: httpx.AsyncClient, record_at: Any) -> None:
     sent = event(first_name="Zoë 木 🙂")
-    answer = await send(client, sent)
-    assert answer.status_code == 202
-    (item,) = answer.json()["events"]
-    assert (answer.json()["accepted"], item["status"], item["event_id"]) == (
+    response = await send(client, sent)
+    assert response.status_code == 202
+    (item,) = response.json()["events"]
+    assert (response.json()["accepted"], item["status"], item["event_id"]) == (
         1,
         "accepted",
         sent["envelope"]["event_id"],
@@ -49,10 +49,10 @@ async def test_an_accepted_event_is_on_the_broker_as_avro(client: httpx.AsyncCli
     assert (decoded.type, decoded.record["first_name"]) == ("form_submitted", "Zoë 木 🙂")
 
 
-async def test_what_is_missing_is_made_and_returned(client: httpx.AsyncClient, record_at: Any) -> None:
+async def test_a_missing_event_id_time_and_source_are_added(client: httpx.AsyncClient, record_at: Any) -> None:
     before = time.time_ns() // 1000
-    answer = await send(client, event(envelope={"event_id": None}))
-    (item,) = answer.json()["events"]
+    response = await send(client, event(envelope={"event_id": None}))
+    (item,) = response.json()["events"]
     envelope = Codec().decode(record_at(item).value()).record["envelope"]
     assert UUID(item["event_id"]).version == 7
     assert (envelope["event_id"], envelope["source"]) == (item["event_id"], "api")
@@ -71,65 +71,65 @@ async def test_what_is_missing_is_made_and_returned(client: httpx.AsyncClient, r
 async def test_the_key_is_tenant_and_first_identifier(
     client: httpx.AsyncClient, record_at: Any, identifiers: dict[str, Any], key: bytes
 ) -> None:
-    answer = await send(client, event(identifiers=identifiers))
-    assert record_at(answer.json()["events"][0]).key() == key
+    response = await send(client, event(identifiers=identifiers))
+    assert record_at(response.json()["events"][0]).key() == key
 
 
 async def test_every_wrong_field_of_every_event_is_named_and_the_rest_is_accepted(client: httpx.AsyncClient) -> None:
     wrong = event(emploees=3, first_name=7, envelope={"tenant": None})
-    answer = await send(client, {"events": [event(), wrong, 3, event(identifiers={})]})
-    assert answer.status_code == 207
-    body = answer.json()
+    response = await send(client, {"events": [event(), wrong, 3, event(identifiers={})]})
+    assert response.status_code == 207
+    body = response.json()
     assert body["accepted"] == 1
     assert [item["status"] for item in body["events"]] == ["accepted", "rejected", "rejected", "rejected"]
     assert {p["path"] for p in body["events"][1]["problems"]} == {"/emploees", "/first_name", "/envelope/tenant"}
     assert body["events"][3]["reason"] == "no_identifier"
 
 
-async def test_when_none_is_right_it_is_400_and_says_where_to_look(client: httpx.AsyncClient) -> None:
-    answer = await send(client, [event(type="form_submittd")])
-    assert (answer.status_code, answer.json()["accepted"]) == (400, 0)
-    assert "form_submitted" in answer.json()["events"][0]["problems"][0]["message"]
-    docs = await client.get(answer.json()["error"]["docs"])
+async def test_if_no_event_is_valid_the_status_is_400_with_a_path_to_the_explanation(client: httpx.AsyncClient) -> None:
+    response = await send(client, [event(type="form_submittd")])
+    assert (response.status_code, response.json()["accepted"]) == (400, 0)
+    assert "form_submitted" in response.json()["events"][0]["problems"][0]["message"]
+    docs = await client.get(response.json()["error"]["docs"])
     assert docs.json()["code"] == "none_accepted"
 
 
-async def test_no_value_that_was_sent_comes_back(client: httpx.AsyncClient) -> None:
-    answer = await send(client, event(identifiers={"email": "secret-address"}, first_name=["secret-name"]))
-    assert answer.status_code == 400
-    assert "secret" not in answer.text
+async def test_a_response_contains_no_value_of_the_request(client: httpx.AsyncClient) -> None:
+    response = await send(client, event(identifiers={"email": "secret-address"}, first_name=["secret-name"]))
+    assert response.status_code == 400
+    assert "secret" not in response.text
 
 
-async def test_lines_are_taken_one_by_one(client: httpx.AsyncClient) -> None:
+async def test_each_line_of_ndjson_is_an_event(client: httpx.AsyncClient) -> None:
     body = b"\n".join([orjson.dumps(event()), b"", b"{broken", orjson.dumps(event()), b""])
-    answer = await client.post("/v1/events", content=body, headers=NDJSON)
-    assert answer.status_code == 207
-    assert [item["status"] for item in answer.json()["events"]] == ["accepted", "rejected", "accepted"]
-    assert answer.json()["events"][1]["reason"] == "not_json"
+    response = await client.post("/v1/events", content=body, headers=NDJSON)
+    assert response.status_code == 207
+    assert [item["status"] for item in response.json()["events"]] == ["accepted", "rejected", "accepted"]
+    assert response.json()["events"][1]["reason"] == "not_json"
 
 
 @pytest.mark.parametrize("kind", ["application/avro", "application/vnd.leadstream"])
-async def test_an_avro_payload_goes_on_as_it_is(client: httpx.AsyncClient, record_at: Any, kind: str) -> None:
+async def test_an_avro_payload_is_produced_unchanged(client: httpx.AsyncClient, record_at: Any, kind: str) -> None:
     payload = Codec().encoder("form_submitted")(registry().events["form_submitted"].example)
-    answer = await client.post("/v1/events", content=payload, headers={"content-type": kind})
-    assert answer.status_code == 202
-    assert record_at(answer.json()["events"][0]).value() == payload
+    response = await client.post("/v1/events", content=payload, headers={"content-type": kind})
+    assert response.status_code == 202
+    assert record_at(response.json()["events"][0]).value() == payload
     cut = await client.post("/v1/events", content=payload[:-3], headers={"content-type": kind})
     assert (cut.status_code, cut.json()["events"][0]["reason"]) == (400, "not_avro")
 
 
-async def test_a_record_of_the_pipeline_is_no_event(client: httpx.AsyncClient) -> None:
+async def test_a_record_type_of_the_pipeline_is_not_an_event_type(client: httpx.AsyncClient) -> None:
     payload = Codec().encoder("crm_wanted")({"tenant": "a", "lead_id": "b", "version": 1, "decided_at": 1})
-    answer = await client.post("/v1/events", content=payload, headers={"content-type": "application/avro"})
-    assert (answer.status_code, answer.json()["events"][0]["reason"]) == (400, "unknown_event_type")
+    response = await client.post("/v1/events", content=payload, headers={"content-type": "application/avro"})
+    assert (response.status_code, response.json()["events"][0]["reason"]) == (400, "unknown_event_type")
 
 
-async def test_the_trace_goes_on_in_the_records_header(client: httpx.AsyncClient, record_at: Any) -> None:
+async def test_the_traceparent_is_a_header_of_the_record(client: httpx.AsyncClient, record_at: Any) -> None:
     parent = f"00-{uuid4().hex}-{'1' * 16}-01"
-    answer = await send(client, event(), traceparent=parent)
-    assert record_at(answer.json()["events"][0]).headers() == [("traceparent", parent.encode())]
-    answer = await send(client, event(), traceparent="garbage\x01")
-    assert record_at(answer.json()["events"][0]).headers() in (None, [])
+    response = await send(client, event(), traceparent=parent)
+    assert record_at(response.json()["events"][0]).headers() == [("traceparent", parent.encode())]
+    response = await send(client, event(), traceparent="garbage\x01")
+    assert record_at(response.json()["events"][0]).headers() in (None, [])
 
 
 @pytest.mark.parametrize(
@@ -152,26 +152,28 @@ async def test_the_trace_goes_on_in_the_records_header(client: httpx.AsyncClient
         (b" " * (4 * 1024 * 1024 + 1), 413, "too_large"),
     ],
 )
-async def test_garbage_is_answered_in_words(client: httpx.AsyncClient, body: bytes, status: int, code: str) -> None:
-    answer = await send(client, body)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (status, code)
-    assert answer.json()["error"]["message"]
+async def test_an_invalid_body_is_refused_with_code_and_message(
+    client: httpx.AsyncClient, body: bytes, status: int, code: str
+) -> None:
+    response = await send(client, body)
+    assert (response.status_code, response.json()["error"]["code"]) == (status, code)
+    assert response.json()["error"]["message"]
 
 
-async def test_a_body_of_unknown_length_is_bounded_too(client: httpx.AsyncClient) -> None:
+async def test_a_body_without_content_length_is_limited_too(client: httpx.AsyncClient) -> None:
     async def endless() -> Any:
         while True:
             yield b" " * 65_536
 
-    answer = await client.post("/v1/events", content=endless(), headers=JSON)
-    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "too_large")
+    response = await client.post("/v1/events", content=endless(), headers=JSON)
+    assert (response.status_code, response.json()["error"]["code"]) == (413, "too_large")
 
 
-async def test_an_event_that_is_too_large_costs_only_itself(client: httpx.AsyncClient) -> None:
+async def test_only_the_event_that_is_too_large_is_rejected(client: httpx.AsyncClient) -> None:
     large = event(answers={f"k{i}": "x" * 8000 for i in range(40)})
-    answer = await send(client, [large, event()])
-    assert answer.status_code == 207
-    assert [item.get("reason") for item in answer.json()["events"]] == ["too_large", None]
+    response = await send(client, [large, event()])
+    assert response.status_code == 207
+    assert [item.get("reason") for item in response.json()["events"]] == ["too_large", None]
 
 
 async def test_other_types_and_encodings_are_refused(client: httpx.AsyncClient) -> None:
@@ -183,7 +185,7 @@ async def test_other_types_and_encodings_are_refused(client: httpx.AsyncClient) 
     assert (packed.status_code, packed.json()["error"]["code"]) == (415, "unsupported_encoding")
 
 
-async def test_validating_writes_nothing(client: httpx.AsyncClient) -> None:
+async def test_validate_writes_nothing(client: httpx.AsyncClient) -> None:
     good = await send(client, event(), "/v1/validate")
     assert (good.status_code, good.json()["valid"]) == (200, 1)
     assert "offset" not in good.json()["events"][0]
@@ -192,46 +194,46 @@ async def test_validating_writes_nothing(client: httpx.AsyncClient) -> None:
     assert (await send(client, [{}], "/v1/validate")).status_code == 400
 
 
-async def test_while_the_broker_is_away_nothing_is_called_accepted(door: Any) -> None:
-    client = await door("127.0.0.1:1", timeout_s=0.5)
+async def test_while_the_broker_is_unavailable_no_event_is_accepted(open_client: Any) -> None:
+    client = await open_client("127.0.0.1:1", timeout_s=0.5)
     async with asyncio.timeout(30):
-        answer = await send(client, [event(), {}])
-    body = answer.json()
-    assert (answer.status_code, body["accepted"], body["error"]["code"]) == (503, 0, "kafka_unavailable")
+        response = await send(client, [event(), {}])
+    body = response.json()
+    assert (response.status_code, body["accepted"], body["error"]["code"]) == (503, 0, "kafka_unavailable")
     assert [item["status"] for item in body["events"]] == ["unknown", "rejected"]
-    assert int(answer.headers["retry-after"]) > 0
+    assert int(response.headers["retry-after"]) > 0
     ready = await client.get("/ready")
     assert (ready.status_code, "Kafka" in ready.text) == (503, True)
     assert (await client.get("/live")).status_code == 200
     assert (await send(client, event(), "/v1/validate")).status_code == 200
 
 
-async def test_an_api_that_is_about_to_end_is_not_ready(door: Any) -> None:
+async def test_an_api_that_is_about_to_end_is_not_ready(open_client: Any) -> None:
     stop = Stop()
-    client = await door(status=stop.status)
+    client = await open_client(status=stop.status)
     stop.fail(ClientFailed("the Kafka client api failed permanently: fenced"))
     ready = await client.get("/ready")
     assert (ready.status_code, ready.text) == (503, "stopping: the Kafka client api failed permanently: fenced\n")
 
 
-async def test_what_waits_for_the_broker_is_bounded(door: Any) -> None:
-    client = await door("127.0.0.1:1", timeout_s=2)
+async def test_events_that_wait_for_the_broker_are_limited(open_client: Any) -> None:
+    client = await open_client("127.0.0.1:1", timeout_s=2)
     batch = [event(answers={f"k{i}": "x" * 8000 for i in range(25)}) for _ in range(18)]
     async with asyncio.timeout(60):
-        answers = await asyncio.gather(*[send(client, batch) for _ in range(25)])
-    codes = {answer.json()["error"]["code"] for answer in answers}
-    assert {answer.status_code for answer in answers} == {503}
+        responses = await asyncio.gather(*[send(client, batch) for _ in range(25)])
+    codes = {response.json()["error"]["code"] for response in responses}
+    assert {response.status_code for response in responses} == {503}
     assert codes == {"kafka_unavailable", "overloaded"}
 
 
-async def test_many_at_once_are_all_there(client: httpx.AsyncClient) -> None:
-    answers = await asyncio.gather(*[send(client, [event() for _ in range(100)]) for _ in range(10)])
-    items = [item for answer in answers for item in answer.json()["events"]]
-    assert {answer.status_code for answer in answers} == {202}
+async def test_concurrent_requests_are_all_accepted(client: httpx.AsyncClient) -> None:
+    responses = await asyncio.gather(*[send(client, [event() for _ in range(100)]) for _ in range(10)])
+    items = [item for response in responses for item in response.json()["events"]]
+    assert {response.status_code for response in responses} == {202}
     assert len({(item["partition"], item["offset"]) for item in items}) == 1000
 
 
-async def test_the_rest_of_the_house(client: httpx.AsyncClient) -> None:
+async def test_health_metrics_and_unknown_paths(client: httpx.AsyncClient) -> None:
     assert (await client.get("/ready")).status_code == 200
     await send(client, event())
     metrics = (await client.get("/metrics")).text
@@ -243,12 +245,12 @@ async def test_the_rest_of_the_house(client: httpx.AsyncClient) -> None:
     assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
 
 
-async def test_each_types_example_is_accepted_as_it_stands(client: httpx.AsyncClient) -> None:
+async def test_the_example_of_each_type_is_valid(client: httpx.AsyncClient) -> None:
     index = (await client.get("/v1/schemas")).json()
     assert {each["type"] for each in index["events"]} == set(registry().events)
     for each in index["events"]:
         one = (await client.get(each["url"])).json()
-        answer = await send(client, one["example"], "/v1/validate")
-        assert answer.status_code == 200, (each["type"], answer.text)
+        response = await send(client, one["example"], "/v1/validate")
+        assert response.status_code == 200, (each["type"], response.text)
     unknown = await client.get("/v1/schemas/nothing")
     assert (unknown.status_code, "form_submitted" in unknown.json()["error"]["message"]) == (404, True)

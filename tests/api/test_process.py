@@ -1,4 +1,4 @@
-"""``python -m api`` as the process it is."""
+"""``python -m api`` as a process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.integration
 LINE = {"type": "form_submitted", "envelope": {"tenant": "acme"}, "identifiers": {"email": "ada@example.com"}}
 
 
-async def test_it_logs_its_port_takes_lines_from_curl_and_stops_when_asked(running: Any, tmp_path: Path) -> None:
+async def test_it_logs_its_port_accepts_ndjson_from_curl_and_stops_at_sigterm(running: Any, tmp_path: Path) -> None:
     async with running() as (process, url):
         lines = tmp_path / "events.ndjson"
         lines.write_text("\n".join([json.dumps(LINE)] * 3))

@@ -97,7 +97,7 @@ def test_the_pipeline_is_that_of_the_embedded_stack(services: Services) -> None:
     assert {name: services[name].get("deploy", {}).get("replicas", 1) for name in wanted_replicas} == wanted_replicas
 
 
-def test_there_are_two_front_doors_behind_the_load_balancer(services: Services) -> None:
+def test_there_are_two_api_instances_behind_the_load_balancer(services: Services) -> None:
     assert services["api"]["deploy"]["replicas"] == 2
     assert "ports" not in services["api"]
     assert "server-template api 1-10 api:8080" in (ROOT / "infra/compose/haproxy.cfg").read_text("utf-8")

@@ -1,4 +1,4 @@
-"""Trying again, and keeping to a rate limit whatever the order of the calls."""
+"""Retries of HTTP calls, and the rate limit."""
 
 from __future__ import annotations
 
@@ -18,49 +18,49 @@ async def no_sleep(_: float) -> None:
     return
 
 
-def answers(*given: int | Exception) -> tuple[httpx.AsyncClient, list[httpx.Request]]:
-    left, seen = list(given), []
+def responses(*results: int | Exception) -> tuple[httpx.AsyncClient, list[httpx.Request]]:
+    left, seen = list(results), []
 
     def handler(request: httpx.Request) -> httpx.Response:
         seen.append(request)
-        answer = left.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return httpx.Response(answer)
+        result = left.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return httpx.Response(result)
 
     return http.client("http://service", transport=httpx.MockTransport(handler)), seen
 
 
-@pytest.mark.parametrize("trouble", [502, 503, 504, httpx.ConnectError("no"), httpx.ReadTimeout("late")])
-async def test_what_is_likely_to_pass_is_tried_again(trouble: int | Exception) -> None:
-    client, seen = answers(trouble, trouble, 200)
+@pytest.mark.parametrize("failure", [502, 503, 504, httpx.ConnectError("no"), httpx.ReadTimeout("late")])
+async def test_temporary_failures_are_retried(failure: int | Exception) -> None:
+    client, seen = responses(failure, failure, 200)
     async with client:
         assert (await send(client, "POST", "/x", body={"a": 1}, sleep=no_sleep)).status_code == 200
     assert [r.content for r in seen] == [b'{"a":1}'] * 3
 
 
 @pytest.mark.parametrize("status", [200, 400, 401, 409, 429, 500])
-async def test_an_answer_is_an_answer(status: int) -> None:
-    client, seen = answers(status)
+async def test_other_statuses_are_not_retried(status: int) -> None:
+    client, seen = responses(status)
     async with client:
         assert (await send(client, "GET", "/x", sleep=no_sleep)).status_code == status
     assert len(seen) == 1
 
 
 @pytest.mark.parametrize(
-    ("trouble", "reason"),
+    ("failure", "reason"),
     [(httpx.ConnectError("no"), Reason.UNAVAILABLE), (httpx.ReadTimeout("late"), Reason.TIMEOUT)],
 )
-async def test_no_answer_after_all_tries(trouble: Exception, reason: Reason) -> None:
-    client, _ = answers(*[trouble] * 3)
+async def test_no_response_after_all_attempts(failure: Exception, reason: Reason) -> None:
+    client, _ = responses(*[failure] * 3)
     async with client:
         with pytest.raises(Unreachable) as raised:
             await send(client, "GET", "/x", sleep=no_sleep)
     assert raised.value.reason is reason
 
 
-async def test_the_last_of_several_bad_answers_is_given() -> None:
-    client, seen = answers(503, 502, 503)
+async def test_the_last_of_several_failed_responses_is_returned() -> None:
+    client, seen = responses(503, 502, 503)
     async with client:
         assert (await send(client, "GET", "/x", sleep=no_sleep)).status_code == 503
     assert len(seen) == 3
@@ -87,7 +87,7 @@ def test_no_window_sees_more_calls_than_allowed(per_window: int, pauses: list[fl
         assert sum(start <= other < start + 10 - 1e-6 for other in starts[i:]) <= per_window
 
 
-async def test_a_lone_call_never_waits_and_ready_takes_nothing() -> None:
+async def test_a_single_call_does_not_wait_and_ready_reserves_nothing() -> None:
     waited: list[float] = []
     now = 0.0
 

@@ -1,4 +1,4 @@
-"""What is told about a record that cannot be taken."""
+"""The detail of a dead record."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from infra.outcomes import Dead, Problem, Reason
 
 
 @pytest.mark.parametrize(
-    ("path", "told"),
+    ("path", "detail"),
     [
         ("/envelope/event_id", "/envelope/event_id: is wrong"),
         ("/answers/What is your budget for 2026?", "/answers/What is your budget for 2026?: is wrong"),
@@ -18,5 +18,5 @@ from infra.outcomes import Dead, Problem, Reason
         ("", "is wrong"),
     ],
 )
-def test_a_key_that_looks_like_somebody_is_not_told(path: str, told: str) -> None:
-    assert Dead(Reason.INVALID_FIELD, (Problem(path, "is wrong"),)).detail == told
+def test_a_key_that_may_be_personal_data_is_not_in_the_detail(path: str, detail: str) -> None:
+    assert Dead(Reason.INVALID_FIELD, (Problem(path, "is wrong"),)).detail == detail

@@ -1,4 +1,4 @@
-"""The one list of processes."""
+"""The list of processes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from infra.processes import Process, load_processes
 
 
-def test_every_process_of_the_agreement_is_there() -> None:
+def test_every_process_of_the_design_is_listed() -> None:
     names = set(load_processes())
     assert {"api", "intake", "enrichment", "campaigns", "sink-clickhouse", "crm-hubspot", "messages-email"} <= names
     assert load_processes()["crm-hubspot"] == Process(
@@ -28,8 +28,8 @@ def test_a_new_connector_file_is_a_process_without_an_entry(tmp_path: Path) -> N
     folder.mkdir(parents=True)
     for name, text in {
         "__init__.py": "",
-        "reconciler.py": "# every CRM's part\n",
-        "acme.py": "raise SystemExit('nobody may import this')\n\n\nclass Config(Base):\n",
+        "reconciler.py": "# shared by all CRMs\n",
+        "acme.py": "raise SystemExit('must not be imported')\n\n\nclass Config(Base):\n",
     }.items():
         (folder / name).write_text(text, "utf-8")
     assert load_processes(file, tmp_path) == {"crm-acme": Process("crm-acme", "sinks", ("crm", "acme"), "crm_acme")}

@@ -1,4 +1,4 @@
-"""How a worker process ends, and what it logs when it does."""
+"""The end of a worker process: its exit code and its last log lines."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def start(program: str, **settings: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=environment, stdout=subprocess.PIPE)
 
 
-def test_too_many_dead_end_the_process_with_a_code_that_says_do_not_restart() -> None:
+def test_too_many_dead_records_end_the_process_with_code_78() -> None:
     out, _ = (worker := start(TOO_MANY)).communicate(timeout=60)
     assert worker.returncode == 78
     assert [json.loads(line)["level"] for line in out.splitlines()] == ["info", "critical"]
@@ -84,21 +84,21 @@ def test_an_unexpected_error_is_logged_once_as_json_and_ends_the_process(program
     assert "ValueError: the cause" in line["exception"]
 
 
-async def test_where_every_exit_is_restarted_too_many_dead_leave_the_process_there_and_idle() -> None:
+async def test_with_stay_when_dead_the_process_keeps_running_without_consuming() -> None:
     port = free_port()
     worker = start(TOO_MANY, LEADSTREAM_STAY_WHEN_DEAD="true", LEADSTREAM_HEALTH_PORT=str(port))
     try:
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
 
-            async def said() -> httpx.Response | None:
+            async def not_ready() -> httpx.Response | None:
                 try:
-                    answer = await client.get("/ready")
+                    response = await client.get("/ready")
                 except httpx.TransportError:
                     return None
-                return answer if answer.status_code != httpx.codes.OK else None
+                return response if response.status_code != httpx.codes.OK else None
 
-            answer = await eventually(said)
-            assert (answer.status_code, answer.text) == (503, "stopped: 9 of the last 10 records were dead\n")
+            response = await eventually(not_ready)
+            assert (response.status_code, response.text) == (503, "stopped: 9 of the last 10 records were dead\n")
             assert (await client.get("/live")).status_code == httpx.codes.OK
         worker.send_signal(signal.SIGTERM)
         assert await asyncio.to_thread(worker.wait, 30) == 78

@@ -1,4 +1,4 @@
-"""Settings of the Kafka connection are checked together, and what is secret is never shown."""
+"""Settings: the combinations of the Kafka connection, secrets, and the file of a running stack."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def test_every_setting_has_a_description() -> None:
     assert [name for name, field in Settings.model_fields.items() if not field.description] == []
 
 
-def test_a_stack_file_is_read_where_the_environment_says_nothing(tmp_path: Path) -> None:
+def test_a_setting_that_the_environment_does_not_have_is_read_from_the_stack_file(tmp_path: Path) -> None:
     (tmp_path / "stack.env").write_text("LEADSTREAM_KAFKA_BOOTSTRAP=127.0.0.1:1\nLEADSTREAM_API_PORT=2\n", "utf-8")
     found = Settings.load({"LEADSTREAM_HOME": str(tmp_path), "LEADSTREAM_API_PORT": "3"})
     assert (found.kafka_bootstrap, found.api_port) == ("127.0.0.1:1", 3)

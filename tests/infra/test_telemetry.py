@@ -1,4 +1,4 @@
-"""Traces, as a collector gets them."""
+"""Traces as a collector receives them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SAMPLED = f"00-{TRACE}-{PARENT}-01"
 
 
 class Collector:
-    """A collector's end of OTLP over HTTP that keeps what it gets."""
+    """An OTLP collector over HTTP that stores the requests."""
 
     def __init__(self) -> None:
         self.requests: list[ExportTraceServiceRequest] = []
@@ -42,7 +42,7 @@ class Collector:
         self.url = f"http://127.0.0.1:{self.server.server_port}"
 
     def spans(self) -> dict[str, Any]:
-        """Return what came, by the span's name."""
+        """Return the received spans by name."""
         return {
             span.name: span
             for request in self.requests
@@ -84,7 +84,7 @@ def test_a_batch_is_a_span_with_its_steps_and_links_to_its_records(collector: Co
     assert (names["service.name"], names["service.namespace"]) == ("worker", "leadstream")
 
 
-def test_a_request_is_part_of_its_callers_trace_and_passes_its_own_span_on(collector: Collector) -> None:
+def test_a_request_is_a_span_of_its_callers_trace_and_is_propagated(collector: Collector) -> None:
     with telemetry.request("POST /v1/events", {"traceparent": SAMPLED}) as passed:
         pass
     telemetry.tracing.close()
@@ -93,9 +93,9 @@ def test_a_request_is_part_of_its_callers_trace_and_passes_its_own_span_on(colle
     assert passed == f"00-{TRACE}-{span.span_id.hex()}-01"
 
 
-@pytest.mark.parametrize(("given", "seen"), [(SAMPLED, True), (SAMPLED[:-1] + "0", False), ("garbage", False)])
-async def test_a_record_that_is_taken_alone_adds_to_its_trace_when_that_is_sampled(
-    collector: Collector, given: str, *, seen: bool
+@pytest.mark.parametrize(("header", "seen"), [(SAMPLED, True), (SAMPLED[:-1] + "0", False), ("garbage", False)])
+async def test_the_work_on_a_single_record_is_a_span_if_its_trace_is_sampled(
+    collector: Collector, header: str, *, seen: bool
 ) -> None:
     async def handle(_: Record) -> list[Output]:
         return []
@@ -105,7 +105,7 @@ async def test_a_record_that_is_taken_alone_adds_to_its_trace_when_that_is_sampl
 
     acked = asyncio.Event()
     pipe = OrderedPipe("enrichment", handle, deliver)
-    await pipe.submit(Record(("t", 0), 1, b"k", b"v", [("traceparent", given.encode())]), acked.set)
+    await pipe.submit(Record(("t", 0), 1, b"k", b"v", [("traceparent", header.encode())]), acked.set)
     await acked.wait()
     telemetry.tracing.close()
     spans = collector.spans()
@@ -113,19 +113,19 @@ async def test_a_record_that_is_taken_alone_adds_to_its_trace_when_that_is_sampl
     assert [span.parent_span_id.hex() for span in spans.values()] == [PARENT] * seen
 
 
-def test_without_a_collector_a_request_passes_on_what_it_was_given() -> None:
-    for given, passed in (
+def test_without_a_collector_the_traceparent_of_the_caller_is_forwarded() -> None:
+    for header, forwarded in (
         (SAMPLED, SAMPLED),
         (f"01{SAMPLED[2:]}-ada@example.com", SAMPLED),
         ("garbage\x01", ""),
         ("", ""),
     ):
-        with telemetry.request("POST /v1/events", {"traceparent": given}) as found:
-            assert found == passed
+        with telemetry.request("POST /v1/events", {"traceparent": header}) as found:
+            assert found == forwarded
     assert not telemetry.begin_batch("intake", []).is_recording()
 
 
-def test_a_collector_that_is_away_holds_nobody_up() -> None:
+def test_an_unavailable_collector_does_not_delay_the_process() -> None:
     telemetry.tracing.set_up("http://127.0.0.1:1", "worker")
     telemetry.begin_batch("intake", []).end()
     telemetry.tracing.close()

@@ -1,4 +1,4 @@
-"""Topics as code against a real broker: made, mended, never shrunk, by one process or two."""
+"""Topics as code with a real broker: created, corrected, never shrunk, also by concurrent processes."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def shown(settings: Settings, name: str) -> tuple[int, dict[str, str]]:
 
 
 @pytest.mark.integration
-def test_missing_topics_are_made_as_wanted_and_a_second_apply_finds_nothing(settings: Settings, wanted: Any) -> None:
+def test_missing_topics_are_created_and_a_second_apply_finds_no_difference(settings: Settings, wanted: Any) -> None:
     topics = wanted("a", "b", partitions=3)
     assert {d.what for d in mine(diff(settings, topics), topics)} == {"missing"}
     assert {d.topic for d in mine(apply(settings, topics), topics)} == set(topics)
@@ -88,7 +88,7 @@ def test_partitions_grow_and_settings_change(settings: Settings, wanted: Any) ->
 
 
 @pytest.mark.integration
-def test_a_topic_is_never_shrunk_and_says_so(settings: Settings, wanted: Any) -> None:
+def test_a_topic_with_too_many_partitions_is_reported_and_left(settings: Settings, wanted: Any) -> None:
     apply(settings, wanted("a", partitions=3))
     fewer = wanted("a", partitions=2)
     found = mine(apply(settings, fewer), fewer)
@@ -134,18 +134,18 @@ def test_processes_that_apply_at_the_same_time_all_succeed(settings: Settings, w
 
 
 @pytest.mark.integration
-def test_what_the_broker_refuses_is_named(settings: Settings, wanted: Any) -> None:
+def test_a_topic_that_the_broker_rejects_is_named(settings: Settings, wanted: Any) -> None:
     topics = wanted("a", retention_ms="soon")
     with pytest.raises(TopicsError, match=next(iter(topics))):
         apply(settings, topics)
 
 
-def test_a_broker_that_is_away_is_said() -> None:
+def test_an_unavailable_broker_is_reported() -> None:
     with pytest.raises(DependencyUnavailable, match="Kafka"):
         diff(KafkaSettings(kafka_bootstrap="127.0.0.1:1"))
 
 
-def test_the_file_is_right_and_every_consumer_in_it_is_a_process() -> None:
+def test_the_file_is_valid_and_every_consumer_in_it_is_a_process() -> None:
     topics = load_topics()
     read = groups(topics, processes.load_processes())
     assert topics["leads.received"].partitions == topics["leads.changed"].partitions == 8
@@ -166,11 +166,11 @@ def test_a_new_crm_needs_no_entry(tmp_path: Path) -> None:
     assert groups(topics, ["crm-zoho", "crm-hubspot"]) == {"crm-zoho": ["leads.crm-zoho"]}
 
 
-def test_a_wrong_file_names_every_entry(tmp_path: Path) -> None:
+def test_the_error_of_an_invalid_file_names_every_invalid_entry(tmp_path: Path) -> None:
     file = tmp_path / "topics.toml"
     file.write_text(
-        '["leads.a"]\ndoc = "long enough words"\nkey = "none"\npartitions = 0\nconfig = {}\n'
-        '["leads.b-*"]\ndoc = "long enough words"\nkey = "none"\npartitions = 1\nconfig = {}\n'
+        '["leads.a"]\ndoc = "a long enough text"\nkey = "none"\npartitions = 0\nconfig = {}\n'
+        '["leads.b-*"]\ndoc = "a long enough text"\nkey = "none"\npartitions = 1\nconfig = {}\n'
     )
     with pytest.raises(TopicsError) as wrong:
         load_topics(file)

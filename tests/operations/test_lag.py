@@ -1,4 +1,4 @@
-"""Lag against known truth on a real broker."""
+"""The measured lag of known records on a real broker."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from infra.settings import Settings
 from operations.lag import LagReader, PartitionLag, totals
 
 pytestmark = pytest.mark.integration
-NOW = 1_700_000_000.0  # what the reader takes for now: seconds since 1970; brokers refuse records of the future
+NOW = 1_700_000_000.0  # the reader's time, in seconds since 1970; in the past, as brokers reject future timestamps
 LONG = {"retention.ms": "-1", "message.timestamp.before.max.ms": "9223372036854775807"}
 
 
 class Place:
-    """A topic of a test's own, with a group that has stopped."""
+    """A topic for a single test, with a stopped group."""
 
     def __init__(self, settings: Settings, partitions: int, config: dict[str, str]) -> None:
         self.settings = settings
@@ -84,34 +84,34 @@ def place(stack: Any) -> Iterator[Callable[..., Place]]:
         each.admin.delete_topics([each.topic])[each.topic].result()
 
 
-def said(row: PartitionLag) -> tuple[int, float | None, str]:
+def measured(row: PartitionLag) -> tuple[int, float | None, str]:
     return row.lag, row.seconds, row.state
 
 
-def test_a_stopped_consumer_is_as_late_as_its_next_record_is_old(place: Any) -> None:
+def test_the_lag_of_a_stopped_group_is_the_age_of_its_next_record(place: Any) -> None:
     here = place()
     here.write([300, 200, 100, 50])
     here.commit(2)
-    assert said(here.one()) == (2, 100.0, "behind")
+    assert measured(here.one()) == (2, 100.0, "behind")
 
 
-def test_a_group_that_never_committed_is_late_from_the_first_record(place: Any) -> None:
+def test_the_lag_of_a_group_that_never_committed_is_the_age_of_the_first_record(place: Any) -> None:
     here = place()
     here.write([300, 200])
     row = here.one()
     assert row.committed is None
-    assert said(row) == (2, 300.0, "new")
+    assert measured(row) == (2, 300.0, "new")
 
 
-def test_who_has_read_everything_is_not_late(place: Any) -> None:
+def test_a_group_that_has_read_everything_has_no_lag(place: Any) -> None:
     here = place()
     here.write([300, 200])
     here.commit(2)
-    assert said(here.one()) == (0, 0.0, "ok")
+    assert measured(here.one()) == (0, 0.0, "ok")
 
 
-def test_an_empty_partition_is_not_late(place: Any) -> None:
-    assert said(place().one()) == (0, 0.0, "ok")
+def test_an_empty_partition_has_no_lag(place: Any) -> None:
+    assert measured(place().one()) == (0, 0.0, "ok")
 
 
 def test_records_deleted_before_they_were_read_are_a_gap(place: Any) -> None:
@@ -122,23 +122,23 @@ def test_records_deleted_before_they_were_read_are_a_gap(place: Any) -> None:
     here.admin.delete_records([spot])[spot].result()
     row = here.one()
     assert (row.committed, row.start, row.end) == (1, 3, 4)
-    assert said(row) == (1, 200.0, "gap")
+    assert measured(row) == (1, 200.0, "gap")
 
 
-def test_a_topic_made_anew_is_read_from_its_start(place: Any) -> None:
+def test_a_recreated_topic_is_read_from_its_start(place: Any) -> None:
     here = place()
     here.write([500, 400])
     here.commit(50)
-    assert said(here.one()) == (2, 500.0, "beyond")
+    assert measured(here.one()) == (2, 500.0, "beyond")
 
 
-def test_holes_that_compaction_left_are_no_work(place: Any) -> None:
+def test_offsets_that_compaction_left_empty_are_not_counted(place: Any) -> None:
     here = place(
         cleanup_policy="compact", segment_ms="100", min_cleanable_dirty_ratio="0.0", max_compaction_lag_ms="100"
     )
     here.write([900, 800, 700, 600], keys=["a", "a", "a", "b"])
     here.commit(0)
-    # The newest segment is never compacted: go on writing another key until the first two records are gone.
+    # The newest segment is never compacted: write another key until the first two records are deleted.
     deadline = time.monotonic() + 90
     while (row := here.one()).seconds == 900:
         assert time.monotonic() < deadline, "the broker did not compact"
@@ -147,44 +147,44 @@ def test_holes_that_compaction_left_are_no_work(place: Any) -> None:
     assert row.lag == row.end - 2
 
 
-def test_the_marker_that_ends_a_transaction_is_no_work(place: Any) -> None:
+def test_the_marker_that_ends_a_transaction_is_not_counted(place: Any) -> None:
     here = place()
     here.write([300, 200], **{"transactional.id": here.topic})
     here.producer.commit_transaction(10)
     here.commit(2)
     row = here.one()
     assert (row.committed, row.end) == (2, 3)
-    assert said(row) == (0, 0.0, "ok")
+    assert measured(row) == (0, 0.0, "ok")
 
 
-def test_an_aborted_transaction_is_no_work(place: Any) -> None:
+def test_an_aborted_transaction_is_not_counted(place: Any) -> None:
     here = place()
     here.write([300, 200], **{"transactional.id": here.topic})
     here.producer.abort_transaction(10)
-    assert said(here.one()) == (0, 0.0, "ok")
+    assert measured(here.one()) == (0, 0.0, "ok")
 
 
-def test_what_an_open_transaction_holds_back_is_said(place: Any) -> None:
+def test_records_behind_an_open_transaction_have_the_state_held(place: Any) -> None:
     here = place()
     here.write([300, 200], **{"transactional.id": here.topic})
-    assert said(here.one()) == (2, None, "held")
+    assert measured(here.one()) == (2, None, "held")
     here.producer.abort_transaction(10)
 
 
-def test_the_brokers_own_timestamps_are_used_where_the_topic_has_them(stack: Any, place: Any) -> None:
+def test_the_timestamps_of_the_broker_are_used_if_the_topic_has_them(stack: Any, place: Any) -> None:
     here = place(message_timestamp_type="LogAppendTime")
     here.write([5_000_000])
     reader = LagReader(stack.settings, {here.group: [here.topic]}, now=lambda: time.time() + 1000)
     (row,) = reader.read()
     reader.close()
     assert row.seconds is not None
-    assert 1000 <= row.seconds < 2000  # not 5,000,000: that was the producer's clock
+    assert 1000 <= row.seconds < 2000  # not 5,000,000, which is by the producer's clock
 
 
 def test_a_clock_that_is_ahead_does_not_make_lag_negative(place: Any) -> None:
     here = place(message_timestamp_after_max_ms="9223372036854775807")
     here.write([-500])
-    assert said(here.one()) == (1, 0.0, "new")
+    assert measured(here.one()) == (1, 0.0, "new")
 
 
 def test_every_partition_and_every_group_has_its_own_lag(place: Any) -> None:
@@ -206,10 +206,10 @@ def test_large_batches_in_many_partitions_are_each_read(place: Any) -> None:
         producer.produce(here.topic, b"x" * 400, None, i % 4, timestamp=int((NOW - 70) * 1000))
         producer.poll(0)
     producer.flush(20)
-    assert [said(row) for row in here.read()] == [(2000, 70.0, "new")] * 4
+    assert [measured(row) for row in here.read()] == [(2000, 70.0, "new")] * 4
 
 
-def test_a_reader_follows_the_consumer_and_reads_again_and_again(place: Any) -> None:
+def test_a_reader_can_be_used_repeatedly(place: Any) -> None:
     here = place()
     here.write([300, 200, 100])
     reader = LagReader(here.settings, {here.group: [here.topic]}, now=lambda: NOW)
@@ -221,7 +221,7 @@ def test_a_reader_follows_the_consumer_and_reads_again_and_again(place: Any) -> 
     assert seen == [(3, 300), (3, 300), (2, 200), (2, 200), (1, 100), (1, 100), (0, 0), (0, 0)]
 
 
-def test_reading_leaves_no_trace(place: Any) -> None:
+def test_reading_creates_no_group_and_commits_nothing(place: Any) -> None:
     here = place()
     here.write([300])
     here.one()
@@ -230,14 +230,14 @@ def test_reading_leaves_no_trace(place: Any) -> None:
     assert here.one().committed is None
 
 
-def test_a_topic_that_does_not_exist_is_left_out(stack: Any) -> None:
+def test_a_topic_that_does_not_exist_is_omitted(stack: Any) -> None:
     reader = LagReader(stack.settings, {"nobody": ["test-lag-no-such-topic"]})
     assert reader.read() == []
     assert reader.totals()["nobody"].messages == 0
     reader.close()
 
 
-def test_a_broker_that_is_away_is_said() -> None:
+def test_an_unavailable_broker_is_reported() -> None:
     reader = LagReader(KafkaSettings(kafka_bootstrap="127.0.0.1:1"), {"nobody": ["leads.received"]})
     with pytest.raises(DependencyUnavailable, match="Kafka"):
         reader.read()

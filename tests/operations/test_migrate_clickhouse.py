@@ -1,4 +1,4 @@
-"""Migrations on a throw-away database: once each, repeatable by design, and a name where something is wrong."""
+"""Migrations of a temporary ClickHouse database: applied once, repeatable, and errors that name the file."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ async def names(url: str) -> list[str]:
     return [row["name"] for row in await rows(url, "SELECT name FROM schema_migrations FINAL ORDER BY name")]
 
 
-async def test_the_real_ones_make_the_database_and_a_second_time_change_nothing(url: str) -> None:
+async def test_the_shipped_migrations_create_the_database_and_a_second_run_changes_nothing(url: str) -> None:
     assert await migrate(url) == sorted(path.name for path in FOLDER.glob("*.sql"))
     before = await rows(url, "SELECT * FROM schema_migrations FINAL ORDER BY name")
     assert await migrate(url) == []
@@ -53,11 +53,11 @@ async def test_the_real_ones_make_the_database_and_a_second_time_change_nothing(
     assert {"lead_events", "leads", "outcomes", "dead_letters"} <= there
 
 
-async def test_every_statement_of_the_real_ones_can_be_repeated(url: str) -> None:
+async def test_every_statement_of_the_shipped_migrations_can_be_repeated(url: str) -> None:
     await migrate(url)
     before = await rows(url, "SELECT name, create_table_query FROM system.tables WHERE database = currentDatabase()")
     async with ClickHouse(url) as server:
-        await server.execute("TRUNCATE TABLE schema_migrations")  # as after a death just before it was written down
+        await server.execute("TRUNCATE TABLE schema_migrations")  # as after a crash before the file was recorded
     assert await migrate(url) == sorted(path.name for path in FOLDER.glob("*.sql"))
     again = await rows(url, "SELECT name, create_table_query FROM system.tables WHERE database = currentDatabase()")
     assert sorted(again, key=str) == sorted(before, key=str)
@@ -69,7 +69,7 @@ async def test_processes_that_start_together_end_in_the_same_state(url: str) -> 
     assert await migrate(url) == []
 
 
-async def test_a_new_file_is_applied_to_what_is_there(url: str, folder: Path) -> None:
+async def test_a_new_file_is_applied_to_an_existing_database(url: str, folder: Path) -> None:
     await migrate(url, folder)
     (folder / "003_more.sql").write_text("INSERT INTO people VALUES (2, 'Ada');\n")
     assert await migrate(url, folder) == ["003_more.sql"]
@@ -86,7 +86,7 @@ async def test_an_applied_file_that_has_changed_is_named(url: str, folder: Path)
 @pytest.mark.parametrize(
     "wrong", ["SELEC 1;", "INSERT INTO nowhere VALUES (1);", "ALTER TABLE people ADD COLUMN id X;"]
 )
-async def test_a_broken_file_is_named_and_can_be_mended(url: str, folder: Path, wrong: str) -> None:
+async def test_a_failing_file_is_named_and_can_be_corrected(url: str, folder: Path, wrong: str) -> None:
     (folder / "003_broken.sql").write_text(f"CREATE TABLE IF NOT EXISTS first (id Int32) ENGINE = Null;\n{wrong}\n")
     for _ in range(2):
         with pytest.raises(MigrationError, match=r"^003_broken\.sql: "):
@@ -96,6 +96,6 @@ async def test_a_broken_file_is_named_and_can_be_mended(url: str, folder: Path, 
     assert await migrate(url, folder) == ["003_broken.sql"]
 
 
-async def test_a_server_that_is_away_is_said() -> None:
+async def test_an_unavailable_server_is_reported() -> None:
     with pytest.raises(DependencyUnavailable, match="ClickHouse"):
         await migrate("http://127.0.0.1:1/leadstream")

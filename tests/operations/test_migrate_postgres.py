@@ -1,4 +1,4 @@
-"""Migrations on a throw-away database: once each, by one process or five, and a name where something is wrong."""
+"""Migrations of a temporary Postgres database: applied once, also by concurrent processes, errors name the file."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ async def rows(dsn: str, statement: str) -> list[tuple[object, ...]]:
         await connection.close()
 
 
-async def test_the_real_ones_run_once_and_a_second_time_change_nothing(dsn: str) -> None:
+async def test_the_shipped_migrations_run_once_and_a_second_run_changes_nothing(dsn: str) -> None:
     applied = await migrate(dsn)
     assert applied == sorted(path.name for path in FOLDER.glob("*.sql"))
     before = await rows(dsn, "SELECT * FROM schema_migrations ORDER BY name")
@@ -56,7 +56,7 @@ async def test_processes_that_start_together_apply_each_file_once(dsn: str, fold
     assert await rows(dsn, "SELECT id, name FROM people") == [(1, None)]
 
 
-async def test_a_new_file_is_applied_to_what_is_there(dsn: str, folder: Path) -> None:
+async def test_a_new_file_is_applied_to_an_existing_database(dsn: str, folder: Path) -> None:
     await migrate(dsn, folder)
     (folder / "003_more.sql").write_text("INSERT INTO people VALUES (2, 'Ada');")
     assert await migrate(dsn, folder) == ["003_more.sql"]
@@ -73,7 +73,7 @@ async def test_an_applied_file_that_has_changed_is_named(dsn: str, folder: Path)
 
 
 @pytest.mark.parametrize("wrong", ["CREATE TABLE half (id int); SELEC 1;", "INSERT INTO people VALUES ('one');"])
-async def test_a_broken_file_is_named_and_nothing_of_it_stays(dsn: str, folder: Path, wrong: str) -> None:
+async def test_a_failing_file_is_named_and_nothing_of_it_is_applied(dsn: str, folder: Path, wrong: str) -> None:
     (folder / "003_broken.sql").write_text(f"CREATE TABLE before_it (id int);\n{wrong}")
     for _ in range(2):
         with pytest.raises(MigrationError, match=r"^003_broken\.sql: "):
@@ -83,5 +83,5 @@ async def test_a_broken_file_is_named_and_nothing_of_it_stays(dsn: str, folder: 
         ("001_people.sql",),
         ("002_names.sql",),
     ]
-    (folder / "003_broken.sql").write_text("CREATE TABLE before_it (id int);")  # never applied, so it may be mended
+    (folder / "003_broken.sql").write_text("CREATE TABLE before_it (id int);")  # never applied, so it may be corrected
     assert await migrate(dsn, folder) == ["003_broken.sql"]

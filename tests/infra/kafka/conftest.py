@@ -1,4 +1,4 @@
-"""A topic of a test's own, and a processor that remembers what it was given."""
+"""Topics for a single test, and a processor that records its batches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ QUICK_GROUP = {"session.timeout.ms": 6000, "heartbeat.interval.ms": 300}
 
 
 class GatedDeliverer(Deliverer):
-    """A deliverer that can be held back, as a slow broker would."""
+    """A deliverer whose deliveries wait for a gate, as with a slow broker."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings, "test")
@@ -41,7 +41,7 @@ class GatedDeliverer(Deliverer):
 
 @dataclass
 class Recorder:
-    """A processor that remembers what it was given and tells each record on ``out``, in the record's own partition."""
+    """A processor that records its batches and produces each record to ``out``, in the same partition."""
 
     out: str
     during: Callable[[list[Message]], Any] = lambda _: None
@@ -75,7 +75,7 @@ class Recorder:
 
 @dataclass
 class Place:
-    """A topic, one for outputs and a group, of a test's own."""
+    """A topic, an output topic and a consumer group for a single test."""
 
     settings: Settings
     name: str
@@ -94,34 +94,34 @@ class Place:
         )
 
     def run(self, processor: Recorder, *, stop: Stop | None = None, size: int = 50, **own: Any) -> asyncio.Task[None]:
-        words: dict[str, Any] = {"settings": self.settings, "linger_ms": 20, "config": QUICK_GROUP} | own
+        options: dict[str, Any] = {"settings": self.settings, "linger_ms": 20, "config": QUICK_GROUP} | own
         return asyncio.ensure_future(
             run_batches(
-                words.pop("settings"),
+                options.pop("settings"),
                 group=self.name,
                 topics=[self.name],
                 processor=processor,
                 stop=stop or self.stop,
                 size=size,
                 deliverer=self.deliverer,
-                **words,
+                **options,
             )
         )
 
-    def _ask(self, how: Callable[[Consumer], Any]) -> Any:
+    def _with_reader(self, function: Callable[[Consumer], Any]) -> Any:
         consumer = client.reader(self.settings, self.name)
         try:
-            return how(consumer)
+            return function(consumer)
         finally:
             consumer.close()
 
     async def committed(self) -> dict[int, int]:
         """Return the committed offset of each partition that has one."""
         parts = [TopicPartition(self.name, p) for p in range(self.partitions)]
-        found = await asyncio.to_thread(self._ask, lambda c: c.committed(parts, 10))
+        found = await asyncio.to_thread(self._with_reader, lambda c: c.committed(parts, 10))
         return {p.partition: p.offset for p in found if p.offset != OFFSET_INVALID}
 
-    async def told(self) -> dict[int, list[bytes]]:
+    async def produced(self) -> dict[int, list[bytes]]:
         """Return the values on the output topic, by partition, in their order."""
 
         def read(consumer: Consumer) -> dict[int, list[bytes]]:
@@ -136,8 +136,8 @@ class Place:
                     found[message.partition()].append(message.value())
             return dict(found)
 
-        answer: dict[int, list[bytes]] = await asyncio.to_thread(self._ask, read)
-        return answer
+        values: dict[int, list[bytes]] = await asyncio.to_thread(self._with_reader, read)
+        return values
 
     async def done(self, count: int) -> bool:
         return sum((await self.committed()).values()) == count
@@ -159,19 +159,19 @@ class Place:
 async def place(stack: Stack, unique: str) -> AsyncIterator[Callable[..., Place]]:
     there = client.admin(stack.settings, "test")
     made: list[Place] = []
-    asking = client.reader(stack.settings, f"test-batches-{unique}")
+    reader = client.reader(stack.settings, f"test-batches-{unique}")
 
     def coordinated() -> bool:
         try:
-            asking.committed([TopicPartition("leads.received", 0)], 10)
-        except KafkaException as error:  # a broker that has just started loads its coordinators
+            reader.committed([TopicPartition("leads.received", 0)], 10)
+        except KafkaException as error:  # a broker that has just started is loading its coordinators
             if error.args[0].retriable() or error.args[0].code() == KafkaError.NOT_COORDINATOR:
                 return False
             raise
         return True
 
     await eventually(coordinated)
-    asking.close()
+    reader.close()
 
     def make(partitions: int = 1, **changes: str) -> Place:
         name = f"test-batches-{unique}"

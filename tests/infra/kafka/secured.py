@@ -1,4 +1,4 @@
-"""A broker that asks for a login: the embedded one with SASL listeners, and an endpoint that gives OAuth tokens."""
+"""A broker that requires a login: the embedded one with SASL listeners, and an endpoint for OAuth tokens."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _LOGINS = {
 
 @dataclass(frozen=True)
 class Secured:
-    """Where the broker listens: open, with a login, with a login over TLS; and where tokens come from."""
+    """The addresses of the broker (without login, with login, with login over TLS) and of the token endpoint."""
 
     plain: str
     sasl: str
@@ -61,7 +61,7 @@ class Secured:
 
 @contextmanager
 def secured_broker(home: Path) -> Iterator[Secured]:
-    """Run the broker, with user and password for each mechanism, until the block ends."""
+    """Run the broker, with a user for each mechanism, for the body of the ``with``."""
     ports = [free_port() for _ in range(4)]
     plain, controller, sasl, sasl_ssl = ports
     part = kafka(home, plain, controller)
@@ -92,7 +92,7 @@ def _add_listeners(home: Path, plain: int, sasl: int, sasl_ssl: int) -> None:
 
 
 def _certificate(home: Path) -> Path:
-    """Make a certificate of 127.0.0.1 that is its own authority."""
+    """Create a self-signed certificate for 127.0.0.1."""
     key, certificate = home / "key.pem", home / "certificate.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1"]
     command += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
@@ -103,7 +103,7 @@ def _certificate(home: Path) -> Path:
 
 async def _ready(part: ProcessSpec) -> None:
     async with asyncio.timeout(60):
-        while not await part.is_ready():  # noqa: ASYNC110 - nobody tells us
+        while not await part.is_ready():  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.05)
 
 
@@ -117,7 +117,7 @@ def _add_scram_user(bootstrap: str) -> None:
 
 @contextmanager
 def _token_endpoint() -> Iterator[str]:
-    """Serve tokens without a signature to whoever has the password (RFC 6749, section 4.4)."""
+    """Serve unsigned tokens to clients with the password (RFC 6749, section 4.4)."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:

@@ -1,4 +1,4 @@
-"""The batch loop against a real broker: what is committed, in which order, and what happens when something is away."""
+"""The batch loop with a real broker: commits, order, unavailable dependencies, errors and stops."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def test_offsets_are_committed_after_the_effect_and_after_the_delivery(pla
     assert await here.committed() == {}
     here.deliverer.gate.set()
     await here.finish(task, 30)
-    assert await here.told() == {0: numbers(30)}
+    assert await here.produced() == {0: numbers(30)}
 
 
 async def test_each_partition_keeps_its_order_through_apply_and_outputs(place: Callable[..., Place]) -> None:
@@ -44,22 +44,22 @@ async def test_each_partition_keeps_its_order_through_apply_and_outputs(place: C
     await here.finish(task, 900)
     for partition in range(3):
         assert [o for p, o in processor.applied if p == partition] == list(range(300))
-        assert (await here.told())[partition] == values[partition::3]
+        assert (await here.produced())[partition] == values[partition::3]
     assert all(len(batch) <= 17 for batch in processor.batches)
 
 
-async def test_the_same_batch_is_tried_until_the_dependency_is_back(place: Callable[..., Place]) -> None:
+async def test_the_same_batch_is_retried_until_the_dependency_is_available(place: Callable[..., Place]) -> None:
     here = place(2)
-    left = [3, 0, 2]  # how often the first, second, third batch finds it away
+    left = [3, 0, 2]  # failures of the first, second and third batch
 
-    def away(_: list[Message]) -> None:
+    def unavailable(_: list[Message]) -> None:
         if left and left[0]:
             left[0] -= 1
             raise DependencyUnavailable("Postgres", "refused")
         if left:
             left.pop(0)
 
-    processor = Recorder(here.out, away)
+    processor = Recorder(here.out, unavailable)
     await here.send(*numbers(60))
     task = here.run(processor, size=20)
     await eventually(lambda: here.stop.status.waiting == "waiting for Postgres")
@@ -70,16 +70,16 @@ async def test_the_same_batch_is_tried_until_the_dependency_is_back(place: Calla
     assert here.stop.status.waiting == ""
 
 
-async def test_what_is_away_while_preparing_is_waited_for_too(place: Callable[..., Place]) -> None:
+async def test_an_unavailable_dependency_of_prepare_is_retried_too(place: Callable[..., Place]) -> None:
     here = place(2)
     left = [3]
 
-    def away(_: Sequence[Message]) -> None:
+    def unavailable(_: Sequence[Message]) -> None:
         if left[0]:
             left[0] -= 1
             raise DependencyUnavailable("the schema registry", "refused")
 
-    processor = Recorder(here.out, preparing=away)
+    processor = Recorder(here.out, preparing=unavailable)
     await here.send(*numbers(60))
     task = here.run(processor, size=20)
     await eventually(lambda: here.stop.status.waiting == "waiting for the schema registry")
@@ -89,21 +89,21 @@ async def test_what_is_away_while_preparing_is_waited_for_too(place: Callable[..
 
 
 async def test_a_blocked_batch_pauses_its_partitions_and_the_group_stays(place: Callable[..., Place]) -> None:
-    """Blocked for longer than max.poll.interval.ms: who did not go on polling would be out of the group."""
+    """Blocked for longer than max.poll.interval.ms: a consumer that did not poll would leave the group."""
     here = place(2)
     back = False
     fetched: dict[str, int] = {}
 
-    def away(_: list[Message]) -> None:
+    def unavailable(_: list[Message]) -> None:
         if not back:
             raise DependencyUnavailable("Postgres", "refused")
 
     def statistics(text: str) -> None:
         topics = json.loads(text)["topics"]
         parts = topics[here.name]["partitions"] if here.name in topics else {}
-        fetched.update({p: told["fetchq_cnt"] for p, told in parts.items() if p in "01"})
+        fetched.update({p: part["fetchq_cnt"] for p, part in parts.items() if p in "01"})
 
-    processor = Recorder(here.out, away)
+    processor = Recorder(here.out, unavailable)
     await here.send(*numbers(2000))
     quick = QUICK_GROUP | {"max.poll.interval.ms": 6000, "statistics.interval.ms": 200, "stats_cb": statistics}
     task = here.run(processor, size=20, config=quick)
@@ -112,7 +112,7 @@ async def test_a_blocked_batch_pauses_its_partitions_and_the_group_stays(place: 
         return len(processor.tries) >= 9  # the backoff doubles: by then at least 8 s have passed
 
     await eventually(waited_long, 120)
-    assert max(fetched.values()) < 20  # paused: what was fetched ahead was let go, and nothing new came
+    assert max(fetched.values()) < 20  # paused: prefetched records are discarded, and nothing more is fetched
     assert processor.prepared <= 3
     assert len(set(processor.tries)) == 1
     for kind in ("revoked", "lost"):
@@ -124,7 +124,7 @@ async def test_a_blocked_batch_pauses_its_partitions_and_the_group_stays(place: 
         assert [o for p, o in processor.applied if p == partition] == list(range(1000))
 
 
-async def test_an_unexpected_error_ends_the_loop_with_nothing_of_that_batch_committed(
+async def test_an_unexpected_error_ends_the_loop_without_a_commit_of_that_batch(
     place: Callable[..., Place],
 ) -> None:
     here = place()
@@ -157,7 +157,7 @@ async def test_a_batch_that_cannot_be_prepared_ends_the_loop(place: Callable[...
 
 
 @pytest.mark.parametrize("instance", ["", "one"])
-async def test_a_stop_finishes_the_work_in_hand(place: Callable[..., Place], instance: str) -> None:
+async def test_a_stop_finishes_the_batches_in_flight(place: Callable[..., Place], instance: str) -> None:
     here = place(2, LEADSTREAM_INSTANCE=instance)
     processor = Recorder(here.out)
     processor.gate.clear()
@@ -170,4 +170,4 @@ async def test_a_stop_finishes_the_work_in_hand(place: Callable[..., Place], ins
     assert len(processor.batches) == processor.prepared
     assert 20 <= len(processor.applied) < 400
     assert sum((await here.committed()).values()) == len(processor.applied)
-    assert sum(map(len, (await here.told()).values())) == len(processor.applied)
+    assert sum(map(len, (await here.produced()).values())) == len(processor.applied)

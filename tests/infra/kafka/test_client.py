@@ -1,4 +1,4 @@
-"""What a Kafka client is configured with, and what becomes of its errors and statistics."""
+"""The configuration of Kafka clients, and the handling of their errors and statistics."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_librdkafka_accepts_the_configuration_of_every_login(values: dict[str, A
     assert config["client.id"] == "leadstream-test"
 
 
-def test_tls_is_verified_and_off_only_where_the_protocol_says_so() -> None:
+def test_tls_is_verified_and_off_only_without_ssl_in_the_protocol() -> None:
     config = client_config(KafkaSettings(kafka_security_protocol="SSL"), "test")
     assert config["enable.ssl.certificate.verification"] is True
     assert config["ssl.endpoint.identification.algorithm"] == "https"
@@ -76,7 +76,7 @@ def test_bootstrap_servers_are_a_list() -> None:
         ([REFUSED] * 50, True),
     ],
 )
-def test_only_what_does_not_pass_ends_the_process_and_once(errors: list[int], *, ends: bool) -> None:
+def test_only_permanent_errors_are_reported_and_only_once(errors: list[int], *, ends: bool) -> None:
     failures: list[Exception] = []
     callback = Errors("test", failures.append, logged=False)
     for code in errors:
@@ -84,7 +84,7 @@ def test_only_what_does_not_pass_ends_the_process_and_once(errors: list[int], *,
     assert [type(failure) for failure in failures] == [ClientFailed] * ends
 
 
-def test_a_token_endpoint_that_is_unavailable_ends_nothing_and_is_named() -> None:
+def test_an_unavailable_token_endpoint_is_not_a_permanent_error() -> None:
     failures: list[Exception] = []
     callback = Errors("test", failures.append, logged=False)
     text = "Failed to acquire SASL OAUTHBEARER token: could not connect"
@@ -95,13 +95,13 @@ def test_a_token_endpoint_that_is_unavailable_ends_nothing_and_is_named() -> Non
     assert callback.refusal == text
 
 
-def test_a_fatal_error_ends_the_process() -> None:
+def test_a_fatal_error_is_reported() -> None:
     failures: list[Exception] = []
     Errors("test", failures.append, logged=False)(KafkaError(KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER, "gap", True))
     assert "OUT_OF_ORDER_SEQUENCE_NUMBER: gap" in str(failures[0])
 
 
-async def test_a_failure_from_another_thread_wakes_who_waits_for_a_stop() -> None:
+async def test_a_failure_in_another_thread_wakes_a_task_that_waits_for_a_stop() -> None:
     stop = Stop()
     callback = Errors("test", stop.fail, logged=False)
 
@@ -133,7 +133,7 @@ def test_statistics_become_metrics_of_the_client() -> None:
     report = {"msg_cnt": 10, "msg_size": 100, "brokers": {"a": broker, "b": slower}, "topics": topics}
     statistics(json.dumps(report))
     statistics(json.dumps(report | {"brokers": {"a": broker | {"txretries": 9}, "b": slower}}))
-    statistics(json.dumps({"brokers": {}}))  # a broker that left: counters never go down
+    statistics(json.dumps({"brokers": {}}))  # the broker has left: counters do not decrease
 
     def value(name: str) -> float | None:
         labels = {"client": "test-statistics", "kind": "producer"}
@@ -146,14 +146,14 @@ def test_statistics_become_metrics_of_the_client() -> None:
 
 
 async def test_faust_gets_a_token_once_and_a_new_one_before_it_expires() -> None:
-    now, asked = [1000.0], []
+    now, requests = [1000.0], []
 
-    def answer(request: httpx.Request) -> httpx.Response:
-        asked.append(request.content)
-        return httpx.Response(200, json={"access_token": f"token-{len(asked)}", "expires_in": 100})
+    def respond(request: httpx.Request) -> httpx.Response:
+        requests.append(request.content)
+        return httpx.Response(200, json={"access_token": f"token-{len(requests)}", "expires_in": 100})
 
-    provider = TokenProvider(KafkaSettings(**OAUTH), transport=httpx.MockTransport(answer), clock=lambda: now[0])
+    provider = TokenProvider(KafkaSettings(**OAUTH), transport=httpx.MockTransport(respond), clock=lambda: now[0])
     assert [await provider.token() for _ in range(3)] == ["token-1"] * 3
     now[0] += 81
     assert await provider.token() == "token-2"
-    assert asked[0] == b"grant_type=client_credentials&scope=kafka"
+    assert requests[0] == b"grant_type=client_credentials&scope=kafka"

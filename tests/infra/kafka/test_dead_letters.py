@@ -1,4 +1,4 @@
-"""Dead letters: whatever a topic takes has one, and too many of them stop a stage."""
+"""Dead letters: every record has one, whatever its size, and too many of them stop a stage."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tests.infra.kafka.conftest import Place, Recorder
 pytestmark = pytest.mark.integration
 
 
-def test_too_many_dead_need_no_full_window() -> None:
-    """Or a stage that is restarted again and again would let that many through each time."""
+def test_too_many_dead_are_detected_before_the_window_is_full() -> None:
+    """Otherwise a stage that restarts repeatedly would dead-letter a window of records each time."""
     share = DeadShare(100, 0.5)
     for _ in range(5):
         share.add(10, 10)
@@ -39,8 +39,8 @@ async def test_too_many_dead_stop_the_process_before_their_dead_letters_are_writ
     await here.send(*good, *mixed, *[b"bad"] * 20)
     with pytest.raises(TooManyDead, match=r"0\.4"):
         await here.run(processor, size=20, linger_ms=5000)
-    told = (await here.told()).get(0, [])
-    assert told.count(b"bad") <= 8  # exactly the share is still plausible; those of the batch that was too much stay
+    produced = (await here.produced()).get(0, [])
+    assert produced.count(b"bad") <= 8  # the share is allowed; the batch that exceeds it has no dead letters
     assert (await here.committed()).get(0, 0) in (0, 20, 40)
 
 
@@ -48,23 +48,23 @@ async def test_too_many_dead_stop_the_process_before_their_dead_letters_are_writ
     ("record", "intact"),
     [
         (os.urandom(4_194_304 - 200), True),
-        (b"compressed on the way" * 500_000, True),  # a topic's limit is about compressed bytes
+        (b"compressed on the way" * 500_000, True),  # a topic's limit counts compressed bytes
         (b"a" * LARGEST, False),
     ],
     ids=["random", "ten megabytes", "more than a letter holds"],
 )
-async def test_whatever_a_topic_takes_has_its_dead_letter(
+async def test_every_record_of_a_topic_has_a_dead_letter(
     stack: Stack, unique: str, record: bytes, *, intact: bool
 ) -> None:
-    ours = Deliverer(stack.settings, "test")
+    deliverer = Deliverer(stack.settings, "test")
     consumer = client.reader(stack.settings, unique)
     try:
-        (delivery,) = await ours.deliver_each([Output("leads.received", unique.encode(), record)])
+        (delivery,) = await deliverer.deliver_each([Output("leads.received", unique.encode(), record)])
         assert delivery.error == ""
         consumer.assign([TopicPartition("leads.received", delivery.partition, delivery.offset)])
         message = await asyncio.to_thread(consumer.poll, 30)
         assert message.value() == record
-        (dead,) = await ours.deliver_each([dead_letter(message, "test", Dead(Reason.TOO_LARGE))])
+        (dead,) = await deliverer.deliver_each([dead_letter(message, "test", Dead(Reason.TOO_LARGE))])
         assert dead.error == ""
         consumer.assign([TopicPartition(DEAD, dead.partition, dead.offset)])
         letter = await asyncio.to_thread(consumer.poll, 30)
@@ -74,4 +74,4 @@ async def test_whatever_a_topic_takes_has_its_dead_letter(
         assert (b"too many" in headers["leadstream.detail"]) is not intact
     finally:
         consumer.close()
-        await ours.close()
+        await deliverer.close()

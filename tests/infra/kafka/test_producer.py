@@ -1,4 +1,4 @@
-"""A producer that can never deliver again."""
+"""A producer that failed permanently."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tests.conftest import eventually
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnhandledThreadExceptionWarning")
-async def test_what_polling_raises_is_reported_and_polling_goes_on() -> None:
-    """librdkafka's fatal errors are raised by poll(), as is what a callback raises; here a callback raises."""
+async def test_an_error_of_poll_is_reported_and_polling_continues() -> None:
+    """poll() raises the fatal errors of librdkafka and the errors of callbacks; here a callback raises."""
     calls: list[str] = []
     failures: list[Exception] = []
 

@@ -1,4 +1,4 @@
-"""Partitions that come and go: nothing is lost, nothing is committed that was not done."""
+"""Rebalances: no record is lost, and no offset is committed before its batch is delivered."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests.infra.kafka.conftest import Place, Recorder, numbers
 pytestmark = pytest.mark.integration
 
 
-async def test_workers_that_come_and_go_under_load_lose_nothing(place: Callable[..., Place]) -> None:
+async def test_no_record_is_lost_while_workers_start_and_stop_under_load(place: Callable[..., Place]) -> None:
     here = place(4)
     rng = random.Random(5)
     running: list[tuple[Recorder, Stop, asyncio.Task[None]]] = []
@@ -66,7 +66,7 @@ async def test_workers_that_come_and_go_under_load_lose_nothing(place: Callable[
         assert all(one < next_one for one, next_one in pairwise(by_partition))
 
 
-async def test_a_slow_worker_finishes_before_it_gives_a_partition_up(place: Callable[..., Place]) -> None:
+async def test_a_slow_worker_finishes_its_batch_before_a_partition_is_revoked(place: Callable[..., Place]) -> None:
     here = place(2)
     slow, quick = Recorder(here.out), Recorder(here.out)
     slow.gate.clear()
@@ -77,10 +77,10 @@ async def test_a_slow_worker_finishes_before_it_gives_a_partition_up(place: Call
     second = here.run(quick, stop=other, size=10)
     revoked = {"stage": here.name, "kind": "revoked"}
 
-    async def asked_to_give_up() -> bool:
+    async def revocation_began() -> bool:
         return bool(REGISTRY.get_sample_value("leadstream_rebalances_total", revoked))
 
-    await eventually(asked_to_give_up)
+    await eventually(revocation_began)
     slow.gate.set()
     await eventually(lambda: here.done(40))
     for stop, task in ((here.stop, first), (other, second)):
@@ -90,7 +90,7 @@ async def test_a_slow_worker_finishes_before_it_gives_a_partition_up(place: Call
 
 
 class Rebalancing:
-    """A consumer in whose second read its only partition is taken away and, maybe, given back."""
+    """A consumer whose only partition is revoked during the second poll and, with ``back``, assigned again."""
 
     def __init__(self, *reads: list[Message], back: bool) -> None:
         self.reads = [*reads, []]
@@ -117,8 +117,8 @@ class Rebalancing:
 
 @pytest.mark.parametrize("back", [True, False])
 @pytest.mark.parametrize("paused", [True, False])
-def test_what_was_read_before_a_rebalance_is_not_mixed_with_what_came_after(*, back: bool, paused: bool) -> None:
-    """Or its offset would be committed, though an earlier one was dropped with the partition."""
+def test_records_fetched_before_and_after_a_rebalance_are_not_mixed(*, back: bool, paused: bool) -> None:
+    """Otherwise an offset would be committed whose earlier records were dropped."""
     old, new = (Message("t", 0, offset, None, b"x", None, None, None) for offset in (7, 3))
     assignment = Assignment(Rebalancing([old], [new] if back else [], back=back), "group", Status())
     assignment.subscribe(["t"])
@@ -130,8 +130,8 @@ def test_what_was_read_before_a_rebalance_is_not_mixed_with_what_came_after(*, b
     assert fetched.assignments == ({("t", 0): 2} if back else {})
 
 
-async def test_the_consumer_is_closed_after_the_poll_that_runs_even_when_that_was_cancelled() -> None:
-    """librdkafka would crash the process."""
+async def test_the_consumer_is_closed_after_a_running_poll_even_if_its_task_was_cancelled() -> None:
+    """Closing it during a poll would crash the process."""
     calls: list[str] = []
     entered, gate = threading.Event(), threading.Event()
 
@@ -157,7 +157,7 @@ async def test_the_consumer_is_closed_after_the_poll_that_runs_even_when_that_wa
     assert calls == ["polled", "closed"]
 
 
-async def test_of_two_workers_with_one_instance_name_one_ends_and_the_other_goes_on(
+async def test_of_two_workers_with_one_instance_name_one_ends_and_the_other_continues(
     place: Callable[..., Place],
 ) -> None:
     """A real fatal error: two workers with the same LEADSTREAM_INSTANCE; the broker fences one of them."""

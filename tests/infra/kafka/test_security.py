@@ -1,4 +1,4 @@
-"""Logins and TLS against a real broker, by librdkafka's clients and by Faust's."""
+"""Logins and TLS with a real broker, for the clients of librdkafka and of Faust."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ from infra.kafka.producer import Deliverer
 from infra.runtime import run
 
 async def main(settings, stop):
-    words = {"group": "g", "topics": ["t"], "size": 10, "linger_ms": 10, "stop": stop, "processor": None}
+    options = {"group": "g", "topics": ["t"], "size": 10, "linger_ms": 10, "stop": stop, "processor": None}
     deliverer = Deliverer(settings, "worker", on_fatal=stop.fail)
-    await run_batches(settings, deliverer=deliverer, **words)
+    await run_batches(settings, deliverer=deliverer, **options)
     await deliverer.close()
 
 run(main, "worker")
@@ -95,7 +95,7 @@ async def test_faust_works_through_the_same_login(
 
 
 @pytest.mark.parametrize(("mechanism", "tls"), WAYS)
-def test_a_wrong_password_is_one_clear_error_of_the_command_line(broker: Secured, mechanism: str, *, tls: bool) -> None:
+def test_a_wrong_password_is_reported_by_the_command_line(broker: Secured, mechanism: str, *, tls: bool) -> None:
     settings = Settings.load(broker.environment(mechanism, tls=tls, password=WRONG))
     with pytest.raises(DependencyUnavailable, match=r"(?i)authentication|oauth") as caught:
         broker_topics.diff(settings)
@@ -104,7 +104,7 @@ def test_a_wrong_password_is_one_clear_error_of_the_command_line(broker: Secured
 
 @pytest.mark.parametrize("program", ["worker", "api", "faust"])
 @pytest.mark.parametrize("mechanism", ["PLAIN", "SCRAM-SHA-512"])
-def test_a_wrong_password_ends_a_process_with_one_clear_line(
+def test_a_wrong_password_ends_a_process_with_one_critical_log_line(
     broker: Secured, tmp_path: Path, program: str, mechanism: str
 ) -> None:
     environment = {"LEADSTREAM_HOME": str(tmp_path), "LEADSTREAM_API_PORT": str(free_port())}

@@ -1,4 +1,4 @@
-"""A record within its bound is taken by the client and by the broker."""
+"""The client and the broker accept every record within its size limit."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def client() -> Iterator[Producer]:
     headers=st.lists(st.tuples(NAMES, st.none() | st.binary(max_size=30)), max_size=200),
 )
 @settings(max_examples=100, deadline=None)
-def test_the_client_takes_what_its_bound_allows(
+def test_the_client_accepts_a_record_of_the_maximum_size(
     client: Producer, key: bytes | None, headers: list[tuple[str, bytes | None]]
 ) -> None:
     value = b"x" * (LIMIT - record_bytes(key, None, headers))
@@ -59,7 +59,7 @@ def test_a_dead_letter_fits_its_topic_however_many_headers_its_record_has(count:
 
 
 @pytest.mark.integration
-async def test_the_broker_takes_a_record_as_large_as_its_topics_limit(stack: Stack) -> None:
+async def test_the_broker_accepts_a_record_of_the_maximum_size(stack: Stack) -> None:
     limit = topic_limits()["leads.received"]
     headers = [(f"h{n}", os.urandom(20)) for n in range(1000)]
     value = os.urandom(limit - record_bytes(b"key", None, headers))

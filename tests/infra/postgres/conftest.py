@@ -1,4 +1,4 @@
-"""A pool on a real Postgres and a table of leased work that no other test sees."""
+"""A pool of a real Postgres, and a table of leased work for a single test."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.infra.postgres.jobs import JobsTable, Outcomes
 
 
 class Clock:
-    """The time, as the test wants it."""
+    """A clock that the test sets."""
 
     def __init__(self) -> None:
         self.now = 1_770_000_000_000_000
@@ -43,7 +43,7 @@ async def pool(stack: Any) -> AsyncIterator[asyncpg.Pool]:
 
 @pytest.fixture
 async def jobs(pool: asyncpg.Pool, clock: Clock, unique: str) -> JobsTable:
-    """Return an empty table with the test's clock."""
+    """Return an empty table that uses the clock of the test."""
     table = JobsTable(pool, f"jobs_{unique}", clock=clock)
     await table.create()
     return table

@@ -1,4 +1,4 @@
-"""A table of leased work as its next user would write it, and the engine over it."""
+"""A table of leased work for tests, and the engine that runs on it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Job(ClaimedRow):
 
 
 class JobsTable(LeasedTable[Job]):
-    """Jobs of one queue; ``handled`` counts how often one was finished."""
+    """Jobs of one queue; ``handled`` counts how often a job was finished."""
 
     def __init__(
         self, pool: asyncpg.Pool, name: str, queue: str = "q", *, lease_s: float = 60, clock: Any = now_us
@@ -92,7 +92,7 @@ class JobsTable(LeasedTable[Job]):
 
 @dataclass
 class Outcomes:
-    """Keeps what is emitted."""
+    """Stores the emitted outcomes."""
 
     records: list[dict[str, Any]] = field(default_factory=list)
 
@@ -134,7 +134,7 @@ def engine(
 
 @asynccontextmanager
 async def running(*works: LeasedWork[Job]) -> AsyncIterator[Stop]:
-    """Run engines while the body runs; then ask them to stop, and await their end."""
+    """Run engines for the body of the ``with``; then request a stop and wait for their end."""
     stop = Stop()
     tasks = [asyncio.create_task(work.run(stop)) for work in works]
     try:

@@ -1,4 +1,4 @@
-"""The engine over a real Postgres and a table made here: claiming, parking, pausing, waking."""
+"""The engine of leased work with a real Postgres: claims, parking, pauses, notifications."""
 
 from __future__ import annotations
 
@@ -62,20 +62,20 @@ async def test_rows_gather_in_a_batch_while_no_call_may_be_made(jobs: JobsTable,
     assert sizes == [100, 100, 50]
 
 
-async def test_a_stop_ends_the_wait_for_a_call(jobs: JobsTable, outcomes: Outcomes) -> None:
-    asked = asyncio.Event()
+async def test_a_stop_ends_the_wait_for_ready(jobs: JobsTable, outcomes: Outcomes) -> None:
+    waiting = asyncio.Event()
 
     async def ready() -> None:
-        asked.set()
+        waiting.set()
         await asyncio.Event().wait()
 
     await jobs.add(1)
     async with running(engine(jobs, all_done, outcomes.emit, ready=ready)):
-        await asked.wait()
+        await waiting.wait()
     assert await jobs.count("claimed_until > '-infinity'") == 0
 
 
-async def test_a_failing_row_backs_off_alone_and_is_reported_once_a_reason(
+async def test_a_failing_row_backs_off_alone_and_is_reported_once_per_reason(
     jobs: JobsTable, outcomes: Outcomes, clock: Any
 ) -> None:
     await jobs.add(2)
@@ -108,24 +108,24 @@ async def test_the_jitter_of_the_backoff_is_full(jobs: JobsTable, outcomes: Outc
     assert waits == [0, pytest.approx(1.998)]
 
 
-async def test_a_row_is_parked_until_a_time_at_no_cost_or_until_it_is_unparked(
+async def test_a_row_is_parked_until_a_time_without_an_attempt_or_until_it_is_unparked(
     jobs: JobsTable, outcomes: Outcomes, clock: Any
 ) -> None:
     await jobs.add(2)
     until = clock() + 30 * 86_400 * 1_000_000
-    answers: dict[str, Done | Parked] = {
+    results: dict[str, Done | Parked] = {
         "1": Parked(Reason.QUOTA, until=until, attempts=0),
         "2": Parked(Reason.REJECTED, "why", until=NEVER),
     }
 
     async def handle(lease: Lease[Job]) -> list[tuple[Job, Done | Parked]]:
-        return [(row, answers[row.key]) for row in lease.rows]
+        return [(row, results[row.key]) for row in lease.rows]
 
     work = engine(jobs, handle, outcomes.emit)
     assert await work.once() == 2
     assert sorted(outcomes.reported) == [("1", "parked", "quota"), ("2", "parked", "rejected")]
     assert [(await jobs.row(key))["attempts"] for key in (1, 2)] == [0, 1]
-    answers = {"1": DONE, "2": DONE}
+    results = {"1": DONE, "2": DONE}
     clock.forward(30 * 86_400 - 1)
     assert await work.once() == 0
     clock.forward(1)
@@ -135,7 +135,7 @@ async def test_a_row_is_parked_until_a_time_at_no_cost_or_until_it_is_unparked(
     assert await jobs.count() == 2
 
 
-async def test_a_pause_stops_the_whole_and_costs_no_row_an_attempt_and_new_work_does_not_end_it(
+async def test_a_pause_stops_all_rows_without_an_attempt_and_new_work_does_not_end_it(
     jobs: JobsTable, outcomes: Outcomes, clock: Any
 ) -> None:
     await jobs.add(20)
@@ -166,7 +166,7 @@ async def test_a_pause_stops_the_whole_and_costs_no_row_an_attempt_and_new_work_
     assert {what for _, what, _ in outcomes.reported} == {"enriched"}
 
 
-async def test_work_in_this_process_is_seen_at_once(jobs: JobsTable, outcomes: Outcomes) -> None:
+async def test_work_inserted_by_this_process_is_claimed_at_once(jobs: JobsTable, outcomes: Outcomes) -> None:
     wake = asyncio.Event()
     async with running(engine(jobs, all_done, outcomes.emit, wake=wake, poll_s=3600)):
         for key in (1, 2):
@@ -175,7 +175,7 @@ async def test_work_in_this_process_is_seen_at_once(jobs: JobsTable, outcomes: O
             await eventually(partial(_equal, jobs, key))
 
 
-async def test_work_announced_by_another_connection_is_seen_at_once_when_it_is_committed(
+async def test_work_announced_by_another_connection_is_claimed_at_its_commit(
     stack: Any, jobs: JobsTable, outcomes: Outcomes
 ) -> None:
     async with running(engine(jobs, all_done, outcomes.emit, poll_s=3600)):
@@ -189,7 +189,7 @@ async def test_work_announced_by_another_connection_is_seen_at_once_when_it_is_c
 
         await insert_one(1)
         await eventually(partial(_equal, jobs, 1))
-        # The connection that listens is lost: it is made anew, and what was announced in between is found.
+        # The listening connection is lost: a new one is opened, and rows announced in between are claimed.
         await other.execute(
             "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE query = $1", f'LISTEN "leased_{jobs.name}"'
         )
@@ -198,7 +198,7 @@ async def test_work_announced_by_another_connection_is_seen_at_once_when_it_is_c
         await other.close()
 
 
-async def test_work_that_nobody_announced_is_found_by_looking(jobs: JobsTable, outcomes: Outcomes) -> None:
+async def test_work_that_was_not_announced_is_found_by_polling(jobs: JobsTable, outcomes: Outcomes) -> None:
     async with running(engine(jobs, all_done, outcomes.emit, poll_s=0.05)):
         await jobs.add(1)
         await eventually(partial(_equal, jobs, 1))
@@ -221,7 +221,7 @@ async def test_rows_whose_dependency_is_unavailable_are_released(
 
 
 @pytest.mark.parametrize("committed", [False, True])
-async def test_a_result_outlives_a_database_that_is_unavailable_and_is_reported(
+async def test_a_result_is_written_and_reported_after_an_outage_of_postgres(
     jobs: JobsTable, outcomes: Outcomes, committed: bool
 ) -> None:
     failures = 2
@@ -242,7 +242,7 @@ async def test_a_result_outlives_a_database_that_is_unavailable_and_is_reported(
     assert outcomes.reported == [("1", "enriched", "")]
 
 
-async def test_what_does_not_end_by_its_deadline_is_given_up_and_what_renews_its_lease_is_not(
+async def test_work_that_exceeds_its_deadline_is_cancelled_unless_it_renews_its_lease(
     jobs: JobsTable, outcomes: Outcomes
 ) -> None:
     table = JobsTable(jobs.pool, jobs.name, lease_s=0.4)
@@ -261,7 +261,7 @@ async def test_what_does_not_end_by_its_deadline_is_given_up_and_what_renews_its
     assert sorted(outcomes.reported) == [("1", "parked", "timeout"), ("2", "enriched", "")]
 
 
-async def test_a_row_that_handle_forgot_is_a_bug(jobs: JobsTable, outcomes: Outcomes) -> None:
+async def test_a_row_without_a_result_of_handle_is_an_error(jobs: JobsTable, outcomes: Outcomes) -> None:
     async def handle(lease: Lease[Job]) -> list[tuple[Job, Done]]:
         return [(row, DONE) for row in lease.rows[1:]]
 

@@ -1,4 +1,4 @@
-"""How the engine ends: asked to, by an error, by a signal; and what it does while Kafka or Postgres is unavailable."""
+"""How the engine ends: by a stop, an error or a signal; and while Kafka or Postgres is unavailable."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[3]
 
 
-async def test_asked_to_stop_it_finishes_what_has_begun_and_releases_the_rest(
+async def test_a_stop_finishes_the_work_in_progress_and_releases_the_other_rows(
     jobs: JobsTable, outcomes: Outcomes
 ) -> None:
     await jobs.add(12)
-    begun, go_on = [], asyncio.Event()
+    begun, gate = [], asyncio.Event()
 
     async def handle(lease: Lease[Job]) -> list[tuple[Job, Done]]:
         begun.append(lease.rows[0].key)
-        await go_on.wait()
+        await gate.wait()
         return await all_done(lease)
 
     async with running(engine(jobs, handle, outcomes.emit, in_flight=2, ahead=8)) as stop:
@@ -43,12 +43,12 @@ async def test_asked_to_stop_it_finishes_what_has_begun_and_releases_the_rest(
         await eventually(partial(_is, jobs, 10, "claimed_until > '-infinity'"))
         stop.request()
         await eventually(partial(_is, jobs, 2, "claimed_until > '-infinity'"))
-        go_on.set()
+        gate.set()
     assert sorted(outcomes.reported) == sorted((key, "enriched", "") for key in begun)
     assert await jobs.count("state = 'open' AND claimed_until = '-infinity' AND attempts = 0") == 10
 
 
-async def test_work_that_does_not_end_is_cancelled_and_comes_free_by_its_lease(
+async def test_work_that_does_not_end_is_cancelled_and_due_again_after_its_lease(
     jobs: JobsTable, outcomes: Outcomes, clock: Any
 ) -> None:
     await jobs.add(1)
@@ -70,7 +70,7 @@ async def test_work_that_does_not_end_is_cancelled_and_comes_free_by_its_lease(
     assert len((await jobs.claim(1)).rows) == 1
 
 
-async def test_a_stop_is_heard_while_postgres_is_unavailable(outcomes: Outcomes) -> None:
+async def test_it_stops_while_postgres_is_unavailable(outcomes: Outcomes) -> None:
     async with (
         await connect("postgresql://nobody@127.0.0.1:1/none", size=2, application="tests") as pool,
         running(engine(JobsTable(pool, "none"), all_done, outcomes.emit)),
@@ -78,7 +78,7 @@ async def test_a_stop_is_heard_while_postgres_is_unavailable(outcomes: Outcomes)
         await eventually(lambda: waiting() == 1)
 
 
-async def test_an_unexpected_error_ends_it_and_the_row_comes_free_by_its_lease(
+async def test_an_unexpected_error_ends_it_and_the_row_is_due_again_after_its_lease(
     jobs: JobsTable, outcomes: Outcomes, clock: Any
 ) -> None:
     await jobs.add(1)
@@ -88,22 +88,22 @@ async def test_an_unexpected_error_ends_it_and_the_row_comes_free_by_its_lease(
 
     with pytest.raises(ZeroDivisionError) as caught:
         await engine(jobs, handle, outcomes.emit).run(Stop())
-    assert not isinstance(caught.value.__context__, BaseExceptionGroup), "a log would go round in circles"
+    assert not isinstance(caught.value.__context__, BaseExceptionGroup), "the chain of contexts would be cyclic"
     assert (await jobs.row())["attempts"] == 0
     assert (await jobs.claim(1)).rows == []
     clock.forward(61)
     assert len((await jobs.claim(1)).rows) == 1
 
 
-async def test_the_death_of_the_publisher_ends_it(jobs: JobsTable) -> None:
+async def test_a_permanent_failure_of_publishing_ends_it(jobs: JobsTable) -> None:
     await jobs.add(1)
 
     async def emit(_: Sequence[Output]) -> None:
-        raise ZeroDivisionError("the broker refuses it for good")
+        raise ZeroDivisionError("the broker rejects it permanently")
 
     with pytest.raises(ZeroDivisionError):
         await engine(jobs, all_done, emit).run(Stop())
-    assert await jobs.count() == 1, "the work itself is written"
+    assert await jobs.count() == 1, "the result is written"
 
 
 async def test_while_kafka_is_unavailable_work_waits_and_no_outcome_is_lost(
@@ -119,12 +119,12 @@ async def test_while_kafka_is_unavailable_work_waits_and_no_outcome_is_lost(
 
     async with running(engine(jobs, all_done, emit, batch_max=50)):
 
-        async def stands_still() -> bool:
+        async def is_blocked() -> bool:
             before = await jobs.count()
             await asyncio.sleep(0.2)
             return 0 < before == await jobs.count()
 
-        await eventually(stands_still)
+        await eventually(is_blocked)
         assert await jobs.count() < 2000
         failing = False
         await eventually(partial(_is, jobs, 3000, "state = 'done'"))
@@ -141,13 +141,15 @@ async def test_a_stop_while_kafka_is_unavailable_is_bounded(jobs: JobsTable) -> 
         await eventually(partial(_is, jobs, 1, "state = 'done'"))
 
 
-async def test_what_waited_too_long_to_begin_is_claimed_anew(jobs: JobsTable, outcomes: Outcomes, clock: Any) -> None:
+async def test_rows_that_waited_too_long_for_their_start_are_claimed_again(
+    jobs: JobsTable, outcomes: Outcomes, clock: Any
+) -> None:
     await jobs.add(2)
-    go_on, begun = asyncio.Event(), []
+    gate, begun = asyncio.Event(), []
 
     async def handle(lease: Lease[Job]) -> list[tuple[Job, Done]]:
         begun.append((lease.rows[0].key, lease.until))
-        await go_on.wait()
+        await gate.wait()
         return await all_done(lease)
 
     start = clock()
@@ -155,7 +157,7 @@ async def test_what_waited_too_long_to_begin_is_claimed_anew(jobs: JobsTable, ou
     async with running(work):
         await eventually(partial(_is, jobs, 2, "claimed_until > '-infinity'"))
         clock.forward(16)  # more than a quarter of the lease
-        go_on.set()
+        gate.set()
         await eventually(partial(_is, jobs, 2, "state = 'done'"))
     assert [until for _, until in begun] == [start + 60_000_000, start + 76_000_000]
 

@@ -1,4 +1,4 @@
-"""Backoff with full jitter, and the pause of a destination."""
+"""Backoff with full jitter, and pauses of a destination."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def waiting(name: str) -> float | None:
     attempt=st.integers(1, 10_000),
     chance=st.floats(0, 0.999),
 )
-def test_a_wait_is_between_nothing_and_twice_a_mean_that_doubles(
+def test_a_backoff_is_between_zero_and_twice_a_mean_that_doubles(
     base: float, most: float, attempt: int, chance: float
 ) -> None:
     mean = min(most, base * 2.0 ** min(attempt - 1, 30))
@@ -31,7 +31,7 @@ def test_a_wait_is_between_nothing_and_twice_a_mean_that_doubles(
     assert Backoff(base, most, lambda: 0.5).seconds(attempt) == mean
 
 
-def test_a_pause_lasts_as_long_as_it_was_asked_for_and_is_a_metric(clock: Any, unique: str) -> None:
+def test_a_pause_lasts_as_long_as_requested_and_sets_the_metric(clock: Any, unique: str) -> None:
     pause = Pause("tests", unique, Backoff(1, 8, lambda: 0.5), clock)
     assert not pause.active
     until = pause.begin(Reason.RATE_LIMITED, wait_s=10)
@@ -45,7 +45,7 @@ def test_a_pause_lasts_as_long_as_it_was_asked_for_and_is_a_metric(clock: Any, u
     assert waiting(unique) == 0
 
 
-def test_pauses_in_a_row_back_off_until_the_destination_answers(clock: Any, unique: str) -> None:
+def test_consecutive_pauses_back_off_until_the_destination_responds(clock: Any, unique: str) -> None:
     pause = Pause("tests", unique, Backoff(1, 8, lambda: 0.5), clock)
     waits = []
     for _ in range(6):

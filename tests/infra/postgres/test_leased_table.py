@@ -1,4 +1,4 @@
-"""The contract of a table of leased work: one holder a row, and a token that has ended changes nothing."""
+"""The contract of a table of leased work: a row has one lease, and an ended lease cannot change it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.infra.postgres.jobs import DONE, JobsTable
 pytestmark = pytest.mark.integration
 
 
-async def test_claims_at_once_never_share_a_row_and_leave_none(jobs: JobsTable) -> None:
+async def test_concurrent_claims_share_no_row_and_omit_none(jobs: JobsTable) -> None:
     await jobs.add(500)
     leases = await asyncio.gather(*(jobs.claim(40) for _ in range(14)))
     keys = [row.key for lease in leases for row in lease.rows]
@@ -25,7 +25,7 @@ async def test_claims_at_once_never_share_a_row_and_leave_none(jobs: JobsTable) 
     assert (await jobs.claim(1)).rows == []
 
 
-async def test_a_claim_is_of_its_own_scope_and_of_what_is_due_longest_first(jobs: JobsTable, clock: Any) -> None:
+async def test_a_claim_returns_due_rows_of_its_scope_those_due_longest_first(jobs: JobsTable, clock: Any) -> None:
     await jobs.add(3)
     await jobs.add(3, 10, queue="another")
     for key, due_at in ((1, clock() + 1), (2, clock()), (3, clock() - 1)):
@@ -34,7 +34,7 @@ async def test_a_claim_is_of_its_own_scope_and_of_what_is_due_longest_first(jobs
     assert [row.key for row in (await jobs.claim(9)).rows] == ["2"]
 
 
-async def test_a_lease_that_ran_out_is_claimed_again_and_its_token_changes_nothing(jobs: JobsTable, clock: Any) -> None:
+async def test_after_a_lease_has_ended_its_token_changes_nothing(jobs: JobsTable, clock: Any) -> None:
     await jobs.add(1)
     first = await jobs.claim(1)
     clock.forward(59.9)
@@ -51,7 +51,7 @@ async def test_a_lease_that_ran_out_is_claimed_again_and_its_token_changes_nothi
     assert (await jobs.row())["handled"] == 1
 
 
-async def test_a_finish_whose_answer_was_lost_may_be_repeated(jobs: JobsTable) -> None:
+async def test_a_finish_can_be_repeated(jobs: JobsTable) -> None:
     await jobs.add(1)
     lease = await jobs.claim(1)
     for _ in range(2):
@@ -59,7 +59,7 @@ async def test_a_finish_whose_answer_was_lost_may_be_repeated(jobs: JobsTable) -
     assert (await jobs.row())["handled"] == 1
 
 
-async def test_a_renewed_lease_runs_from_then_on(jobs: JobsTable, clock: Any) -> None:
+async def test_a_renewed_lease_starts_again(jobs: JobsTable, clock: Any) -> None:
     await jobs.add(2)
     lease = await jobs.claim(2)
     for _ in range(5):
@@ -94,7 +94,7 @@ async def test_parked_rows_wait_alone_until_their_time_or_until_they_are_unparke
     assert [row.key for row in (await jobs.claim(3)).rows] == ["2"]
 
 
-async def test_a_released_row_is_due_no_earlier_than_asked_for(jobs: JobsTable, clock: Any) -> None:
+async def test_a_released_row_is_due_no_earlier_than_requested(jobs: JobsTable, clock: Any) -> None:
     await jobs.add(1)
     lease = await jobs.claim(1)
     await jobs.release(lease, lease.rows, clock() + 1_000_000)
@@ -106,7 +106,7 @@ async def test_a_released_row_is_due_no_earlier_than_asked_for(jobs: JobsTable, 
     assert (await jobs.row())["next_attempt_at"] == before["next_attempt_at"]
 
 
-async def test_workers_that_meet_in_many_rows_do_not_deadlock(jobs: JobsTable, clock: Any) -> None:
+async def test_workers_with_the_same_rows_do_not_deadlock(jobs: JobsTable, clock: Any) -> None:
     await jobs.add(1000)
 
     async def work(order: int) -> None:

@@ -1,4 +1,4 @@
-"""Times are integer microseconds in both directions, the two infinities included."""
+"""Times are integer microseconds in both directions, including the two infinities."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LAST = from_datetime(datetime(9999, 12, 31, tzinfo=UTC))
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=50)
 @given(at=st.lists(st.integers(FIRST, LAST), min_size=1, max_size=5))
-async def test_any_time_comes_back_as_it_was_and_means_the_same_to_postgres(stack: Stack, at: list[int]) -> None:
+async def test_any_time_is_returned_unchanged_and_is_the_same_time_in_postgres(stack: Stack, at: list[int]) -> None:
     async with await connect(stack.dsn, size=1, application="tests") as pool:
         assert await pool.fetchval("SELECT $1::timestamptz[]", at) == at
         row = await pool.fetchrow(

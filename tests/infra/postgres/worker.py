@@ -1,4 +1,4 @@
-"""A worker process for a test to kill: ``python -m tests.infra.postgres.worker DSN TABLE``."""
+"""A worker process that a test kills: ``python -m tests.infra.postgres.worker DSN TABLE``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.infra.postgres.jobs import Job, JobsTable, Outcomes, all_done, engine
 
 
 async def main(dsn: str, name: str) -> None:
-    """Note that each job has begun, and take some milliseconds over it."""
+    """Record the start of each job and finish it after some milliseconds."""
     stop = Stop()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.request)
     async with await connect(dsn, size=8, application="tests") as pool:
