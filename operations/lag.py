@@ -178,7 +178,7 @@ class LagReader:
         return {(spot.topic, spot.partition): future.result().offset for spot, future in futures.items()}
 
     def _firsts(self, positions: set[_Position]) -> dict[_Position, _First]:
-        fresh = self._now() - _REMEMBER_S  # compaction may take a record away, so a position is read again after a time
+        fresh = self._now() - _CACHE_S  # compaction may take a record away, so a position is read again after a time
         known = {p: first for p, first in self._remembered.items() if p in positions and first.read_at > fresh}
         left = positions - known.keys()
         deadline = time.monotonic() + self._timeout_s

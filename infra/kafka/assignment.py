@@ -29,7 +29,7 @@ from infra.runtime import Status, log
 
 IDLE_S = 0.25  # maximum wait for a first record: bounds how late a stop is noticed
 _COMMIT_EVERY_S = 0.25  # how long a delivered batch waits to be committed together with the next ones
-_COMMIT_AGAIN_S = 1.0
+_COMMIT_RETRY_S = 1.0
 _REVOKE_S = 10.0  # maximum delay of a revocation
 
 Partition = tuple[str, int]  # topic and number
