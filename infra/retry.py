@@ -38,6 +38,18 @@ class Backoff:
 _DEPENDENCY = Backoff(0.1, 5.0)
 
 
+def raise_if_cancelled(cause: BaseException) -> None:
+    """Raise CancelledError where the current task is being cancelled, so that ``cause`` does not hide that.
+
+    Raises:
+        CancelledError: somebody waits for this task to end, so nothing may be retried in it.
+
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError from cause
+
+
 class Retry:
     """The retries of one consumer group; ``unavailable`` names the dependencies that are.
 
@@ -60,13 +72,17 @@ class Retry:
         self._logged_at: dict[str, float] = {}
 
     async def until_available(self, step: Callable[[], Awaitable[Result]]) -> Result:
-        """Repeat ``step``, which has to be repeatable, until it raises no DependencyUnavailable; return its result."""
+        """Repeat ``step``, which has to be repeatable, until it raises no DependencyUnavailable; return its result.
+
+        A cancellation ends it, also one during which ``step`` met an unavailable dependency.
+        """
         failures = 0
         seen: set[str] = set()
         while True:
             try:
                 result = await step()
             except DependencyUnavailable as error:
+                raise_if_cancelled(error)
                 seen.add(error.name)
                 self._is_unavailable(error)
                 failures += 1

@@ -14,10 +14,10 @@ from infra.clickhouse.client import ClickHouse
 from infra.kafka.batches import run_batches
 from infra.kafka.outcome_records import OutcomeRecords
 from infra.kafka.producer import Deliverer
+from infra.postgres import pool as postgres
 from infra.postgres.leased import LeasedWork, WorkLimits, first_error
 from infra.postgres.leased_outcomes import OutcomeQueue
 from infra.postgres.leased_pause import Pause
-from infra.postgres.pool import connect
 from infra.retry import Backoff
 from infra.runtime import Stop, log
 from infra.settings import Settings, SettingsError
@@ -50,7 +50,7 @@ async def crm(settings: Settings, stop: Stop, name: str) -> None:
     """
     module = _connector("sinks.crm", name)
     config: SyncConfig = settings.section(f"crm_{name}", module.Config)
-    pool = await connect(settings.database_url, size=config.in_flight + _BESIDE, application=f"crm-{name}")
+    pool = await postgres.connect(settings.database_url, size=config.in_flight + _BESIDE, application=f"crm-{name}")
     deliverer = Deliverer(settings, f"crm-{name}", on_fatal=stop.fail)
     client = http.client(config.base_url, timeout_s=config.timeout_s, connections=config.in_flight * 2)
     try:
@@ -58,7 +58,7 @@ async def crm(settings: Settings, stop: Stop, name: str) -> None:
     finally:
         await client.aclose()
         await deliverer.close()
-        await pool.close()
+        await postgres.close(pool)
 
 
 async def clickhouse(settings: Settings, stop: Stop) -> None:
@@ -90,7 +90,9 @@ async def messages(settings: Settings, stop: Stop, name: str) -> None:
     """
     module = _connector("sinks.messages", name)
     config: DeliveryConfig = settings.section(f"channel_{name}", module.Config)
-    pool = await connect(settings.database_url, size=config.max_connections + _BESIDE, application=f"messages-{name}")
+    pool = await postgres.connect(
+        settings.database_url, size=config.max_connections + _BESIDE, application=f"messages-{name}"
+    )
     deliverer = Deliverer(settings, f"messages-{name}", on_fatal=stop.fail)
     channel: Channel = module.connect(config)
     try:
@@ -98,7 +100,7 @@ async def messages(settings: Settings, stop: Stop, name: str) -> None:
     finally:
         await channel.close()
         await deliverer.close()
-        await pool.close()
+        await postgres.close(pool)
 
 
 async def _sync(

@@ -106,17 +106,19 @@ class LeasedWork(Generic[Row]):
                 beside = [
                     group.create_task(self._outcomes.publish(self._retry)),
                     group.create_task(self._listen()),
-                    group.create_task(self._wake_on(stop)),
                 ]
                 workers = [group.create_task(self._work()) for _ in range(self._limits.in_flight)]
-                while not stop.requested:
-                    await self._look(stop)
+                claims = group.create_task(self._claim_until(stop))
+                await stop.wait()
+                self._stopping.set()
+                self._wake.set()
                 try:
                     async with asyncio.timeout(self._limits.stop_s):
+                        await asyncio.wait({claims})
                         await self._end(workers)
                 except TimeoutError:
                     self._log.error("stopped before all work was finished", extra={"fields": {"leases": self._held}})
-                for task in (*beside, *workers):
+                for task in (*beside, claims, *workers):
                     task.cancel()
         except BaseExceptionGroup as errors:
             failed = first_error(errors)
@@ -132,6 +134,10 @@ class LeasedWork(Generic[Row]):
         return sum(len(lease.rows) for lease in leases)
 
     # -- claiming ----------------------------------------------------------------------------------------------------
+
+    async def _claim_until(self, stop: Stop) -> None:
+        while not stop.requested:
+            await self._look(stop)
 
     async def _look(self, stop: Stop) -> None:
         """Claim what there is room for, or wait until there may be something to claim."""
@@ -213,17 +219,11 @@ class LeasedWork(Generic[Row]):
     # -- ending ------------------------------------------------------------------------------------------------------
 
     async def _end(self, workers: Sequence[asyncio.Task[None]]) -> None:
-        self._stopping.set()
         await self._release_claimed()
         for _ in workers:
             self._claimed.put_nowait(None)
         await asyncio.wait(workers)
         await self._outcomes.empty()
-
-    async def _wake_on(self, stop: Stop) -> None:
-        await stop.wait()
-        self._stopping.set()
-        self._wake.set()
 
     async def _wait_for_stop(self) -> None:
         await self._stopping.wait()

@@ -144,8 +144,7 @@ class LeasedTable(ABC, Generic[Row]):
                 await lost.wait()
             finally:
                 with suppress(asyncpg.InterfaceError):  # a lost connection has left the pool
-                    postgres.remove_termination_listener(ended)
-                    await postgres.remove_listener(self._channel, announced)
+                    postgres.terminate()  # no round trip: the task may be cancelled while Postgres is unavailable
 
 
 # ``{key} = ANY(...)`` stands beside each join on the key so that rows are found by index: joined to an unnest alone,

@@ -6,12 +6,14 @@ in arguments, results, arrays and COPY. :data:`INFINITY` and :data:`MINUS_INFINI
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import asyncpg
 
 from infra.errors import DependencyUnavailable
+from infra.retry import raise_if_cancelled
 
 UNAVAILABLE_ERRORS = (
     OSError,
@@ -29,6 +31,9 @@ UNAVAILABLE_ERRORS = (
 _EPOCH = 946_684_800_000_000  # 2000-01-01 in microseconds since 1970: what timestamptz counts from
 INFINITY = 2**63 - 1 + _EPOCH
 MINUS_INFINITY = -(2**63) + _EPOCH
+
+_ACQUIRE_S = 5.0  # also bounds how long a connection is reset for when it is given back
+_CLOSE_S = 2.0
 
 Init = Callable[[asyncpg.Connection], Awaitable[None]]
 
@@ -61,35 +66,45 @@ async def connect(dsn: str, *, size: int, application: str, init: Init | None = 
     )
 
 
+async def close(pool: asyncpg.Pool) -> None:
+    """Close ``pool`` within 2 s, whether or not Postgres answers; connections still lent or hanging are terminated."""
+    with suppress(*UNAVAILABLE_ERRORS):
+        async with asyncio.timeout(_CLOSE_S):
+            await pool.close()  # terminates what is left when it is cancelled
+
+
 @asynccontextmanager
 async def transaction(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
-    """Run the body in one transaction.
+    """Run the body in one transaction. A cancellation is never reported as an unavailable Postgres.
 
     Raises:
         DependencyUnavailable: Postgres is unavailable, or was lost; the transaction may or may not be committed.
 
     """
-    try:
-        async with pool.acquire() as connection, connection.transaction():
+    with _classified():
+        async with pool.acquire(timeout=_ACQUIRE_S) as connection, connection.transaction():
             yield connection
-    except UNAVAILABLE_ERRORS as error:
-        if isinstance(error, ValueError):  # asyncpg's InterfaceError is one where a value does not fit its type: a bug
-            raise
-        raise DependencyUnavailable("Postgres", error) from error
 
 
 @asynccontextmanager
 async def connection(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
-    """Lend a connection, outside a transaction.
+    """Lend a connection, outside a transaction. A cancellation is never reported as an unavailable Postgres.
 
     Raises:
         DependencyUnavailable: Postgres is unavailable, or was lost; the statement may or may not have had its effect.
 
     """
-    try:
-        async with pool.acquire() as lent:
+    with _classified():
+        async with pool.acquire(timeout=_ACQUIRE_S) as lent:
             yield lent
+
+
+@contextmanager
+def _classified() -> Iterator[None]:
+    try:
+        yield
     except UNAVAILABLE_ERRORS as error:
         if isinstance(error, ValueError):  # asyncpg's InterfaceError is one where a value does not fit its type: a bug
             raise
+        raise_if_cancelled(error)  # a lost connection also fails when it is given back by a task that is cancelled
         raise DependencyUnavailable("Postgres", error) from error

@@ -6,7 +6,7 @@ import asyncio
 
 from infra.clock import now_us
 from infra.kafka.producer import Deliverer
-from infra.postgres.pool import connect
+from infra.postgres import pool as postgres
 from infra.runtime import Stop
 from infra.settings import Settings
 from schemas.codec import Codec
@@ -25,7 +25,7 @@ async def main(settings: Settings, stop: Stop) -> None:
     catalog = Catalog(settings.campaigns_dir)
     evaluator = Evaluator(lambda: catalog.current, Codec(), now_us)
     deliverer = Deliverer(settings, STAGE, on_fatal=stop.fail)
-    pool = await connect(settings.database_url, size=1, application=STAGE)
+    pool = await postgres.connect(settings.database_url, size=1, application=STAGE)
     try:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(catalog.follow_changes(pool, stop))
@@ -36,4 +36,4 @@ async def main(settings: Settings, stop: Stop) -> None:
         raise group.exceptions[0] from None  # the first failure; it cancelled the other task
     finally:
         await deliverer.close()
-        await pool.close()
+        await postgres.close(pool)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from infra.kafka.batches import run_batches
 from infra.kafka.producer import Deliverer
 from infra.kafka.topics import load_topics
-from infra.postgres.pool import connect
+from infra.postgres import pool as postgres
 from infra.runtime import Stop
 from infra.settings import Settings
 from schemas.codec import Codec
@@ -20,7 +20,7 @@ async def main(settings: Settings, stop: Stop) -> None:
     codec = Codec(fetch=schema_fetch(settings.schema_registry_url))
     crm_topics = [name for name in load_topics() if name.startswith(CRM_TOPICS)]
     deliverer = Deliverer(settings, STAGE, on_fatal=stop.fail)
-    pool = await connect(settings.database_url, size=settings.database_pool_size, application=STAGE)
+    pool = await postgres.connect(settings.database_url, size=settings.database_pool_size, application=STAGE)
     intake = Intake(
         Store(pool),
         codec,
@@ -41,4 +41,4 @@ async def main(settings: Settings, stop: Stop) -> None:
         )
     finally:
         await deliverer.close()
-        await pool.close()
+        await postgres.close(pool)
