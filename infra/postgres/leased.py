@@ -6,16 +6,18 @@ A user supplies a table (:class:`LeasedTable`) and ``handle``; the engine does t
 
 Guarantees:
 
-- A row is in at most one worker's hands: leased, and work that has not ended by half of the lease is given up. Work
-  that was claimed ahead and has waited for a quarter of the lease is released instead of begun.
+- A row is handled by at most one worker at a time: leased, and calls that have not ended half of the lease after the
+  claim are given up, so the clocks of workers may differ by the other half. Work that was claimed ahead and has waited
+  for a quarter of the lease is released instead of begun.
 - A row that fails is parked by its key, alone, with full-jitter backoff, until a time, or until it is released or
   changed. A destination that is paused stops this engine and nothing else, and costs no row an attempt.
 - Rows are claimed only when there is room for them, when the destination is not paused, and when ``ready`` returns.
-- What ``handle`` returns is written, however long Postgres is unavailable, before more work is claimed in its place.
+- What ``handle`` returns is written, however long Postgres is unavailable, before more work is claimed in its place;
+  once such a write has failed nothing is claimed until it has succeeded, so that no row is handled again meanwhile.
 - One outcome for each change of state, after its write, never dropped while the process lives: when Kafka is
   unavailable for long, work waits. If the publisher of outcomes dies, :meth:`LeasedWork.run` raises.
-- When ``handle`` raises DependencyUnavailable its rows are released. Whatever else it raises ends
-  :meth:`LeasedWork.run`.
+- When ``handle`` raises DependencyUnavailable its rows are released, and the pause begins, with its growing backoff.
+  Whatever else it raises ends :meth:`LeasedWork.run`.
 
 Crash: rows that were claimed are due again when their lease ends; at most those are handled once more. An outcome whose
 row was written may be missing.
@@ -30,6 +32,7 @@ from dataclasses import dataclass
 from typing import Any, Generic
 
 from infra.clock import Clock, now_us, seconds_us
+from infra.errors import DependencyUnavailable
 from infra.kafka.outcome_records import OutcomeRecords
 from infra.postgres.leased_outcomes import OutcomeQueue
 from infra.postgres.leased_pause import Pause
@@ -94,7 +97,15 @@ class LeasedWork(Generic[Row]):
         self._stopping = asyncio.Event()
         self._retry = Retry(stage, status or Status(), self._sleep)
         self._settle = Settle(
-            stage, table, handle, backoff=backoff, outcomes=outcomes, records=records, retry=self._retry, clock=clock
+            stage,
+            table,
+            handle,
+            backoff=backoff,
+            pause=pause,
+            outcomes=outcomes,
+            records=records,
+            retry=self._retry,
+            clock=clock,
         )
         self._claimed: asyncio.Queue[Lease[Row] | None] = asyncio.Queue()
         self._held = 0  # leases claimed and not ended, begun or not
@@ -166,13 +177,15 @@ class LeasedWork(Generic[Row]):
         return self._limits.in_flight + self._limits.ahead - self._held if few else 0
 
     async def _claim(self, calls: int) -> list[Lease[Row]]:
-        if not calls or self._pause.active:
+        if not calls or self._pause.active or self._settle.overdue_writes:
             return []
         size = self._limits.batch_max
 
         async def claim() -> Lease[Row]:
             if self._stopping.is_set():
                 return Lease(0, [])
+            if self._settle.overdue_writes:  # since the last try; what is to be written may be claimable again
+                raise DependencyUnavailable("Postgres", "results are still to be written")
             return await self._table.claim(size * calls)
 
         lease = await self._retry.until_available(claim)
@@ -191,7 +204,8 @@ class LeasedWork(Generic[Row]):
 
     async def _listen(self) -> None:
         while True:
-            await self._retry.until_available(lambda: self._table.listen(self._wake))
+            with suppress(DependencyUnavailable):  # reported by the claims, which work without it
+                await self._table.listen(self._wake)
             await self._sleep(_LISTEN_AGAIN_S)
 
     # -- working -----------------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ class Lease(Generic[Row]):
     """Rows that are ours until ``until`` (microseconds since 1970), which is also the token.
 
     ``deadline``, in seconds of the event loop's clock: no call to a destination may be under way after it. It is half
-    of the lease after the work has begun, so the clocks of workers may differ by what is left of the lease then.
+    of the lease after the claim, or the last renewal, so the clocks of workers may differ by the other half.
     """
 
     until: int
@@ -50,18 +50,21 @@ class Lease(Generic[Row]):
     deadline: float = 0
     _limit: asyncio.Timeout | None = None
 
-    def begin(self, lease_s: float) -> asyncio.Timeout:
-        """Set the deadline, and return the time-out of work that does not keep to it."""
-        self.deadline = asyncio.get_running_loop().time() + lease_s / 2
+    def begin(self, lease_s: float, now: int) -> asyncio.Timeout:
+        """Set the deadline, and return the time-out of work that does not keep to it; ``now`` in microseconds."""
+        self._set_deadline(lease_s, now)
         self._limit = asyncio.timeout_at(self.deadline + lease_s / 8)
         return self._limit
 
-    def extend(self, until: int, lease_s: float) -> None:
-        """Note that the lease was renewed."""
+    def extend(self, until: int, lease_s: float, now: int) -> None:
+        """Note that the lease was renewed; ``now`` in microseconds."""
         self.until = until
-        self.deadline = asyncio.get_running_loop().time() + lease_s / 2
+        self._set_deadline(lease_s, now)
         if self._limit is not None:
             self._limit.reschedule(self.deadline + lease_s / 8)
+
+    def _set_deadline(self, lease_s: float, now: int) -> None:
+        self.deadline = asyncio.get_running_loop().time() + (self.until - now) / 1e6 - lease_s / 2
 
 
 @dataclass(frozen=True, slots=True)

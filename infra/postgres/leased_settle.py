@@ -11,6 +11,7 @@ from infra.kafka.outcome_records import OutcomeRecords
 from infra.kafka.producer import Output
 from infra.outcomes import Reason, What
 from infra.postgres.leased_outcomes import OutcomeQueue
+from infra.postgres.leased_pause import Pause
 from infra.postgres.leased_rows import Done, Lease, Parked, Released, Row
 from infra.postgres.leased_table import LeasedTable
 from infra.retry import Backoff, Retry
@@ -23,7 +24,11 @@ Handle = Callable[[Lease[Row]], Awaitable[Settled[Row]]]
 
 
 class Settle(Generic[Row]):
-    """Settles leases, several at once. ``backoff`` is that of a parked row."""
+    """Settles leases, several at once. ``backoff`` is that of a parked row.
+
+    ``pause`` begins when ``handle`` raises DependencyUnavailable. ``overdue_writes``: how many results have been
+    refused by Postgres at least once and are still to be written; their leases may end before that.
+    """
 
     def __init__(
         self,
@@ -32,6 +37,7 @@ class Settle(Generic[Row]):
         handle: Handle[Row],
         *,
         backoff: Backoff,
+        pause: Pause,
         outcomes: OutcomeQueue,
         records: OutcomeRecords,
         retry: Retry,
@@ -40,6 +46,9 @@ class Settle(Generic[Row]):
         self._table = table
         self._handle = handle
         self._backoff = backoff
+        self._pause = pause
+        self._paused = False
+        self.overdue_writes = 0
         self._outcomes = outcomes
         self._records = records
         self._retry = retry
@@ -48,38 +57,49 @@ class Settle(Generic[Row]):
 
     async def __call__(self, lease: Lease[Row]) -> None:
         """Have the rows handled, write what became of each, and report it."""
-        limit = lease.begin(self._table.lease_s)
+        settled = await self._handled(lease)
+        if len(settled) != len(lease.rows):
+            raise RuntimeError(f"handle settled {len(settled)} of {len(lease.rows)} rows")
+        # All is written before anything is reported: reporting waits while Kafka is unavailable, the leases do not.
+        outcomes = await self._finish(lease, [(row, as_) for row, as_ in settled if isinstance(as_, Done)])
+        outcomes += await self._park(lease, [(row, as_) for row, as_ in settled if isinstance(as_, Parked)])
+        await self._release(lease, [(row, as_) for row, as_ in settled if isinstance(as_, Released)])
+        await self._outcomes.put(outcomes)
+
+    async def _handled(self, lease: Lease[Row]) -> Settled[Row]:
+        limit = lease.begin(self._table.lease_s, self._clock())
         try:
             async with limit:
                 settled = await self._handle(lease)
         except TimeoutError:
             if not limit.expired():
                 raise
-            settled = [(row, self._table.overdue(row)) for row in lease.rows]
-        except DependencyUnavailable as away:
-            self._log.warning("released", extra={"fields": {"why": str(away), "rows": len(lease.rows)}})
-            settled = [(row, Released(_UNAVAILABLE_S)) for row in lease.rows]
-        if len(settled) != len(lease.rows):
-            raise RuntimeError(f"handle settled {len(settled)} of {len(lease.rows)} rows")
-        await self._finish(lease, [(row, as_) for row, as_ in settled if isinstance(as_, Done)])
-        await self._park(lease, [(row, as_) for row, as_ in settled if isinstance(as_, Parked)])
-        await self._release(lease, [(row, as_) for row, as_ in settled if isinstance(as_, Released)])
+            return [(row, self._table.overdue(row)) for row in lease.rows]
+        except DependencyUnavailable as error:
+            self._log.warning("released", extra={"fields": {"why": str(error), "rows": len(lease.rows)}})
+            if not self._pause.active:  # else another call has met the same outage
+                self._pause.begin(Reason.UNAVAILABLE, detail=error.name)
+                self._paused = True
+            return [(row, Released(_UNAVAILABLE_S)) for row in lease.rows]
+        if self._paused and not self._pause.active:
+            self._pause.answered()
+            self._paused = False
+        return settled
 
-    async def _finish(self, lease: Lease[Row], done: Sequence[tuple[Row, Done]]) -> None:
+    async def _finish(self, lease: Lease[Row], done: Sequence[tuple[Row, Done]]) -> list[Output]:
         if not done:
-            return
-        ours = await self._write(lambda: self._table.finish(lease, done), [row for row, _ in done])
-        await self._outcomes.put(
-            [self._outcome(row, each.what, each.reason, each) for row, each in done if row.key in ours]
-        )
+            return []
+        rows, exact = [row for row, _ in done], self._table.finish_is_exact
+        ours = await self._write(lambda: self._table.finish(lease, done), rows, exact=exact)
+        return [self._outcome(row, each.what, each.reason, each) for row, each in done if row.key in ours]
 
-    async def _park(self, lease: Lease[Row], parked: Sequence[tuple[Row, Parked]]) -> None:
+    async def _park(self, lease: Lease[Row], parked: Sequence[tuple[Row, Parked]]) -> list[Output]:
         if not parked:
-            return
+            return []
         waits = [(row, each, self._due_at(row, each)) for row, each in parked]
         ours = await self._write(lambda: self._table.park(lease, waits), [row for row, _ in parked])
         news = [(row, each) for row, each in parked if row.key in ours and row.last_error != each.reason.value]
-        await self._outcomes.put([self._outcome(row, What.PARKED, each.reason, each) for row, each in news])
+        return [self._outcome(row, What.PARKED, each.reason, each) for row, each in news]
 
     async def _release(self, lease: Lease[Row], released: Sequence[tuple[Row, Released]]) -> None:
         for after_s in {each.after_s for _, each in released}:
@@ -92,18 +112,30 @@ class Settle(Generic[Row]):
             return parked.until
         return self._clock() + seconds_us(max(parked.at_least_s, self._backoff.seconds(row.attempts + 1)))
 
-    async def _write(self, step: Callable[[], Awaitable[Collection[str]]], rows: Sequence[Row]) -> Collection[str]:
-        """Write until Postgres answers; return the keys to report: where an answer was lost, all of them."""
-        tries = 0
+    async def _write(
+        self, step: Callable[[], Awaitable[Collection[str]]], rows: Sequence[Row], *, exact: bool = False
+    ) -> Collection[str]:
+        """Write until Postgres answers; return the keys to report.
+
+        Where an answer was lost these are all of them, unless ``exact``: a repetition returns what the first returned.
+        """
+        failed = False
 
         async def write() -> Collection[str]:
-            nonlocal tries
-            tries += 1
-            return await step()
+            nonlocal failed
+            try:
+                return await step()
+            except DependencyUnavailable:
+                self.overdue_writes += not failed
+                failed = True
+                raise
 
-        ours = await self._retry.until_available(write)
+        try:
+            ours = await self._retry.until_available(write)
+        finally:
+            self.overdue_writes -= failed
         keys = {row.key for row in rows}
-        if tries > 1:
+        if failed and not exact:
             return keys
         if lost := keys - set(ours):
             self._log.error("not written, the lease was lost", extra={"fields": {"keys": sorted(lost)}})

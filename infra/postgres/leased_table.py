@@ -51,7 +51,13 @@ class WorkColumns:
 
 
 class LeasedTable(ABC, Generic[Row]):
-    """The work of one ``scope`` (a destination, a channel, a queue). All methods raise DependencyUnavailable."""
+    """The work of one ``scope`` (a destination, a channel, a queue). All methods raise DependencyUnavailable.
+
+    ``finish_is_exact``: a repeated :meth:`finish` returns what the first returned, so rows that it does not return were
+    lost to another worker. Else an answer that was lost counts as success.
+    """
+
+    finish_is_exact = False
 
     def __init__(
         self, pool: asyncpg.Pool, columns: WorkColumns, scope: str, *, lease_s: float, clock: Clock = now_us
@@ -96,7 +102,7 @@ class LeasedTable(ABC, Generic[Row]):
         keys = [row.key for row in lease.rows]
         async with connection(self._pool) as postgres:
             renewed = await postgres.fetch(self._renew, self._scope, lease.until, keys, until)
-        lease.extend(until, self.lease_s)
+        lease.extend(until, self.lease_s, self._clock())
         return len(renewed) == len(keys)
 
     async def park(self, lease: Lease[Row], parked: Sequence[tuple[Row, Parked, int]]) -> Collection[str]:

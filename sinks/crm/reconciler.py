@@ -5,7 +5,7 @@ Guarantees, beside those of the engine (:mod:`infra.postgres.leased`):
 - What is sent is the canonical record as it is at the time of sending, never a message's content: a hundred edits
   while a lead waits cost one call, and an older version never follows a newer one.
 - A lead is in at most one call at a time, over all workers: calls are given up after half of the lease, whether or not
-  the CRM answered. (Hence the clocks of workers may differ by up to a quarter of the lease.)
+  the CRM answered. (Hence the clocks of workers may differ by up to half of the lease.)
 - A lead that the CRM rejects is parked until a newer version is wanted.
 - Leads that were merged or deleted vanish from the CRM *before* their survivors are written: the survivor may carry the
   loser's e-mail address, which a CRM may keep unique.
