@@ -100,14 +100,10 @@ class Retry:
             self._logged_at[error.name] = time.monotonic()
         self.unavailable.add(error.name)
         metrics.WAITING.labels(self._group, error.name).set(1)
-        self._show()
+        self._status.show_unavailable(self, self.unavailable)
 
     def _is_available(self, who: str) -> None:
         self._log.warning("dependency available again", extra={"fields": {"dependency": who}})
         self.unavailable.discard(who)
         metrics.WAITING.labels(self._group, who).set(0)
-        self._show()
-
-    def _show(self) -> None:
-        names = ", ".join(sorted(self.unavailable))
-        self._status.waiting = f"waiting for {names}" if names else ""
+        self._status.show_unavailable(self, self.unavailable)

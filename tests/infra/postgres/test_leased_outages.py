@@ -63,23 +63,6 @@ async def test_a_connection_lost_in_the_clean_up_of_a_cancelled_task_does_not_hi
     assert (proxy.broken, released) == (1, False)
 
 
-async def test_a_step_that_reports_an_outage_while_it_is_cancelled_is_not_repeated() -> None:
-    begun = asyncio.Event()
-
-    async def step() -> None:
-        begun.set()
-        try:
-            await asyncio.Event().wait()
-        except asyncio.CancelledError:
-            raise DependencyUnavailable("Kafka", "test") from None
-
-    task = asyncio.create_task(Retry("tests", Status()).until_available(step))
-    await begun.wait()
-    task.cancel()
-    assert await _ended(task)
-    assert task.cancelled()
-
-
 @pytest.mark.parametrize("fails", [False, True])
 async def test_the_listener_ends_though_its_connection_breaks_at_the_end(
     proxy: Proxy, far: JobsTable, jobs: JobsTable, outcomes: Outcomes, fails: bool
