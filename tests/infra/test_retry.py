@@ -14,6 +14,8 @@ async def test_a_step_that_reports_an_outage_while_it_is_cancelled_is_not_repeat
     begun = asyncio.Event()
 
     async def step() -> None:
+        if begun.is_set():
+            return
         begun.set()
         try:
             await asyncio.Event().wait()
