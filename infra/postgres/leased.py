@@ -39,7 +39,7 @@ from infra.postgres.leased_pause import Pause
 from infra.postgres.leased_rows import Lease, Row
 from infra.postgres.leased_settle import Handle, Settle
 from infra.postgres.leased_table import LeasedTable
-from infra.retry import Backoff, Retry
+from infra.retry import Backoff, Retry, raise_if_cancelled
 from infra.runtime import Status, Stop, log
 
 _LISTEN_AGAIN_S = 1.0
@@ -204,8 +204,10 @@ class LeasedWork(Generic[Row]):
 
     async def _listen(self) -> None:
         while True:
-            with suppress(DependencyUnavailable):  # reported by the claims, which work without it
+            try:
                 await self._table.listen(self._wake)
+            except DependencyUnavailable as error:  # reported by the claims, which work without it
+                raise_if_cancelled(error)
             await self._sleep(_LISTEN_AGAIN_S)
 
     # -- working -----------------------------------------------------------------------------------------------------

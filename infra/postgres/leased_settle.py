@@ -14,7 +14,7 @@ from infra.postgres.leased_outcomes import OutcomeQueue
 from infra.postgres.leased_pause import Pause
 from infra.postgres.leased_rows import Done, Lease, Parked, Released, Row
 from infra.postgres.leased_table import LeasedTable
-from infra.retry import Backoff, Retry
+from infra.retry import Backoff, Retry, raise_if_cancelled
 from infra.runtime import log
 
 _UNAVAILABLE_S = 1.0  # rows whose work met an unavailable dependency are due again after this
@@ -76,6 +76,7 @@ class Settle(Generic[Row]):
                 raise
             return [(row, self._table.overdue(row)) for row in lease.rows]
         except DependencyUnavailable as error:
+            raise_if_cancelled(error)
             self._log.warning("released", extra={"fields": {"why": str(error), "rows": len(lease.rows)}})
             if not self._pause.active:  # else another call has met the same outage
                 self._pause.begin(Reason.UNAVAILABLE, detail=error.name)

@@ -89,6 +89,26 @@ async def test_the_listener_ends_though_its_connection_breaks_at_the_end(
     assert isinstance(task.exception(), ZeroDivisionError) is fails
 
 
+async def test_a_listener_that_reports_an_outage_while_it_is_cancelled_ends(
+    jobs: JobsTable, outcomes: Outcomes
+) -> None:
+    listening, stop = asyncio.Event(), Stop()
+
+    class Failing(JobsTable):
+        async def listen(self, wake: asyncio.Event) -> None:  # noqa: ARG002
+            try:
+                listening.set()
+                await asyncio.Event().wait()
+            except asyncio.CancelledError:
+                raise DependencyUnavailable("Postgres", "test") from None
+
+    table = Failing(jobs.pool, jobs.name, clock=jobs.clock)
+    task = asyncio.create_task(engine(table, all_done, outcomes.emit).run(stop))
+    await listening.wait()
+    stop.request()
+    assert await _ended(task)
+
+
 async def test_a_stop_is_bounded_while_postgres_hangs(
     proxy: Proxy, far: JobsTable, jobs: JobsTable, outcomes: Outcomes
 ) -> None:
