@@ -38,6 +38,18 @@ class Backoff:
 _DEPENDENCY = Backoff(0.1, 5.0)
 
 
+def raise_if_cancelled(cause: BaseException) -> None:
+    """Raise CancelledError if the current task is being cancelled: a retry after ``cause`` would ignore it.
+
+    Raises:
+        CancelledError: the current task is being cancelled.
+
+    """
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError from cause
+
+
 class Retry:
     """Retries the steps of one consumer group; ``unavailable`` holds the names of the unavailable dependencies.
 
@@ -60,15 +72,17 @@ class Retry:
         self._logged_at: dict[str, float] = {}
 
     async def until_available(self, step: Callable[[], Awaitable[Result]]) -> Result:
-        """Repeat ``step`` until it does not raise DependencyUnavailable; return its result. It must be repeatable."""
+        """Repeat ``step`` until it does not raise DependencyUnavailable; return its result. It must be repeatable.
+
+        A cancellation ends it, even if ``step`` reports an unavailable dependency because of the cancellation.
+        """
         failures = 0
         seen: set[str] = set()
         while True:
             try:
                 result = await step()
             except DependencyUnavailable as error:
-                if (task := asyncio.current_task()) is not None and task.cancelling():
-                    raise asyncio.CancelledError from error  # a retry would swallow the cancellation
+                raise_if_cancelled(error)
                 seen.add(error.name)
                 self._is_unavailable(error)
                 failures += 1
@@ -86,14 +100,10 @@ class Retry:
             self._logged_at[error.name] = time.monotonic()
         self.unavailable.add(error.name)
         metrics.WAITING.labels(self._group, error.name).set(1)
-        self._show()
+        self._status.show_unavailable(self, self.unavailable)
 
     def _is_available(self, name: str) -> None:
         self._log.warning("dependency available again", extra={"fields": {"dependency": name}})
         self.unavailable.discard(name)
         metrics.WAITING.labels(self._group, name).set(0)
-        self._show()
-
-    def _show(self) -> None:
-        names = ", ".join(sorted(self.unavailable))
-        self._status.waiting = f"waiting for {names}" if names else ""
+        self._status.show_unavailable(self, self.unavailable)

@@ -12,7 +12,7 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,6 +44,13 @@ class Status:
     ready: bool = True
     waiting: str = ""
     failure: str = ""
+    _unavailable: dict[object, set[str]] = field(default_factory=dict)
+
+    def show_unavailable(self, owner: object, names: Iterable[str]) -> None:
+        """Set ``waiting`` to all that is unavailable: ``names`` to ``owner``, and what the other owners have shown."""
+        self._unavailable[owner] = set(names)
+        every = ", ".join(sorted(set().union(*self._unavailable.values())))
+        self.waiting = f"waiting for {every}" if every else ""
 
 
 @dataclass(slots=True)

@@ -12,9 +12,11 @@ Guarantees:
   the destination stops only this engine, and does not increase the attempts of any row.
 - Rows are claimed only if a call can start, the destination is not paused, and ``ready`` has returned.
 - The results of ``handle`` are written before more rows are claimed; writing is retried while Postgres is unavailable.
+  After a failed write no row is claimed until the write has succeeded, so no row is handled twice because of it.
 - Each change of state has one outcome, published after the write. While the process runs, none is dropped: if Kafka is
   unavailable for long, work waits. If the task that publishes them fails, :meth:`LeasedWork.run` raises its error.
-- If ``handle`` raises DependencyUnavailable, its rows are released. Any other exception ends :meth:`LeasedWork.run`.
+- If ``handle`` raises DependencyUnavailable, its rows are released and the pause begins, with a growing backoff. Any
+  other exception ends :meth:`LeasedWork.run`.
 
 Crash: claimed rows are due again when their lease ends, and only those are processed again. The outcome of a row that
 was written last may be missing.
@@ -36,7 +38,7 @@ from infra.postgres.leased_pause import Pause
 from infra.postgres.leased_rows import Lease, Row
 from infra.postgres.leased_settle import Handle, Settle
 from infra.postgres.leased_table import LeasedTable
-from infra.retry import Backoff, Retry
+from infra.retry import Backoff, Retry, raise_if_cancelled
 from infra.runtime import Status, Stop, log
 
 _LISTEN_AGAIN_S = 1.0
@@ -94,7 +96,15 @@ class LeasedWork(Generic[Row]):
         self._stopping = asyncio.Event()
         self._retry = Retry(stage, status or Status(), self._sleep)
         self._settle = Settle(
-            stage, table, handle, backoff=backoff, outcomes=outcomes, records=records, retry=self._retry, clock=clock
+            stage,
+            table,
+            handle,
+            backoff=backoff,
+            pause=pause,
+            outcomes=outcomes,
+            records=records,
+            retry=self._retry,
+            clock=clock,
         )
         self._claimed: asyncio.Queue[Lease[Row] | None] = asyncio.Queue()
         self._held = 0  # leases that are claimed and not finished
@@ -106,18 +116,19 @@ class LeasedWork(Generic[Row]):
                 beside = [
                     group.create_task(self._outcomes.publish(self._retry)),
                     group.create_task(self._listen()),
-                    group.create_task(self._wake_on(stop)),
                 ]
                 workers = [group.create_task(self._work()) for _ in range(self._limits.in_flight)]
-                claiming = group.create_task(self._claim_until(stop))
+                claims = group.create_task(self._claim_until(stop))
                 await stop.wait()
+                self._stopping.set()
+                self._wake.set()
                 try:
                     async with asyncio.timeout(self._limits.stop_s):
-                        await asyncio.wait({claiming})
+                        await asyncio.wait({claims})
                         await self._end(workers)
                 except TimeoutError:
                     self._log.error("stopped before all work was finished", extra={"fields": {"leases": self._held}})
-                for task in (*beside, claiming, *workers):
+                for task in (*beside, claims, *workers):
                     task.cancel()
         except BaseExceptionGroup as errors:
             failed = first_error(errors)
@@ -165,13 +176,15 @@ class LeasedWork(Generic[Row]):
         return self._limits.in_flight + self._limits.ahead - self._held if few else 0
 
     async def _claim(self, calls: int) -> list[Lease[Row]]:
-        if not calls or self._pause.active:
+        if not calls or self._pause.active or self._settle.overdue_writes:
             return []
         size = self._limits.batch_max
 
         async def claim() -> Lease[Row]:
             if self._stopping.is_set():
                 return Lease(0, [])
+            if self._settle.overdue_writes:  # since the last try; what is to be written may be claimable again
+                raise DependencyUnavailable("Postgres", "results are still to be written")
             return await self._table.claim(size * calls)
 
         lease = await self._retry.until_available(claim)
@@ -190,8 +203,10 @@ class LeasedWork(Generic[Row]):
 
     async def _listen(self) -> None:
         while True:
-            with suppress(DependencyUnavailable):  # the claims report it: they see the same database, and its return
+            try:
                 await self._table.listen(self._wake)
+            except DependencyUnavailable as error:  # reported by the claims, which work without it
+                raise_if_cancelled(error)
             await self._sleep(_LISTEN_AGAIN_S)
 
     # -- working -----------------------------------------------------------------------------------------------------
@@ -219,17 +234,11 @@ class LeasedWork(Generic[Row]):
     # -- ending ------------------------------------------------------------------------------------------------------
 
     async def _end(self, workers: Sequence[asyncio.Task[None]]) -> None:
-        self._stopping.set()
         await self._release_claimed()
         for _ in workers:
             self._claimed.put_nowait(None)
         await asyncio.wait(workers)
         await self._outcomes.empty()
-
-    async def _wake_on(self, stop: Stop) -> None:
-        await stop.wait()
-        self._stopping.set()
-        self._wake.set()
 
     async def _wait_for_stop(self) -> None:
         await self._stopping.wait()

@@ -6,7 +6,6 @@ import asyncio
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from infra.clock import SECOND_US
 from infra.kafka.outcome_records import NOWHERE, Coordinates
 from infra.outcomes import Reason, What
 from infra.postgres.pool import INFINITY
@@ -43,7 +42,7 @@ class Lease(Generic[Row]):
     """Rows leased until ``until`` (microseconds since 1970), which is also the lease's token.
 
     ``deadline``, in seconds of the event loop's clock: no call to a destination may run after it. It is half a lease
-    before the end of the lease, so the clocks of workers may differ by up to half a lease.
+    after the claim or the last renewal, so the clocks of workers may differ by up to half a lease.
     """
 
     until: int
@@ -51,19 +50,21 @@ class Lease(Generic[Row]):
     deadline: float = 0
     _limit: asyncio.Timeout | None = None
 
-    def begin(self, lease_s: float, now_us: int) -> asyncio.Timeout:
-        """Set the deadline, half a lease before its end, and return the timeout of work that exceeds it."""
-        left_s = (self.until - now_us) / SECOND_US
-        self.deadline = asyncio.get_running_loop().time() + left_s - lease_s / 2
+    def begin(self, lease_s: float, now: int) -> asyncio.Timeout:
+        """Set the deadline and return the timeout of work that exceeds it. ``now`` is in microseconds since 1970."""
+        self._set_deadline(lease_s, now)
         self._limit = asyncio.timeout_at(self.deadline + lease_s / 8)
         return self._limit
 
-    def extend(self, until: int, lease_s: float) -> None:
-        """Set the end of the renewed lease and a new deadline."""
+    def extend(self, until: int, lease_s: float, now: int) -> None:
+        """Set the end of the renewed lease and a new deadline. ``now`` is in microseconds since 1970."""
         self.until = until
-        self.deadline = asyncio.get_running_loop().time() + lease_s / 2
+        self._set_deadline(lease_s, now)
         if self._limit is not None:
             self._limit.reschedule(self.deadline + lease_s / 8)
+
+    def _set_deadline(self, lease_s: float, now: int) -> None:
+        self.deadline = asyncio.get_running_loop().time() + (self.until - now) / 1e6 - lease_s / 2
 
 
 @dataclass(frozen=True, slots=True)

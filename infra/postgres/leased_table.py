@@ -54,8 +54,12 @@ class WorkColumns:
 class LeasedTable(ABC, Generic[Row]):
     """The rows of one ``scope`` (a destination, a channel, a queue).
 
-    All methods raise DependencyUnavailable while Postgres is unavailable.
+    All methods raise DependencyUnavailable while Postgres is unavailable. ``finish_is_exact``: a repeated
+    :meth:`finish` returns the same keys as the first, so the other rows were lost to another worker. Otherwise a write
+    whose response was lost counts as successful.
     """
+
+    finish_is_exact = False
 
     def __init__(
         self, pool: asyncpg.Pool, columns: WorkColumns, scope: str, *, lease_s: float, clock: Clock = now_us
@@ -100,7 +104,7 @@ class LeasedTable(ABC, Generic[Row]):
         keys = [row.key for row in lease.rows]
         async with connection(self._pool) as postgres:
             renewed = await postgres.fetch(self._renew, self._scope, lease.until, keys, until)
-        lease.extend(until, self.lease_s)
+        lease.extend(until, self.lease_s, self._clock())
         return len(renewed) == len(keys)
 
     async def park(self, lease: Lease[Row], parked: Sequence[tuple[Row, Parked, int]]) -> Collection[str]:

@@ -7,12 +7,13 @@ in arguments, results, arrays and COPY. :data:`INFINITY` and :data:`MINUS_INFINI
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager, suppress
 
 import asyncpg
 
 from infra.errors import DependencyUnavailable
+from infra.retry import raise_if_cancelled
 
 UNAVAILABLE_ERRORS = (
     OSError,
@@ -32,6 +33,9 @@ _CLOSE_S = 2.0
 _EPOCH = 946_684_800_000_000  # 2000-01-01 in microseconds since 1970: what timestamptz counts from
 INFINITY = 2**63 - 1 + _EPOCH
 MINUS_INFINITY = -(2**63) + _EPOCH
+
+_ACQUIRE_S = 5.0  # also bounds how long a connection is reset for when it is given back
+_CLOSE_S = 2.0
 
 Init = Callable[[asyncpg.Connection], Awaitable[None]]
 
@@ -66,50 +70,43 @@ async def connect(dsn: str, *, size: int, application: str, init: Init | None = 
 
 async def close(pool: asyncpg.Pool) -> None:
     """Close the pool within about two seconds: connections that do not close in time are dropped."""
-    try:
+    with suppress(*UNAVAILABLE_ERRORS):  # TimeoutError included
         async with asyncio.timeout(_CLOSE_S):
-            await pool.close()
-    except UNAVAILABLE_ERRORS:  # TimeoutError included
-        pool.terminate()
+            await pool.close()  # drops open connections when it is cancelled
 
 
 @asynccontextmanager
 async def transaction(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
-    """Run the body in one transaction.
+    """Run the body in one transaction. A cancellation is never reported as an unavailable Postgres.
 
     Raises:
         DependencyUnavailable: Postgres is unavailable; it is unknown whether the transaction was committed.
 
     """
-    try:
+    with _classified():
         async with pool.acquire(timeout=_ACQUIRE_S) as connection, connection.transaction():
             yield connection
-    except UNAVAILABLE_ERRORS as error:
-        if isinstance(error, ValueError):  # asyncpg's InterfaceError is one if a value does not fit its type: a bug
-            raise
-        raise _classified(error) from error
 
 
 @asynccontextmanager
 async def connection(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
-    """Provide a connection without a transaction.
+    """Provide a connection without a transaction. A cancellation is never reported as an unavailable Postgres.
 
     Raises:
         DependencyUnavailable: Postgres is unavailable; it is unknown whether the statement took effect.
 
     """
-    try:
+    with _classified():
         async with pool.acquire(timeout=_ACQUIRE_S) as lent:
             yield lent
+
+
+@contextmanager
+def _classified() -> Iterator[None]:
+    try:
+        yield
     except UNAVAILABLE_ERRORS as error:
         if isinstance(error, ValueError):  # asyncpg's InterfaceError is one if a value does not fit its type: a bug
             raise
-        raise _classified(error) from error
-
-
-def _classified(error: BaseException) -> BaseException:
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        # The connection broke while the task was being cancelled: a retry would swallow the cancellation.
-        return asyncio.CancelledError()
-    return DependencyUnavailable("Postgres", error)
+        raise_if_cancelled(error)  # a broken connection also fails when a cancelled task returns it to the pool
+        raise DependencyUnavailable("Postgres", error) from error

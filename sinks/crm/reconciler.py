@@ -4,8 +4,8 @@ Guarantees, in addition to those of the engine (:mod:`infra.postgres.leased`):
 
 - A call sends the canonical record as it is then, never the content of a message. So many edits of a waiting lead cost
   one call, and an older version is never sent after a newer one.
-- A lead is in at most one call at a time, across all workers: a call starts in the first quarter of the lease and is
-  cancelled after half of its length. So the clocks of two workers may differ by up to a quarter of the lease.
+- A lead is in at most one call at a time, across all workers: a call is cancelled half a lease after its rows were
+  claimed. So the clocks of two workers may differ by up to half a lease.
 - A lead that the CRM rejects is parked until a newer version is wanted.
 - Records of merged or deleted leads are retired *before* their survivors are written: the survivor may have the merged
   lead's e-mail address, and a CRM may require it to be unique.

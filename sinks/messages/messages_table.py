@@ -150,6 +150,8 @@ class FinalState:
 class MessagesTable(LeasedTable[MessageRow]):
     """The rows of one channel, such as email."""
 
+    finish_is_exact = True
+
     def __init__(self, pool: asyncpg.Pool, channel: str, *, lease_s: float, clock: Clock = now_us) -> None:
         super().__init__(pool, _COLUMNS, channel, lease_s=lease_s, clock=clock)
 

@@ -22,7 +22,7 @@ from infra.postgres.leased_settle import Handle
 from infra.postgres.leased_table import LeasedTable, WorkColumns
 from infra.postgres.pool import connection
 from infra.retry import Backoff
-from infra.runtime import Stop
+from infra.runtime import Status, Stop
 from schemas.codec import Codec
 
 CODEC = Codec()
@@ -112,6 +112,7 @@ def engine(
     pause: Pause | None = None,
     wake: asyncio.Event | None = None,
     ready: Any = None,
+    status: Status | None = None,
     chance: Any = lambda: 0.5,
     **limits: Any,
 ) -> LeasedWork[Job]:
@@ -128,6 +129,7 @@ def engine(
         records=OutcomeRecords(STAGE, CODEC.encoder("outcome"), clock),
         wake=wake or asyncio.Event(),
         ready=ready,
+        status=status,
         clock=clock,
     )
 
