@@ -112,7 +112,7 @@ class ContactsApi:
         return Response(status_code=204)
 
     def merge(self, primary: str, merged: str) -> Response:
-        """Merge two contacts: values of ``primary`` win, and the id ``merged`` finds it from now on."""
+        """Merge two contacts: the values of ``primary`` win. From then on the id ``merged`` also finds ``primary``."""
         by_id = self._contacts.by_id
         if primary not in by_id or merged not in by_id or primary == merged:
             message = "Unable to merge objects: one does not exist or was merged before"
