@@ -114,7 +114,7 @@ class Campaign(_Strict):
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """A record of ``leads.campaign-signals``: ``event`` has the event's own fields, ``lead`` is the lead after the event."""
+    """A record of ``leads.campaign-signals``: ``event`` holds the event's fields, ``lead`` the lead after the event."""
 
     tenant: str
     event_id: str
