@@ -32,7 +32,7 @@ _TABLES = {
     "receipts": "(key, month) DO NOTHING",
     "lead_history": "(lead_id, version, month) DO NOTHING",
 }
-# The rows that a batch wrote: leads and history by their time, the others by not being copied yet.
+# The rows that a batch wrote: leads and history by their time, other rows because they are not copied yet.
 _WRITTEN = {
     "identities": "SELECT t.* FROM identities t LEFT JOIN bench_identities b USING (tenant, kind, value)"
     " WHERE b.value IS NULL",

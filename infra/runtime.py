@@ -57,7 +57,7 @@ class Status:
 class Stop:
     """A request to stop; workers poll ``requested`` or await :meth:`wait`. Also carries the health status.
 
-    ``failure``: why the process has to stop, if nobody requested it; the process then exits with 1.
+    ``failure``: why the process has to stop, if no stop was requested; the process then exits with 1.
     """
 
     status: Status = field(default_factory=Status)
