@@ -15,9 +15,8 @@ from confluent_kafka import Message
 
 from bench.result import Result, compare
 from infra.clickhouse.client import ClickHouse
-from infra.kafka.processor import Effects
 from schemas.codec import Codec
-from sinks.clickhouse import ClickHouseSink
+from sinks.clickhouse import ClickHouseSink, SortedBatch
 
 _ROWS = 200_000
 _BATCH = 50_000
@@ -35,13 +34,13 @@ def measure(url: str, runs: int) -> list[Result]:
             batches = [
                 _messages(next(offsets) * _BATCH, payloads[start : start + _BATCH]) for start in range(0, _ROWS, _BATCH)
             ]
-            inserting: asyncio.Future[Effects] | None = None
+            inserting: asyncio.Future[None] | None = None
             began = time.perf_counter()
             for batch in batches:
                 prepared = await asyncio.to_thread(sink.prepare, batch)
                 if inserting is not None:
                     await inserting
-                inserting = asyncio.ensure_future(sink.apply(prepared))
+                inserting = asyncio.ensure_future(_apply(sink, prepared))
                 await asyncio.sleep(0)  # starts the insert
             if inserting is not None:
                 await inserting
@@ -71,6 +70,11 @@ def measure(url: str, runs: int) -> list[Result]:
             unit="rows/s",
         )
     ]
+
+
+async def _apply(sink: ClickHouseSink, prepared: SortedBatch) -> None:
+    async for _ in sink.apply(prepared):
+        pass
 
 
 def _messages(first: int, payloads: list[bytes]) -> list[Message]:

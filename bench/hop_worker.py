@@ -10,6 +10,7 @@ import asyncio
 import sys
 import time
 import uuid
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from infra.outcomes import Dead
@@ -60,8 +61,9 @@ def raw(bootstrap: str, source: str, target: str, count: int) -> float:
 
 def ours(bootstrap: str, source: str, target: str, count: int) -> float:
     """Run the batch loop of leadstream; return the seconds."""
+    from infra.kafka.assignment import BatchLimits  # noqa: PLC0415
     from infra.kafka.batches import run_batches  # noqa: PLC0415
-    from infra.kafka.processor import Effects  # noqa: PLC0415
+    from infra.kafka.processor import Outputs  # noqa: PLC0415
     from infra.kafka.producer import Deliverer, Output  # noqa: PLC0415
     from infra.runtime import Stop  # noqa: PLC0415
     from infra.settings import Settings  # noqa: PLC0415
@@ -76,18 +78,23 @@ def ours(bootstrap: str, source: str, target: str, count: int) -> float:
             self.began = self.began or time.perf_counter()
             return [Output(target, m.key(), judge(m.value())) for m in messages]
 
-        async def apply(self, outputs: list[Output]) -> Effects:
+        async def apply(self, outputs: list[Output]) -> AsyncGenerator[Outputs, None]:
             self.done += len(outputs)
             if self.done >= count:
                 self.stop.request()
-            return Effects(outputs)
+            yield outputs
 
     async def main() -> float:
         settings = Settings.load({"LEADSTREAM_KAFKA_BOOTSTRAP": bootstrap})
         stop, deliverer = Stop(), Deliverer(settings, "hop")
         hop = Hop(stop)
         group = uuid.uuid4().hex
-        options: Any = {"size": 2000, "linger_ms": 20, "stop": stop, "processor": hop, "deliverer": deliverer}
+        options: Any = {
+            "limits": BatchLimits(2000, 1 << 24, 20),
+            "stop": stop,
+            "processor": hop,
+            "deliverer": deliverer,
+        }
         await run_batches(settings, group=group, topics=[source], **options)
         return time.perf_counter() - hop.began
 

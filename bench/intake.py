@@ -112,7 +112,8 @@ async def _copy(dsn: str, events: list[tuple[bytes, bytes]], batch: int) -> int:
     batches = batches_of(events, batch)
     for part, messages in enumerate(batches):
         now += 1_000_000  # each batch has its own time, by which its rows are found
-        await intake.apply(intake.prepare(messages))
+        async for _ in intake.apply(intake.prepare(messages)):
+            pass
         for table, written in _WRITTEN.items():
             arguments = [now] if "$1" in written else []
             await pool.execute(f"INSERT INTO bench_{table} SELECT t.*, {part} FROM ({written}) AS t", *arguments)  # noqa: S608

@@ -18,7 +18,7 @@ import asyncpg
 import uvloop
 from confluent_kafka import Message
 
-from infra.kafka.processor import Effects
+from infra.kafka.processor import Outputs
 from infra.postgres.pool import connect
 from infra.runtime import collect_garbage_rarely
 from schemas.codec import Codec
@@ -47,7 +47,7 @@ async def _main(dsn: str, events: Sequence[tuple[bytes, bytes]], size: int) -> N
     batches = batches_of(events, size)
     pool, intake = await stage(dsn, lambda: time.time_ns() // 1000)
     prepared: asyncio.Queue[EventBatch | None] = asyncio.Queue(1)
-    applied: asyncio.Queue[Effects | None] = asyncio.Queue(1)
+    applied: asyncio.Queue[Outputs | None] = asyncio.Queue(1)
 
     async def prepare() -> None:
         for messages in batches:
@@ -56,12 +56,14 @@ async def _main(dsn: str, events: Sequence[tuple[bytes, bytes]], size: int) -> N
 
     async def apply() -> None:
         while (batch := await prepared.get()) is not None:
-            await applied.put(await intake.apply(batch))
+            async for outputs in intake.apply(batch):
+                await applied.put(outputs)
         await applied.put(None)
 
     async def encode() -> None:
-        while (effects := await applied.get()) is not None:
-            effects.to_deliver()
+        while (outputs := await applied.get()) is not None:
+            if callable(outputs):
+                outputs()
 
     collect_garbage_rarely()
     sys.stdout.write("ready\n")

@@ -3,7 +3,6 @@
     Exception
     ├── DependencyUnavailable   a dependency is unavailable: retry the same work with backoff
     ├── ClientFailed            a client failed permanently: end the process; it is restarted with a new client
-    ├── TooManyDead             too large a share of records is dead: stop, before a whole topic is dead-lettered
     └── any other exception     a bug: log it and end the process without a commit
 
 A connector maps an HTTP status to a :class:`Verdict` with its own table of errors, else with :func:`classify_status`.
@@ -25,10 +24,6 @@ class DependencyUnavailable(Exception):  # noqa: N818 - a state of the dependenc
 
 class ClientFailed(Exception):  # noqa: N818 - a state of the client, not a defect
     """A client of a dependency failed permanently: the process ends and is restarted with a new client."""
-
-
-class TooManyDead(Exception):  # noqa: N818 - a state of the topic, not a defect
-    """The share of dead records among the newest ``LEADSTREAM_DEAD_WINDOW`` exceeds ``LEADSTREAM_MAX_DEAD_SHARE``."""
 
 
 def first_error(error: BaseException) -> BaseException:

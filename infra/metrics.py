@@ -5,6 +5,9 @@ from prometheus_client import Counter, Gauge, Histogram
 # Labels: stage is the consumer group's name (intake, sink-clickhouse, crm-hubspot, ...).
 RECORDS = Counter("leadstream_records", "Records whose offsets a stage has committed.", ["stage"])
 OUTCOMES = Counter("leadstream_outcomes", "Outcomes, by stage, kind (what) and reason.", ["stage", "what", "reason"])
+DEAD_LETTERS = Counter(
+    "leadstream_dead_letters", "Dead letters of a stage by sender: at most 50 senders, then other.", ["stage", "sender"]
+)
 BATCH_SECONDS = Histogram(
     "leadstream_batch_seconds",
     "Duration of one step (prepare, apply, deliver, commit) of one batch.",

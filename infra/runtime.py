@@ -20,7 +20,7 @@ from typing import Any
 import orjson
 import uvloop
 
-from infra.errors import ClientFailed, TooManyDead, first_error
+from infra.errors import ClientFailed, first_error
 from infra.settings import Settings, SettingsError, exempt_loopback_from_proxies
 from infra.telemetry import tracing
 
@@ -28,10 +28,7 @@ EX_SOFTWARE = 70
 """A Faust process ended itself at once: a handler raised, the event loop hangs, or Faust crashed. Restart it."""
 
 EX_CONFIG = 78
-"""A person has to fix something first: a wrong setting, or too many dead records. Do not restart it.
-
-``LEADSTREAM_STAY_WHEN_DEAD`` is for supervisors that restart every process that exits.
-"""
+"""A person has to fix something first: a setting is wrong. Do not restart it."""
 
 
 @dataclass(slots=True)
@@ -161,12 +158,6 @@ async def _exit_code(main: Main, settings: Settings, stop: Stop, logger: logging
         await work
     except SettingsError as error:
         sys.stderr.write(f"{error}\n")
-        return EX_CONFIG
-    except TooManyDead as error:
-        logger.critical(str(error))
-        if settings.stay_when_dead:
-            stop.status.waiting = f"stopped: {error}"
-            await stop.wait()
         return EX_CONFIG
     except ClientFailed as error:
         stop.fail(error)

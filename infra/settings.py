@@ -22,6 +22,11 @@ _SHIPPED = Path(__file__).parents[1] / "campaigns"
 # A connector's own settings: LEADSTREAM_CRM_HUBSPOT_TOKEN belongs to the section "crm_hubspot".
 SECTIONS = ("PROVIDER_", "CRM_", "CHANNEL_")
 
+_MB = 1 << 20
+_BATCH_SHARE = (
+    32  # of memory_mb: at most five batches are in memory, and a record as Python objects is several times larger
+)
+
 Section = TypeVar("Section", bound=BaseModel)
 
 
@@ -95,25 +100,23 @@ class Settings(KafkaSettings):
     sink_batch_linger_ms: int = Field(
         500, ge=0, le=60_000, description="Maximum time to fill a batch of the ClickHouse sink, in milliseconds."
     )
+    memory_mb: int = Field(
+        512,
+        ge=256,
+        le=65_536,
+        description="Memory that one worker may use, in MB: it limits the bytes of batches, transactions and queues.",
+    )
+    dedupe_days: int = Field(
+        90,
+        ge=1,
+        le=3650,
+        description="Days after its acceptance in which an event that is sent again is a duplicate.",
+    )
     max_event_bytes: int = Field(
         262_144,
         ge=1024,
         le=4_194_304,
         description="Maximum size of an event, in bytes. A larger one is a dead letter.",
-    )
-    max_dead_share: float = Field(
-        0.5, gt=0, le=1, description="A stage stops if a larger share (0 to 1) of its latest records is dead."
-    )
-    dead_window: int = Field(
-        2000,
-        ge=10,
-        le=1_000_000,
-        description="Number of latest records that LEADSTREAM_MAX_DEAD_SHARE refers to.",
-    )
-    stay_when_dead: bool = Field(
-        False,
-        description="After too many dead records, keep the process running without consuming, instead of exiting with "
-        "code 78. For supervisors that restart every process that exits, such as Docker.",
     )
     max_clock_ahead_s: int = Field(
         86_400,
@@ -139,6 +142,11 @@ class Settings(KafkaSettings):
     )
 
     _sections: Mapping[str, str] = {}
+
+    @property
+    def batch_bytes(self) -> int:
+        """Maximum bytes of a batch's records, and of the records about one transaction."""
+        return self.memory_mb * _MB // _BATCH_SHARE
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None) -> Settings:

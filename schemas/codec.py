@@ -16,14 +16,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from io import BytesIO
 from typing import Any, NamedTuple
 
 from fastavro import parse_schema, schemaless_reader, schemaless_writer
+from fastavro.read import SchemaResolutionError
 from fastavro.schema import fingerprint, to_parsing_canonical_form
+from fastavro.validation import ValidationError, validate
 
 from infra.outcomes import Dead, Problem, Reason
+from schemas.foreign_schemas import ForeignSchemaError, TimeConversions, check_foreign_schema, time_conversions
 from schemas.json_form import from_json
 from schemas.registry import RecordType, Registry, registry, without_logical_types
 
@@ -31,9 +35,6 @@ MARKER = b"\xc3\x01"  # the first two bytes of single-object encoding
 HEADER = 10  # bytes of a single-object header: marker and fingerprint
 _CONFLUENT_HEADER = 5  # bytes: 00 and the schema id
 _SYNC = b"leadstream-block"  # the sync marker between the blocks of a container file, 16 bytes
-
-# Everything that fastavro raises for bytes that are not a datum of the schema. Found by fuzzing, which a test repeats.
-_INVALID_DATUM = (EOFError, IndexError, KeyError, MemoryError, OverflowError, TypeError, ValueError)
 
 # Schema id -> the writer's schema as JSON. Raises KeyError for an unknown id, DependencyUnavailable if the registry is
 # unavailable.
@@ -60,13 +61,20 @@ class _DatumReader:
     name: str
     writer_schema: Any
     reader_schema: Any  # None: the writer used the current version
+    times: TimeConversions | None = None  # of a writer schema of another registry
 
     def read(self, payload: bytes, start: int) -> Decoded:
         stream = BytesIO(payload)
         stream.seek(start)
         try:
             record = schemaless_reader(stream, self.writer_schema, self.reader_schema)
-        except _INVALID_DATUM as error:
+            if self.times is not None:
+                self.times.apply(record)
+                validate(record, self.reader_schema or self.writer_schema)
+        except (SchemaResolutionError, ValidationError):
+            message = f"the writer's schema cannot be resolved to {self.name}: a field is missing or has another type"
+            raise DecodeError(Reason.UNKNOWN_SCHEMA, message) from None
+        except Exception as error:  # noqa: BLE001 - whatever the library raises: fuzzing has found nine types
             message = f"the payload is truncated or is not a valid {self.name} record ({type(error).__name__})"
             raise DecodeError(Reason.NOT_AVRO, message) from None
         if extra := len(payload) - stream.tell():
@@ -88,7 +96,7 @@ class Codec:
         self._schemas = schemas or registry()
         self._fetch = fetch
         self._by_header: dict[bytes, _DatumReader] = {}
-        self._by_fetched_id: dict[int, _DatumReader] = {}
+        self._by_fetched_id: dict[int, _DatumReader | DecodeError] = {}
         self._by_own_id: dict[int, _DatumReader] = {}
         current_types = self._schemas.types
         for version in self._schemas.all_versions():
@@ -139,29 +147,43 @@ class Codec:
     def _reader_of(self, schema_id: int) -> _DatumReader:
         reader = self._by_fetched_id.get(schema_id)
         if reader is None and self._fetch is not None:
-            try:
-                reader = self._by_fetched_id[schema_id] = self._reader_for(self._fetch(schema_id))
-            except KeyError:
-                reader = None
+            with suppress(KeyError):
+                text = self._fetch(schema_id)
+                reader = self._by_fetched_id[schema_id] = self._reader_or_error(text)
+        if isinstance(reader, DecodeError):
+            raise DecodeError(reader.dead.reason, str(reader))
         reader = reader or self._by_own_id.get(schema_id)
         if reader is None:
             raise DecodeError(Reason.UNKNOWN_SCHEMA, f"no schema with id {schema_id}: register the schema first")
         return reader
 
+    def _reader_or_error(self, schema_text: str) -> _DatumReader | DecodeError:
+        try:
+            return self._reader_for(schema_text)
+        except DecodeError as error:  # kept, so that each record does not fetch and check the schema again
+            return error
+
     def _reader_for(self, schema_text: str) -> _DatumReader:
         """Return the reader for a schema of the external registry; its record name selects the type."""
         try:
-            schema = json.loads(schema_text)
-            name = str(schema["name"]).rpartition(".")[2]
-            current = self._schemas.types[name]
-            digest = bytes.fromhex(fingerprint(to_parsing_canonical_form(schema), "CRC-64-AVRO"))
-            return self._by_header.get(MARKER + digest) or _DatumReader(
-                name, parse_schema(without_logical_types(schema)), current.parsed_schema
-            )
-        except (ValueError, TypeError) as error:
-            raise DecodeError(
-                Reason.UNKNOWN_SCHEMA, f"the external schema registry returned an invalid schema ({error})"
-            ) from None
+            return self._foreign_reader(schema_text)
+        except ForeignSchemaError as error:
+            raise DecodeError(Reason.UNKNOWN_SCHEMA, f"the writer's schema cannot be used: {error}") from None
+        except Exception as error:  # noqa: BLE001 - whatever the parsers raise for a schema that somebody else wrote
+            message = f"the external schema registry returned an invalid schema ({type(error).__name__})"
+            raise DecodeError(Reason.UNKNOWN_SCHEMA, message) from None
+
+    def _foreign_reader(self, schema_text: str) -> _DatumReader:
+        schema = check_foreign_schema(schema_text)
+        name = str(schema["name"]).rpartition(".")[2]
+        current = self._schemas.types.get(name)
+        if current is None:
+            raise ForeignSchemaError("its record name is not a type of leadstream")
+        times = time_conversions(schema, current.full_schema)
+        digest = bytes.fromhex(fingerprint(to_parsing_canonical_form(schema), "CRC-64-AVRO"))
+        if same := self._by_header.get(MARKER + digest):  # equal but for its logical types
+            return replace(same, times=times) if times.by_path else same
+        return _DatumReader(name, parse_schema(without_logical_types(schema)), current.parsed_schema, times)
 
     def _decode_json(self, payload: bytes) -> Decoded:
         kind, found = from_json(payload, self._schemas)

@@ -87,7 +87,7 @@ def _record(schema: dict[str, Any]) -> Converter:
             if item is not None:
                 record[name] = convert_field(item, f"{path}/{name}", problems)
             elif optional:
-                record[name] = dict(default) if isinstance(default, dict) else default
+                record[name] = default.copy() if isinstance(default, dict | list) else default
             else:
                 problems.append(Problem(f"{path}/{name}", "is required but missing"))
         if not names.issuperset(value):
@@ -116,10 +116,8 @@ def _converter_for(schema: Any) -> Converter:
     if isinstance(schema, dict):
         if schema.get("logicalType") == "timestamp-micros":
             return _time
-        if schema["type"] == "record":
-            return _record(schema)
-        if schema["type"] == "map":
-            return _map(_converter_for(schema["values"]))
+        if build := _COMPOUND.get(schema["type"]):
+            return build(schema)
         return _converter_for(schema["type"])
     return _PRIMITIVES[schema]
 
@@ -130,6 +128,16 @@ def _map(convert_item: Converter) -> Converter:
             problems.append(Problem(path, "must be an object of strings"))
             return None
         return {key: convert_item(item, f"{path}/{key}", problems) for key, item in value.items()}
+
+    return convert
+
+
+def _array(convert_item: Converter) -> Converter:
+    def convert(value: Any, path: str, problems: list[Problem]) -> Any:
+        if not isinstance(value, list):
+            problems.append(Problem(path, "must be an array of strings"))
+            return None
+        return [convert_item(item, f"{path}/{index}", problems) for index, item in enumerate(value)]
 
     return convert
 
@@ -176,6 +184,11 @@ def _time(value: Any, path: str, problems: list[Problem]) -> Any:
     return None
 
 
+_COMPOUND: dict[str, Callable[[dict[str, Any]], Converter]] = {
+    "record": _record,
+    "map": lambda schema: _map(_converter_for(schema["values"])),
+    "array": lambda schema: _array(_converter_for(schema["items"])),
+}
 _PRIMITIVES: dict[str, Converter] = {
     "string": _string,
     "long": _long,

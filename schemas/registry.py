@@ -11,7 +11,8 @@ Attributes of an event type, in addition to Avro's ``type``, ``name`` (that of t
 - ``"authority"``, required: precedence in merging: ``person`` over ``crm_user`` over ``app`` over ``enrichment``
 - ``"doc"``, required: one sentence that says what happened; ``leadstream schemas list`` prints it
 
-Its first two fields are ``envelope`` and ``identifiers``. Attributes of the fields after them, all optional, in
+Its first two fields are ``envelope`` and ``identifiers``. A field ``cleared``, an array of strings, names fields of the
+lead to clear (see :mod:`schemas.cleared`). Attributes of the fields after them, all optional, in
 addition to Avro's ``name``, ``type`` and ``default``:
 
 - ``"lead": "first_name"``: the field is merged into ``first_name`` of the lead. A map is merged key by key.
@@ -84,6 +85,7 @@ class EventType(RecordType):
     )  # map of the lead -> (own field with the key, own field with the value)
     enums: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # own field -> allowed values
     maps: tuple[str, ...] = ()  # own fields that are maps
+    lists: tuple[str, ...] = ()  # own fields that are arrays
     numbers: tuple[str, ...] = ()  # own fields that are floating-point numbers
 
 
@@ -186,6 +188,7 @@ def _event(path: Path, shared: Mapping[str, Json]) -> EventType:
         lead_maps=lead_maps,
         enums={own["name"]: tuple(own["enum"]) for own in fields if "enum" in own},
         maps=tuple(name for name, kind in types.items() if isinstance(kind, dict) and kind["type"] == "map"),
+        lists=tuple(name for name, kind in types.items() if isinstance(kind, dict) and kind["type"] == "array"),
         numbers=tuple(name for name, kind in types.items() if "double" in kind or "float" in kind),
     )
 

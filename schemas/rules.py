@@ -17,6 +17,7 @@ import phonenumbers
 
 from infra.outcomes import Dead, Problem, Reason
 from schemas.addresses import normal_email
+from schemas.cleared import CLEARED, problems_of_cleared
 from schemas.registry import EventType
 
 EARLIEST = 946_684_800_000_000  # 2000-01-01 in microseconds
@@ -25,6 +26,11 @@ _EVENT_ID = re.compile(r"[!-~][ -~]{0,199}")
 _MAX_ID = 200  # characters
 _MAX_STRING = 8192  # characters
 _MAX_KEYS = 200  # of one map
+# White space, and characters that are shown as nothing: control and format characters, fillers, variation selectors.
+_INVISIBLE = re.compile(
+    "[\\s\\x00-\\x1f\\x7f-\\x9f\\u00ad\\u034f\\u061c\\u115f\\u1160\\u17b4\\u17b5\\u180b-\\u180f\\u200b-\\u200f\\u202a-\\u202e"
+    "\\u2060-\\u206f\\u2800\\u3164\\ufe00-\\ufe0f\\ufeff\\uffa0\\ufff0-\\ufffb\\U000e0000-\\U000e0fff]*"
+)
 
 
 def check_event(kind: EventType, record: dict[str, Any], now: int, max_ahead: int) -> bytes | Dead:
@@ -84,11 +90,19 @@ def _passes_fast_path(kind: EventType, envelope: dict[str, Any], body: dict[str,
         or not _is_valid_map(envelope["context"])
     ):
         return False
+    if kind.lists and any(body[name] for name in kind.lists):
+        return False
     return (
         all(_is_valid_map(body[name]) for name in kind.maps)
+        and all(_is_key(body[key]) for key, _ in kind.lead_maps.values())
         and all(isfinite(body[name] or 0) for name in kind.numbers)
         and all(body[name] in allowed for name, allowed in kind.enums.items())
     )
+
+
+def is_blank(text: str) -> bool:
+    """Return whether ``text`` is empty or shows nothing: such a value says nothing about a lead."""
+    return _INVISIBLE.fullmatch(text) is not None
 
 
 @lru_cache(4096)
@@ -152,29 +166,56 @@ def _identifiers(identifiers: dict[str, Any]) -> Iterator[Problem]:
 
 def _values(kind: EventType, record: dict[str, Any]) -> Iterator[Problem]:
     for name, value in record.items():
-        if type(value) is str:
-            if len(value) > _MAX_STRING:
-                yield Problem(f"/{name}", f"must not be longer than {_MAX_STRING} characters")
-            elif "\0" in value:
-                yield Problem(f"/{name}", "must not contain a NUL character")
-        elif type(value) is float and not isfinite(value):
-            yield Problem(f"/{name}", "must be a finite number")
-        elif type(value) is dict and name != "envelope":
-            yield from _map(f"/{name}", value)
+        if name != "envelope":
+            yield from _value(f"/{name}", value)
     yield from _map("/envelope/context", record["envelope"]["context"])
+    for name, _ in kind.lead_maps.values():
+        if not _is_key(record[name]):
+            yield Problem(f"/{name}", f"must be 1 to {_MAX_ID} characters without NUL, and not blank")
+    if record.get(CLEARED):
+        yield from problems_of_cleared(kind, record)
     for name, allowed in kind.enums.items():
         if record[name] not in allowed:
             yield Problem(f"/{name}", f"must be one of {', '.join(allowed)}")
 
 
+def _value(path: str, value: Any) -> Iterator[Problem]:
+    if type(value) is str:
+        if len(value) > _MAX_STRING:
+            yield Problem(path, f"must not be longer than {_MAX_STRING} characters")
+        elif "\0" in value:
+            yield Problem(path, "must not contain a NUL character")
+    elif type(value) is float and not isfinite(value):
+        yield Problem(path, "must be a finite number")
+    elif type(value) is list:
+        yield from _list(path, value)
+    elif type(value) is dict:
+        yield from _map(path, value)
+
+
 def _map(path: str, value: dict[str, Any]) -> Iterator[Problem]:
     if len(value) > _MAX_KEYS:
         yield Problem(path, f"must not have more than {_MAX_KEYS} keys")
+        return
     for key, item in value.items():
         if type(item) is str and ("\0" in item or len(item) > _MAX_STRING):
             yield Problem(f"{path}/{key}", f"must be at most {_MAX_STRING} characters without NUL")
         if not _is_short_text(key):
             yield Problem(path, f"each key must be 1 to {_MAX_ID} characters without NUL")
+
+
+def _list(path: str, values: list[Any]) -> Iterator[Problem]:
+    if len(values) > _MAX_KEYS:
+        yield Problem(path, f"must not have more than {_MAX_KEYS} items")
+        return
+    for index, item in enumerate(values):
+        if type(item) is str and ("\0" in item or len(item) > _MAX_STRING):
+            yield Problem(f"{path}/{index}", f"must be at most {_MAX_STRING} characters without NUL")
+
+
+def _is_key(text: str) -> bool:
+    """Return whether a field can be a key of a map of the lead."""
+    return _is_short_text(text) and not is_blank(text)
 
 
 def _is_short_text(text: str) -> bool:

@@ -9,6 +9,7 @@ import asyncpg
 
 from infra import http, plugins
 from infra.clickhouse.client import ClickHouse
+from infra.kafka.assignment import BatchLimits
 from infra.kafka.batches import run_batches
 from infra.kafka.outcome_records import OutcomeRecords
 from infra.kafka.producer import Deliverer
@@ -70,8 +71,7 @@ async def clickhouse(settings: Settings, stop: Stop) -> None:
                 topics=TOPICS,
                 processor=ClickHouseSink(server, Codec()),
                 stop=stop,
-                size=settings.sink_batch_size,
-                linger_ms=settings.sink_batch_linger_ms,
+                limits=BatchLimits(settings.sink_batch_size, settings.batch_bytes, settings.sink_batch_linger_ms),
                 deliverer=deliverer,
                 config=_FETCH,
             )
@@ -139,8 +139,7 @@ async def _sync(
         topics=[f"leads.crm-{name}"],
         processor=SyncRequests(table, codec, stage, wake),
         stop=stop,
-        size=settings.batch_size,
-        linger_ms=settings.batch_linger_ms,
+        limits=BatchLimits(settings.batch_size, settings.batch_bytes, settings.batch_linger_ms),
         deliverer=deliverer,
         config=_FETCH,
     )
@@ -183,8 +182,7 @@ async def _deliver(
         topics=[message_requests.TOPIC],
         processor=MessageRequests(table, codec, records, channel=name, stage=stage, wake=wake),
         stop=stop,
-        size=settings.batch_size,
-        linger_ms=settings.batch_linger_ms,
+        limits=BatchLimits(settings.batch_size, settings.batch_bytes, settings.batch_linger_ms),
         deliverer=deliverer,
     )
     await run_together(work.run(stop), requests)

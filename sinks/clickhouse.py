@@ -19,7 +19,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -28,7 +28,7 @@ from confluent_kafka import Message
 from infra.clickhouse.client import ClickHouse, ClickHouseError
 from infra.kafka.dead_letters import PREFIX, dead_letter
 from infra.kafka.dead_letters import TOPIC as DEAD
-from infra.kafka.processor import Effects
+from infra.kafka.processor import Outputs
 from infra.kafka.producer import Output
 from infra.outcomes import Dead, Problem, Reason
 from schemas.codec import HEADER, MARKER, Codec, container, container_header
@@ -107,7 +107,7 @@ class ClickHouseSink:
         name, head = self._versions.get(header, ("", b""))
         return _Group(f"landing_{name}", head, [], []) if name == _RECORDS.get(topic, "dead_letter") else None
 
-    async def apply(self, prepared: SortedBatch) -> Effects:
+    async def apply(self, prepared: SortedBatch) -> AsyncGenerator[Outputs, None]:
         """Insert all groups; return the dead letters of the batch.
 
         Raises:
@@ -117,7 +117,7 @@ class ClickHouseSink:
         """
         refused = await asyncio.gather(*(self._insert(insert) for insert in prepared.inserts))
         dead = prepared.dead + [output for outputs in refused for output in outputs]
-        return Effects(dead, len(dead))
+        yield dead
 
     async def _insert(self, insert: _Insert) -> list[Output]:
         group = insert.group

@@ -7,13 +7,15 @@ import random
 import secrets
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from infra.kafka.processor import Outputs
+from infra.kafka.producer import Output
 from infra.kafka_settings import KafkaSettings
 from infra.settings import Settings
 from local.attached import AttachedStack
@@ -104,6 +106,11 @@ def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def unique() -> str:
     """Return a word that no other test has: for groups, tenants and ids."""
     return uuid.uuid4().hex[:12]
+
+
+async def outputs_of(parts: AsyncGenerator[Outputs, None]) -> list[Output]:
+    """Return the outputs of all parts that a processor's ``apply`` yields."""
+    return [output async for part in parts for output in (part() if callable(part) else part)]
 
 
 async def eventually(condition: Callable[[], Awaitable[Any] | bool], timeout_s: float = 60) -> Any:

@@ -30,10 +30,32 @@ from infra.runtime import Status, log
 IDLE_S = 0.25  # maximum wait for a first record: bounds how late a stop is noticed
 _COMMIT_EVERY_S = 0.25  # how long a delivered batch waits to be committed together with the next ones
 _COMMIT_RETRY_S = 1.0
+_HEADER_BYTES = 100  # of a header in memory, without its name and value
+_FIRST_MEAN_BYTES = 16_384.0
 _REVOKE_S = 10.0  # maximum delay of a revocation
 
 Partition = tuple[str, int]  # topic and number
 Result = TypeVar("Result")
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """The limits of a batch: records, bytes (a single record may exceed them), and how long it waits to fill.
+
+    ``record_bytes`` is added to the size of each record: the memory that a stage needs for it, whatever its size.
+    """
+
+    size: int
+    max_bytes: int
+    linger_ms: int
+    record_bytes: int = 500
+
+    def bytes_of(self, message: Message) -> int:
+        """Return the size of a record for ``max_bytes``: value, key, headers and ``record_bytes``."""
+        size = self.record_bytes + len(message) + len(message.key() or b"")
+        for name, value in message.headers() or ():
+            size += len(name) + len(value or b"") + _HEADER_BYTES
+        return size
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +89,8 @@ class Assignment:
         self._commit_at = 0.0
         self._count = 0  # number of the newest assignment
         self._current: dict[Partition, int] = {}  # the assigned partitions, each with its assignment's number
-        self._carried: list[Message] = []  # fetched while paused, for the next poll
+        self._carried: list[Message] = []  # fetched while paused or above the limits, for the next poll
+        self._mean_bytes = _FIRST_MEAN_BYTES  # of the latest records, for the limits
 
     async def call(self, function: Callable[[], Result]) -> Result:
         """Run ``function`` in the consumer's thread, after the calls before it."""
@@ -89,8 +112,8 @@ class Assignment:
 
     # -- reading (in the consumer's thread) ---------------------------------------------------------------------------
 
-    def poll(self, size: int, linger_s: float) -> Fetched:
-        """Return a batch: the available records, or those that arrive within ``linger_s`` seconds after the first one.
+    def poll(self, limits: BatchLimits) -> Fetched:
+        """Return a batch: the available records, or those that arrive within the linger time after the first one.
 
         Raises:
             ClientFailed: the consumer failed permanently, such as when a member with the same instance name joined.
@@ -98,26 +121,42 @@ class Assignment:
 
         """
         carried, self._carried = self._carried, []
-        first = carried or self._consume(1, IDLE_S)
-        before = dict(self._current)  # only a call to the consumer changes it, and none is running
-        more: list[Message] = []
-        if first and len(first) < size:
-            more = self._consume(size - len(first), linger_s)
-        if self._current != before:
-            first = [m for m in first if m.error() or before.get(_partition(m)) == self._current.get(_partition(m))]
-        fetched = Fetched()
-        for message in (*first, *more):
+        found = carried or self._consume(1, IDLE_S)
+        size = sum(map(limits.bytes_of, found))
+        end = time.monotonic() + limits.linger_ms / 1000
+        while found and len(found) < limits.size and size < limits.max_bytes and (wait := end - time.monotonic()) > 0:
+            # Few at a time: the records that a call returns can be larger than the ones before.
+            count = min(limits.size - len(found), int((limits.max_bytes - size) / self._mean_bytes) + 1)
+            before = dict(self._current)  # only a call to the consumer changes it, and none is running
+            more = self._consume(count, wait)
+            if self._current != before:
+                found = [m for m in found if m.error() or before.get(_partition(m)) == self._current.get(_partition(m))]
+            if more:
+                added = sum(map(limits.bytes_of, more))
+                self._mean_bytes = max(added / len(more), self._mean_bytes / 2)
+                size += added
+            found += more
+        return self._fetched(found, limits)
+
+    def _fetched(self, found: list[Message], limits: BatchLimits) -> Fetched:
+        """Return the records of ``found`` as a batch; keep those above the limits for the next one."""
+        fetched, size = Fetched(), 0
+        for index, message in enumerate(found):
+            if fetched.messages and size >= limits.max_bytes:
+                self._carried = found[index:]
+                break
             if self._is_record(message) and (partition := _partition(message)) in self._current:
+                size += limits.bytes_of(message)
                 fetched.messages.append(message)
                 fetched.assignments[partition] = self._current[partition]
                 fetched.next_offsets[partition] = message.offset() + 1
         return fetched
 
-    def poll_paused(self, size: int) -> None:
+    def poll_paused(self, limits: BatchLimits) -> None:
         """Poll with all partitions paused, to stay in the group; keep records that still arrive for :meth:`poll`."""
         # At each call: partitions may have been assigned since the last one.
         self._consumer.pause(self._consumer.assignment())
-        slipped_through = self._consume(size, 0)  # first: a rebalance in it may drop what is carried
+        slipped_through = self._consume(limits.size, 0)  # first: a rebalance in it may drop what is carried
         # Errors are dealt with at once; records of a partition that was revoked in that very call are dropped.
         self._carried += [m for m in slipped_through if self._is_record(m) and _partition(m) in self._current]
 

@@ -6,14 +6,13 @@ Guarantees:
   most the batches in flight are reprocessed; processors are idempotent.
 - Per partition, ``apply`` receives records in offset order, and outputs are produced in that order.
 - The steps overlap: while one batch is delivered, the next is applied and the one after it is fetched and prepared. At
-  most one batch waits between two steps, so at most five batches are in memory.
+  most one batch, or one part of a batch's outputs, waits between two steps. So at most five batches are in memory, and
+  a batch has at most ``max_bytes`` bytes (or one record).
 - Backpressure: while ``apply`` is slow (such as while Postgres is unavailable), the partitions are paused and the
   consumer keeps polling. So the group does not rebalance, and nothing more is fetched.
 - Rebalance: see :mod:`infra.kafka.assignment`. A batch is dropped before ``apply`` if none of its partitions is still
   assigned. Offsets are committed only for partitions that are still assigned.
 - An unavailable dependency is retried with backoff and jitter; the log, ``/ready`` and a metric show it.
-- When more than ``max_dead_share`` of the last ``dead_window`` records are dead, :class:`TooManyDead` stops the process
-  before the dead letters of that batch are written: a wrong schema must not empty a topic into ``leads.dead``.
 - A consumer that failed permanently ends the loop and with it the process, which is restarted.
 """
 
@@ -21,8 +20,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Generic
 
@@ -31,9 +30,8 @@ from opentelemetry.trace import Span
 from infra import metrics, telemetry
 from infra.errors import first_error
 from infra.kafka import client
-from infra.kafka.assignment import IDLE_S, Assignment, Fetched
-from infra.kafka.dead_letters import DeadShare
-from infra.kafka.processor import Batch, Effects, Processor
+from infra.kafka.assignment import IDLE_S, Assignment, BatchLimits, Fetched
+from infra.kafka.processor import Batch, Outputs, Processor
 from infra.kafka.producer import Deliverer
 from infra.retry import Retry
 from infra.runtime import Stop
@@ -42,18 +40,26 @@ from infra.settings import Settings
 _BLOCKED_S = 1.0  # a batch that waits longer than this for the previous one pauses the partitions
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _InFlight(Generic[Batch]):
     """A batch between its fetch and the commit of its offsets."""
 
     prepared: Batch
     fetched: Fetched
     span: Span
-    effects: Effects = field(default_factory=Effects)
 
     @property
     def count(self) -> int:
         return len(self.fetched.messages)
+
+
+@dataclass(frozen=True, slots=True)
+class _Part(Generic[Batch]):
+    """The outputs of a part of a batch; None: the end of the batch."""
+
+    batch: _InFlight[Batch]
+    outputs: Outputs | None
+    applied: bool = False  # all of the batch's effects are written
 
 
 async def run_batches(
@@ -63,26 +69,23 @@ async def run_batches(
     topics: Sequence[str],
     processor: Processor[Any],
     stop: Stop,
-    size: int,
-    linger_ms: int,
+    limits: BatchLimits,
     deliverer: Deliverer,
     config: Mapping[str, Any] | None = None,
 ) -> None:
     """Run ``processor`` over ``topics`` in the consumer group ``group`` until a stop is requested.
 
-    A batch holds at most ``size`` records and waits at most ``linger_ms`` milliseconds to fill. ``config`` adds to or
-    replaces librdkafka's consumer settings.
+    ``config`` adds to or replaces librdkafka's consumer settings.
 
     Raises:
-        TooManyDead: see the module's guarantees.
         ClientFailed: the consumer failed permanently.
         Exception: any other error of ``processor`` than DependencyUnavailable; that batch is not committed.
 
     """
-    consumer = client.member(settings, group, instance=settings.instance, config=config, on_fatal=stop.fail)
+    own = {"queued.max.messages.kbytes": max(limits.max_bytes // 1024, 1)} | dict(config or {})
+    consumer = client.member(settings, group, instance=settings.instance, config=own, on_fatal=stop.fail)
     assignment = Assignment(consumer, group, stop.status)
-    dead = DeadShare(settings.dead_window, settings.max_dead_share)
-    loop: _Loop[Any] = _Loop(group, processor, assignment, deliverer, stop, size, linger_ms / 1000, dead)
+    loop: _Loop[Any] = _Loop(group, processor, assignment, deliverer, stop, limits)
     await loop.run(topics)
 
 
@@ -94,21 +97,17 @@ class _Loop(Generic[Batch]):
         assignment: Assignment,
         deliverer: Deliverer,
         stop: Stop,
-        size: int,
-        linger_s: float,
-        dead: DeadShare,
+        limits: BatchLimits,
     ) -> None:
         self._group = group
         self._processor = processor
         self._assignment = assignment
         self._deliverer = deliverer
         self._stop = stop
-        self._size = size
-        self._linger_s = linger_s
-        self._dead = dead
+        self._limits = limits
         self._retry = Retry(group, stop.status)
         self._to_apply: asyncio.Queue[_InFlight[Batch] | None] = asyncio.Queue(1)
-        self._to_deliver: asyncio.Queue[_InFlight[Batch] | None] = asyncio.Queue(1)
+        self._to_deliver: asyncio.Queue[_Part[Batch] | None] = asyncio.Queue(1)
 
     async def run(self, topics: Sequence[str]) -> None:
         self._stop.status.ready = False
@@ -136,7 +135,7 @@ class _Loop(Generic[Batch]):
     async def _fetch(self) -> None:
         assignment = self._assignment
         while not self._stop.requested:
-            fetched = await assignment.call(partial(assignment.poll, self._size, self._linger_s))
+            fetched = await assignment.call(partial(assignment.poll, self._limits))
             if fetched.messages:
                 assignment.begin()
                 await self._pass_on(fetched)
@@ -149,7 +148,7 @@ class _Loop(Generic[Batch]):
         try:
             await asyncio.wait({queued}, timeout=_BLOCKED_S)
             while not queued.done():
-                await assignment.call(partial(assignment.poll_paused, self._size))
+                await assignment.call(partial(assignment.poll_paused, self._limits))
                 await asyncio.wait({queued}, timeout=IDLE_S)
                 blocked = True
             queued.result()
@@ -172,24 +171,34 @@ class _Loop(Generic[Batch]):
 
     async def _apply(self) -> None:
         while (batch := await self._to_apply.get()) is not None:
-            if self._assignment.owns_any(batch.fetched.assignments):
-                with self._step("apply", batch.span):
-                    batch.effects = await self._retry.until_available(partial(self._processor.apply, batch.prepared))
-                self._dead.add(batch.count, batch.effects.dead)
-                await self._to_deliver.put(batch)
-            else:
-                self._end(batch)
+            owned = self._assignment.owns_any(batch.fetched.assignments)
+            if owned:
+                await self._retry.until_available(partial(self._apply_parts, batch))
+            await self._to_deliver.put(_Part(batch, None, applied=owned))
         await self._to_deliver.put(None)
+
+    async def _apply_parts(self, batch: _InFlight[Batch]) -> None:
+        async with aclosing(self._processor.apply(batch.prepared)) as parts:
+            while True:
+                with self._step("apply", batch.span):
+                    outputs = await anext(parts, None)
+                if outputs is None:
+                    return
+                await self._to_deliver.put(_Part(batch, outputs))
 
     # -- deliver and commit -----------------------------------------------------------------------------------------
 
     async def _deliver(self) -> None:
-        while (batch := await self._to_deliver.get()) is not None:
-            with self._step("deliver", batch.span):
-                outputs = batch.effects.to_deliver()
-                await self._retry.until_available(partial(self._deliverer.deliver, outputs))
-            self._assignment.delivered(batch.fetched.next_offsets, batch.fetched.assignments, batch.count)
-            self._end(batch)
+        while (part := await self._to_deliver.get()) is not None:
+            if part.outputs is not None:
+                with self._step("deliver", part.batch.span):
+                    outputs = part.outputs() if callable(part.outputs) else part.outputs
+                    await self._retry.until_available(partial(self._deliverer.deliver, outputs))
+                continue
+            if part.applied:
+                fetched = part.batch.fetched
+                self._assignment.delivered(fetched.next_offsets, fetched.assignments, part.batch.count)
+            self._end(part.batch)
 
     def _end(self, batch: _InFlight[Batch]) -> None:
         batch.span.end()

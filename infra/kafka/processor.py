@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Protocol, TypeVar
 
 from confluent_kafka import Message
@@ -13,19 +12,8 @@ from infra.kafka.producer import Output
 Batch = TypeVar("Batch")
 
 
-@dataclass(frozen=True, slots=True)
-class Effects:
-    """The result of a batch: the ``outputs`` to deliver before the commit, and the number of ``dead`` records.
-
-    Outputs that are expensive to build are passed as a function, which is called while the next batch is applied.
-    """
-
-    outputs: Sequence[Output] | Callable[[], Sequence[Output]] = ()
-    dead: int = 0
-
-    def to_deliver(self) -> Sequence[Output]:
-        """Return the outputs; build them if they were passed as a function."""
-        return self.outputs() if callable(self.outputs) else self.outputs
+# Records to deliver. Those that are expensive to build are a function, which is called while the next part is applied.
+Outputs = Sequence[Output] | Callable[[], Sequence[Output]]
 
 
 class Processor(Protocol[Batch]):
@@ -45,11 +33,14 @@ class Processor(Protocol[Batch]):
         """
         ...
 
-    async def apply(self, batch: Batch, /) -> Effects:
-        """Write the batch's effects.
+    def apply(self, batch: Batch, /) -> AsyncGenerator[Outputs, None]:
+        """Write the batch's effects, and yield the outputs of each part of it when its effects are written.
+
+        Outputs are delivered in the order in which they are yielded, while the next part is applied; at most one part
+        waits. So a batch whose outputs are large has to be applied in parts. Its offsets are committed after the last.
 
         Raises:
-            DependencyUnavailable: the loop calls again, with the same ``batch``.
+            DependencyUnavailable: the loop calls again, with the same ``batch``; parts may have been delivered.
 
         """
         ...

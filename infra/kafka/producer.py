@@ -83,8 +83,8 @@ class Deliverer:
     ) -> None:
         own = {
             "batch.size": 1_000_000,
-            "queue.buffering.max.messages": 500_000,
-            "queue.buffering.max.kbytes": 524_288,
+            "queue.buffering.max.messages": 100_000,
+            "queue.buffering.max.kbytes": 65_536,
             # Fits the largest dead letter. The client counts uncompressed bytes, a topic counts compressed ones.
             "message.max.bytes": 17_000_000,
             "message.timeout.ms": int(timeout_s * 1000),

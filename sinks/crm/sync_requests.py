@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
 from confluent_kafka import Message
 
 from infra.kafka.dead_letters import dead_letter
-from infra.kafka.processor import Effects
+from infra.kafka.processor import Outputs
 from infra.kafka.producer import Output
 from infra.outcomes import Dead, Problem, Reason
 from schemas.codec import Codec, DecodeError
@@ -53,12 +53,12 @@ class SyncRequests:
                 batch.wanted[wanted.lead_id] = wanted
         return batch
 
-    async def apply(self, prepared: WantedBatch) -> Effects:
+    async def apply(self, prepared: WantedBatch) -> AsyncGenerator[Outputs, None]:
         """Store the wanted versions in one statement and wake the engine."""
         if prepared.wanted:
             await self._table.want(list(prepared.wanted.values()))
             self._wake.set()
-        return Effects(outputs=prepared.dead, dead=len(prepared.dead))
+        yield prepared.dead
 
 
 def _read(codec: Codec, payload: bytes) -> WantedVersion | Dead:

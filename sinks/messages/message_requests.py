@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
 from confluent_kafka import Message
 
 from infra.kafka.dead_letters import dead_letter
 from infra.kafka.outcome_records import OutcomeRecords
-from infra.kafka.processor import Effects
+from infra.kafka.processor import Outputs
 from infra.kafka.producer import Output
 from infra.outcomes import Dead, Problem, Reason, What
 from schemas.codec import Codec, DecodeError
@@ -67,10 +67,11 @@ class MessageRequests:
                 batch.requests.append(request)
         return batch
 
-    async def apply(self, prepared: RequestedBatch) -> Effects:
+    async def apply(self, prepared: RequestedBatch) -> AsyncGenerator[Outputs, None]:
         """Insert the messages in one statement, wake the engine, and report requests that were already stored."""
         if not prepared.requests:
-            return Effects(outputs=prepared.dead, dead=len(prepared.dead))
+            yield prepared.dead
+            return
         firsts: dict[str, MessageRequest] = {}
         for request in prepared.requests:
             firsts.setdefault(request.message_id, request)
@@ -78,7 +79,7 @@ class MessageRequests:
         self._wake.set()
         event_ids = {message_id: request.event_id for message_id, request in firsts.items()} | earlier
         skipped = [request for request in prepared.requests if event_ids[request.message_id] != request.event_id]
-        return Effects(outputs=[*prepared.dead, *map(self._skipped, skipped)], dead=len(prepared.dead))
+        yield [*prepared.dead, *map(self._skipped, skipped)]
 
     def _skipped(self, request: MessageRequest) -> Output:
         return self._records.build(

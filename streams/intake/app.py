@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from infra.kafka.assignment import BatchLimits
 from infra.kafka.batches import run_batches
 from infra.kafka.producer import Deliverer
 from infra.kafka.topics import load_topics
@@ -14,6 +15,8 @@ from streams.intake.pipeline import Intake
 from streams.intake.route import CRM_TOPICS, STAGE, Router
 from streams.intake.store import Store
 
+_RECORD_BYTES = 2000  # of an event and its records as Python objects, in addition to its size
+
 
 async def main(settings: Settings, stop: Stop) -> None:
     """Run intake until ``stop``."""
@@ -22,9 +25,9 @@ async def main(settings: Settings, stop: Stop) -> None:
     deliverer = Deliverer(settings, STAGE, on_fatal=stop.fail)
     pool = await connect(settings.database_url, size=settings.database_pool_size, application=STAGE)
     intake = Intake(
-        Store(pool),
+        Store(pool, dedupe_days=settings.dedupe_days, max_bytes=settings.batch_bytes),
         codec,
-        Router(codec, crm_topics),
+        Router(codec, crm_topics, part_bytes=settings.batch_bytes),
         max_event_bytes=settings.max_event_bytes,
         max_ahead_s=settings.max_clock_ahead_s,
     )
@@ -35,8 +38,9 @@ async def main(settings: Settings, stop: Stop) -> None:
             topics=["leads.received"],
             processor=intake,
             stop=stop,
-            size=settings.batch_size,
-            linger_ms=settings.batch_linger_ms,
+            limits=BatchLimits(
+                settings.batch_size, settings.batch_bytes, settings.batch_linger_ms, record_bytes=_RECORD_BYTES
+            ),
             deliverer=deliverer,
         )
     finally:

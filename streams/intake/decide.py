@@ -7,116 +7,27 @@ lookups before it, since each lookup depends on the result of the one before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import orjson
 
 from infra.kafka.sizes import utf8_bytes
-from streams.intake.dedupe import Deduplicated, Receipt
+from streams.intake.decision import (
+    FILTERED,
+    Change,
+    Decision,
+    DecisionInput,
+    LeadRow,
+    Limits,
+    Merge,
+    Oversize,
+)
+from streams.intake.dedupe import Receipt
+from streams.intake.echo import REPORTING, PastValues, echoes
 from streams.intake.event import Event, Identity
 from streams.intake.identity import Identified
 from streams.intake.merge import ERASURE, Lead, Touch, absorb, merge
-
-FILTERED = ("email", "status", "owner", "region", "score")  # attributes that are also columns of the table leads
-
-
-class LeadRow(NamedTuple):
-    """A row of the table ``leads``. Times are microseconds since 1970, UTC."""
-
-    lead_id: str
-    tenant: str
-    version: int
-    created_at: int
-    updated_at: int
-    erased_at: int | None
-    attributes: str  # JSON
-    provenance: str  # JSON
-    merged_into: str  # lead_id of the survivor, or ""
-    filtered: tuple[Any, ...] = ()  # the values of FILTERED, if the lead is to be inserted
-
-
-class PastChange(NamedTuple):
-    """A version of a lead in its history."""
-
-    decided_at: int
-    changes: str  # JSON
-    merged: tuple[str, ...]
-
-
-class Change(NamedTuple):
-    """An accepted event, and its effect on its lead."""
-
-    event: Event
-    lead_id: str
-    version: int  # the version that the event made
-    decided_at: int
-    changed: Collection[str]  # the changed fields
-    changes: str  # the changed fields and their new values, as JSON
-    merged: dict[str, int]  # lead that was merged into this one -> its last version
-    lead_version: int  # the lead's current version; for a redelivered event it can be higher than ``version``
-    lead: str  # the lead at ``lead_version``: the fields of lead.avsc that are set, as JSON
-
-
-class Merge(NamedTuple):
-    """The merge of a stored lead into another one, with the data that is needed to undo it."""
-
-    survivor_id: str
-    loser_id: str
-    tenant: str
-    event_id: str
-    survivor: str  # the survivor's attributes and provenance before the merge, as JSON
-    loser: str  # those of the loser
-
-
-class Oversize(NamedTuple):
-    """An event that cannot be accepted, because the lead or a record about it would be too large."""
-
-    event: Event
-    what: Literal["lead", "record"]  # what would be too large
-
-
-class Limits(NamedTuple):
-    """The sizes that can be published."""
-
-    lead_bytes: int  # maximum size of a lead's attributes as JSON
-    fits: Callable[[Change], bool]  # whether each record about the change fits its topic
-
-
-@dataclass(frozen=True, slots=True)
-class DecisionInput:
-    """The events of a batch, and everything that is stored about them."""
-
-    now: int  # microseconds since 1970
-    events: Deduplicated
-    owners: Mapping[Identity, str]  # the leads of the stored identities of the new events
-    identified: Identified  # the leads of the new events
-    leads: Mapping[str, LeadRow]  # the stored leads that the new events change
-    touches: Mapping[str, Sequence[Touch]]  # the touches of the leads in touches_needed()
-    history: Mapping[tuple[str, int], PastChange]  # the changes by redelivered events, by lead_id and version
-    current: Mapping[str, LeadRow]  # the leads of redelivered events, and the leads that these events merged
-    signal_types: frozenset[str] = frozenset()  # the event types for which campaign signals are published
-
-
-@dataclass(frozen=True, slots=True)
-class Decision:
-    """The rows to write and the records to publish; or only ``oversize``, if there are such events.
-
-    ``accepted`` has the changes to write (receipts and history) and to publish. ``inserted``, ``updated``, ``merges``
-    are only written, ``redelivered`` and ``duplicates`` only published. ``oversize``: the batch must be decided again
-    without these events.
-    """
-
-    now: int = 0
-    accepted: Sequence[Change] = ()
-    inserted: Sequence[LeadRow] = ()
-    updated: Sequence[LeadRow] = ()
-    merges: Sequence[Merge] = ()
-    redelivered: Sequence[Change] = ()
-    duplicates: Sequence[Event] = ()
-    signal_types: frozenset[str] = frozenset()
-    oversize: Sequence[Oversize] = ()
 
 
 def touches_needed(events: Sequence[Event], identified: Identified, leads: Mapping[str, LeadRow]) -> set[str]:
@@ -125,6 +36,12 @@ def touches_needed(events: Sequence[Event], identified: Identified, leads: Mappi
     erased = {to for event, to in zip(events, identified.lead_ids, strict=True) if event.type.name == ERASURE}
     erased |= {to for loser, to in merges.items() if (leads[loser].erased_at, leads[to].erased_at) != (None, None)}
     return (erased | {loser for loser, to in merges.items() if to in erased}) - identified.created
+
+
+def reported_leads(events: Sequence[Event], identified: Identified) -> set[str]:
+    """Return the stored leads whose newest changes :func:`decide` needs: those with a report of a CRM."""
+    reported = {to for event, to in zip(events, identified.lead_ids, strict=True) if event.type.authority == REPORTING}
+    return reported - identified.created
 
 
 def decide(known: DecisionInput, limits: Limits) -> Decision:
@@ -137,6 +54,8 @@ def decide(known: DecisionInput, limits: Limits) -> Decision:
     for event, lead_id in zip(known.events.new, known.identified.lead_ids, strict=True):
         if not work.accept(event, lead_id):
             break
+        if work.bytes > limits.part_bytes and len(work.changes) < len(known.events.new):
+            return Decision(known.now, cut=len(work.changes) / len(known.events.new))
     if work.oversize:
         return Decision(known.now, oversize=_certain(work.oversize, work.changes, known.owners))
     created = known.identified.created
@@ -148,6 +67,7 @@ def decide(known: DecisionInput, limits: Limits) -> Decision:
         work.merges,
         [_past_change(event, receipt, known) for event, receipt in known.events.redelivered],
         known.events.duplicates,
+        known.events.reused,
         known.signal_types,
     )
 
@@ -159,9 +79,11 @@ class _Work:
         self._now = known.now
         self._limits = limits
         self._leads = {lead_id: _working_copy(row, known.touches.get(lead_id)) for lead_id, row in known.leads.items()}
+        self._past: dict[str, list[PastValues]] = {lead_id: list(past) for lead_id, past in known.past.items()}
         self._losers: dict[str, list[Lead]] = {}
         for loser_id, survivor_id in known.identified.merges.items():
             self._losers.setdefault(survivor_id, []).append(self._leads[loser_id])
+        self.bytes = 0  # of the records about the changes, approximately
         self.changes: list[Change] = []
         self.changed: dict[str, Lead] = {}
         self.merges: list[Merge] = []
@@ -188,6 +110,7 @@ class _Work:
             return False
         self.changed[lead_id] = lead
         self.changes.append(change)
+        self.bytes += len(change.lead) + len(event.properties)
         return True
 
     def _exceeds(self, lead: Lead, losers: Sequence[Lead], event: Event) -> bool:
@@ -213,7 +136,11 @@ class _Work:
         self.changed[loser.lead_id] = loser
 
     def _next_version(self, lead: Lead, event: Event, merged: dict[str, int]) -> Change:
-        changed = merge(lead, event)
+        reporting = event.type.authority == REPORTING
+        past = self._past.setdefault(lead.lead_id, []) if reporting else self._past.get(lead.lead_id)
+        changed = merge(lead, event, echoes(event, past)) if reporting and past else merge(lead, event)
+        if past is not None and changed:
+            past.append(PastValues(event.at, changed, reported=reporting))
         lead.version += 1
         lead.updated_at = self._now
         lead.json = _json(lead.attributes)

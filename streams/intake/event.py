@@ -9,7 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any, NamedTuple
+from zlib import crc32
 
+import orjson
 from confluent_kafka import Message
 
 from infra.kafka.producer import Output
@@ -32,13 +34,16 @@ class Event(NamedTuple):
     event_id: str
     source: str
     occurred_at: int
+    at: int  # occurred_at, but not after received_at: the time for precedence
     key: str  # from event_key()
+    content: int  # from content_hash()
     identities: tuple[Identity, ...]  # from identities()
     topic: str
     partition: int
     offset: int
     received_at: int
     properties: bytes  # the record without its envelope, as JSON
+    context: str  # envelope.context as JSON, or "" if it is empty
     message: Message  # the consumed message, for a dead letter
     traceparent: bytes | None = None  # a valid W3C traceparent
 
@@ -64,6 +69,18 @@ class EventBatch:
 def event_key(tenant: str, event_id: str) -> str:
     """Return the key of an event in ``receipts``: a 128-bit hash of tenant and event_id, as 32 hexadecimal digits."""
     return blake2b(f"{tenant}\0{event_id}".encode(), digest_size=16).hexdigest()
+
+
+def content_hash(kind: str, source: str, record: Mapping[str, Any]) -> int:
+    """Return a hash of an event's content, as a signed 32-bit integer: its type, its source, its fields with a value.
+
+    ``occurred_at`` and ``context`` are left out, because a sender may repeat an event with others. Fields without a
+    value are left out, so that the hash stays the same when a later version of the schema adds one.
+    """
+    content = {name: value for name, value in record.items() if value}
+    del content["envelope"]
+    content["identifiers"] = {name: value for name, value in record["identifiers"].items() if value}
+    return crc32(orjson.dumps((kind, source, content), option=orjson.OPT_SORT_KEYS)) - (1 << 31)
 
 
 def identities(tenant: str, identifiers: Mapping[str, Any]) -> tuple[Identity, ...]:

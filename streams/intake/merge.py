@@ -1,11 +1,17 @@
 """Stage 5 of 6: merge an event into its lead, by one rule for every event type.
 
-Each field of a lead has a value and the stamp of the event that set it: (rank of its authority, occurred_at, event_id).
-A value replaces the current one if its stamp is greater. Stamps are totally ordered and each event has its own, so the
+Each field of a lead has a value and the stamp of the event that set it: (rank of its authority, time, event_id). A
+value replaces the current one if its stamp is greater. Stamps are totally ordered and each event has its own, so the
 result is a maximum: the same events in any order and repetition give the same lead, and so does merging two leads.
 
-Authority precedes time: person over CRM user over app over enrichment provider. The first and the last touch of a lead
-are the earliest and the latest event with the authority person or app.
+Authority precedes time: a person and a CRM user over an app over an enrichment provider; between a person and a CRM
+user the later one counts. The time is ``Event.at``: a clock that is ahead of the broker's gains nothing. The first and
+the last touch of a lead are the earliest and the latest event with the authority person or app.
+
+- A value that is empty or white space has no effect, in maps too. ``cleared`` names the fields whose values are
+  removed: the removal has a stamp like a value.
+- A CRM that reports the current value, which an app or a provider has set, has only repeated what it was sent: the
+  field keeps its stamp, so its source can change it again. ``streams.intake.echo`` recognises earlier values.
 
 ``lead_erased`` removes every value that occurred at its time or before, and values that old are ignored from then on.
 This needs two things that the lead does not show:
@@ -18,14 +24,16 @@ This needs two things that the lead does not show:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from schemas.rules import e164
+from schemas.cleared import CLEARED, cleared_field
+from schemas.rules import e164, is_blank
 from streams.intake.event import Event
 
-RANKS = {"enrichment": 1, "app": 2, "crm_user": 3, "person": 4}
+RANKS = {"enrichment": 1, "app": 2, "crm_user": 4, "person": 4}
+REPORTING = "crm_user"  # the authority of events that can repeat a value that was sent to the CRM
 MAPS = frozenset({"consent", "crm_ids", "custom"})
 ERASURE = "lead_erased"
 _ERASED = "_erased"
@@ -35,7 +43,7 @@ TOUCHING = frozenset({"app", "person"})  # the authorities whose events are touc
 _IDENTIFIERS = frozenset({"external_id", "email", "phone"})  # kinds of identities that are also fields of the lead
 
 Stamp = list[Any]  # [rank, occurred_at, event_id]: a list, because it is stored as JSON
-Touch = tuple[int, str, str]  # occurred_at, event_id, source
+Touch = tuple[int, str, str]  # time, event_id, source
 
 
 @dataclass(slots=True)
@@ -60,24 +68,40 @@ class Lead:
         return erased[1] if erased else None
 
 
-def merge(lead: Lead, event: Event) -> dict[str, Any]:
+def merge(lead: Lead, event: Event, ignored: Collection[str] = ()) -> dict[str, Any]:
     """Merge ``event`` into ``lead``. If ``event`` is an erasure, ``lead.touches`` must be looked up.
+
+    Args:
+        lead: is changed.
+        event: an event of the lead.
+        ignored: fields of the event that have no effect, from :func:`streams.intake.echo.echoes`.
 
     Returns:
         The changed fields: name, or ``map.key`` in a map, to its new value (None: removed).
 
     """
-    stamp = [RANKS[event.type.authority], event.occurred_at, event.event_id]
+    stamp = [RANKS[event.type.authority], event.at, event.event_id]
     changes: dict[str, Any] = {}
     if event.type.name == ERASURE:
         _erase(lead, stamp, changes)
     erased = lead.provenance.get(_ERASED)
-    if erased is not None and event.occurred_at <= erased[1]:
+    if erased is not None and event.at <= erased[1]:
         return changes
-    changes |= {name: value for name, value in _fields(event) if _set_if_greater(lead, name, stamp, value)}
+    reporting = event.type.authority == REPORTING
+    for name, value in values_of(event):
+        if name in ignored or (reporting and _repeats(lead, name, stamp, value)):
+            continue
+        if _set_if_greater(lead, name, stamp, value):
+            changes[name] = value
     if event.type.authority in TOUCHING:
-        _touch(lead, event.occurred_at, event.source, event.event_id)
+        _touch(lead, event.at, event.source, event.event_id)
     return changes
+
+
+def _repeats(lead: Lead, name: str, stamp: Stamp, value: Any) -> bool:
+    """Return whether a CRM reports the value that a source of lower authority has set."""
+    current = lead.provenance.get(name)
+    return current is not None and current[0] < stamp[0] and _get(lead.attributes, name) == value
 
 
 def absorb(survivor: Lead, loser: Lead) -> None:
@@ -99,8 +123,8 @@ def absorb(survivor: Lead, loser: Lead) -> None:
     survivor.created_at = min(survivor.created_at or loser.created_at, loser.created_at)
 
 
-def _fields(event: Event) -> list[tuple[str, Any]]:
-    """Return the values of the event for fields of the lead, as (name, value); empty values are left out."""
+def values_of(event: Event) -> list[tuple[str, Any]]:
+    """Return the values of the event for fields of the lead, as (name, value), without blank ones; None: cleared."""
     record, kind = event.record, event.type
     found: list[tuple[str, Any]] = []
     for _, identity, value in event.identities:
@@ -110,18 +134,24 @@ def _fields(event: Event) -> list[tuple[str, Any]]:
             found.append((f"crm_ids.{identity[4:]}", value))
     if (phone := record["identifiers"]["phone"]) and not e164(phone):
         found.append(("phone", phone.strip()))  # not an identity, but a CRM user can still use it
-    for name, target in kind.lead_fields.items():
-        value = record[name]
-        if value == "" or value is None:
-            continue
-        if target in MAPS:
-            found += [(f"{target}.{key}", item) for key, item in value.items()]
-        else:
-            found.append((target, value))
+    found += _own_values(event)
     if "consent" in kind.lead_maps:
         purpose, status = kind.lead_maps["consent"]
         found.append((f"consent.{record[purpose]}", record[status]))
+    if record.get(CLEARED):
+        found += [(cleared_field(kind, name), None) for name in record[CLEARED]]
     return found
+
+
+def _own_values(event: Event) -> Iterator[tuple[str, Any]]:
+    for name, target in event.type.lead_fields.items():
+        value = event.record[name]
+        if value is None or value == "":
+            continue
+        if target in MAPS:
+            yield from ((f"{target}.{key}", item) for key, item in value.items() if not is_blank(item))
+        elif not isinstance(value, str) or not is_blank(value):
+            yield target, value
 
 
 def _set_if_greater(lead: Lead, name: str, stamp: Stamp, value: Any) -> bool:
@@ -160,23 +190,33 @@ def _hide(provenance: dict[str, Any], name: str, entry: list[Any], after: int) -
 
 
 def _put(attributes: dict[str, Any], name: str, value: Any) -> bool:
-    """Set a field, or a key of a map; return whether its value changed."""
-    top, _, key = name.partition(".")
-    if not key:
-        if attributes.get(name) == value:
-            return False
-        attributes[name] = value
-        return True
-    inner = attributes.setdefault(top, {})
-    if inner.get(key) == value:
+    """Set a field, or a key of a map, or remove it if ``value`` is None; return whether its value changed."""
+    if _get(attributes, name) == value:
         return False
-    inner[key] = value
+    if value is None:
+        _remove(attributes, name)
+        return True
+    top, in_map, key = name.partition(".")  # no field's name has a dot; a key may be anything, also "" or "."
+    if in_map:
+        attributes.setdefault(top, {})[key] = value
+    else:
+        attributes[name] = value
     return True
 
 
-def _get(attributes: dict[str, Any], name: str) -> Any:
-    top, _, key = name.partition(".")
-    return attributes[top][key] if key else attributes[top]
+def _get(attributes: Mapping[str, Any], name: str) -> Any:
+    """Return the value of a field, or of a key of a map; None if it is not set."""
+    top, in_map, key = name.partition(".")
+    return attributes.get(top, {}).get(key) if in_map else attributes.get(name)
+
+
+def _remove(attributes: dict[str, Any], name: str) -> None:
+    """Remove a field, or a key of a map and with its last key the map, if it is set."""
+    top, in_map, key = name.partition(".")
+    if in_map and top in attributes:
+        attributes[top].pop(key, None)
+    if not in_map or not attributes.get(top):
+        attributes.pop(top, None)
 
 
 def _touch(lead: Lead, at: int, source: str, event_id: str) -> None:
@@ -206,8 +246,9 @@ def _erase(lead: Lead, stamp: Stamp, changes: dict[str, Any]) -> None:
             lead.attributes.pop(name + "_at")
             lead.attributes.pop(name + "_source")
         elif name != _ERASED:
+            if _get(lead.attributes, name) is not None:
+                changes[name] = None
             _remove(lead.attributes, name)
-            changes[name] = None
     lead.provenance[_ERASED] = stamp
     changes |= _restore(lead, hidden, lead.touches or (), stamp[1])
 
@@ -222,11 +263,3 @@ def _restore(lead: Lead, hidden: Mapping[str, list[list[Any]]], touches: Sequenc
         for *stamp, value in many
         if stamp[1] > after and _set_if_greater(lead, name, stamp, value)
     }
-
-
-def _remove(attributes: dict[str, Any], name: str) -> None:
-    top, _, key = name.partition(".")
-    if key:
-        del attributes[top][key]
-    if not key or not attributes[top]:
-        del attributes[top]

@@ -9,23 +9,25 @@ receipts have the same coordinates, so its decisions are read from Postgres and 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncGenerator, Sequence
 from functools import partial
 
 from confluent_kafka import Message
 
 from infra.clock import Clock, now_us, uuid7
-from infra.kafka.processor import Effects
+from infra.kafka.processor import Outputs
 from infra.outcomes import Dead
 from schemas.codec import Codec
-from streams.intake.decide import Decision, DecisionInput, decide, touches_needed
+from streams.intake.decide import decide, reported_leads, touches_needed
+from streams.intake.decision import Decision, DecisionInput
 from streams.intake.decode import decode
 from streams.intake.dedupe import dedupe
 from streams.intake.event import Event, EventBatch
 from streams.intake.identity import identify
-from streams.intake.route import Router
+from streams.intake.part_size import Cut, PartSize
+from streams.intake.route import Router, origin_of
 from streams.intake.store import Store
-from streams.intake.transactions import TooLarge, decide_all
+from streams.intake.transactions import TooLarge, decide_in_parts
 from streams.intake.validate import validate
 
 
@@ -38,6 +40,7 @@ class Intake:
         self._store, self._router, self._now = store, router, now
         self._decode = partial(decode, codec=codec, max_bytes=max_event_bytes)
         self._validate = partial(validate, max_ahead=max_ahead_s * 1_000_000)
+        self._part_size = PartSize(router.limits.part_bytes)
 
     def prepare(self, messages: Sequence[Message]) -> EventBatch:
         """Decode and validate ``messages``. Needs no database, so it runs while the previous batch is decided."""
@@ -46,16 +49,17 @@ class Intake:
             decoded = self._decode(message)  # first, because all later stages rely on the types of the schema
             event = decoded if isinstance(decoded, Dead) else self._validate(decoded, message, now)
             if isinstance(event, Dead):
-                batch.dead.append(self._router.dead(message, event))
+                origin = None if isinstance(decoded, Dead) else origin_of(decoded.record)
+                batch.dead.append(self._router.dead(message, event, origin))
             else:
                 batch.events.append(event)
         return batch
 
-    async def apply(self, batch: EventBatch) -> Effects:
-        """Decide, then publish: no change of a lead is published before it is committed."""
-        decided = await decide_all(batch.events, self._decide)
-        dead = batch.dead + [self._router.too_large(oversize) for oversize in decided.oversize]
-        return Effects(lambda: self._router.route(decided.decisions) + dead, len(dead))
+    async def apply(self, batch: EventBatch) -> AsyncGenerator[Outputs, None]:
+        """Decide, then publish, part by part: no change of a lead is published before it is committed."""
+        yield batch.dead
+        async for decision, oversize in decide_in_parts(batch.events, self._decide, self._part_size):
+            yield partial(self._router.route, decision, oversize)
 
     async def _decide(self, batch: Sequence[Event]) -> Decision:
         await self._store.make_months(self._now())
@@ -70,11 +74,14 @@ class Intake:
             await stored.bind(who.bindings)
             leads = await stored.lock(who.existing)
             touches = await stored.touches(touches_needed(events.new, who, leads))
+            past = await stored.past(reported_leads(events.new, who))
             history, current = await stored.history(events.redelivered)
             signals = await stored.signal_types()
-            known = DecisionInput(now, events, owners, who, leads, touches, history, current, signals)
+            known = DecisionInput(now, events, owners, who, leads, touches, past, history, current, signals)
             decision = decide(known, self._router.limits)  # merge; only what can be published is written
             if decision.oversize:
                 raise TooLarge(decision.oversize)  # rolls the transaction back
+            if decision.cut:
+                raise Cut(decision.cut)
             await stored.write(decision)
         return decision

@@ -6,21 +6,23 @@ change whose records cannot be published.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from confluent_kafka import Message
 
 from infra import metrics
 from infra.clock import Clock, now_us
-from infra.kafka.dead_letters import dead_letter
+from infra.kafka.dead_letters import Origin, dead_letter
 from infra.kafka.outcome_records import TOPIC as OUTCOMES
 from infra.kafka.outcome_records import OutcomeRecords
 from infra.kafka.producer import Output
+from infra.kafka.senders import DeadBySender, sender_name, sender_of
 from infra.kafka.sizes import topic_limits, utf8_bytes
 from infra.outcomes import Dead, Problem, Reason, What
 from schemas.codec import Codec
-from streams.intake.decide import Change, Decision, Limits, Oversize
+from streams.intake.decision import Change, Decision, Limits, Oversize
+from streams.intake.dedupe import Reused
 from streams.intake.event import Event
 
 STAGE = "intake"
@@ -30,6 +32,7 @@ _ENRICHABLE = frozenset({"email", "domain"})
 # Upper bound of a record without lead, properties, changes and merged: ids, names and times (bounded by schemas.rules),
 # key, traceparent and the overhead of a batch. The real maximum is about 2,500 bytes.
 _FIXED = 4096
+_MAX_TENANT, _MAX_EVENT_ID = 63, 200  # characters
 _MERGED = 40  # bytes of one lead id in ``merged``
 
 
@@ -39,6 +42,7 @@ class Router:
     Args:
         codec: encodes the records.
         crm_topics: receive the current version of each changed lead.
+        part_bytes: maximum size of the records about the changes of one transaction; a single change may exceed it.
         topics: topic -> maximum record size in bytes; by default :func:`infra.kafka.sizes.topic_limits`.
         now: returns the current time in microseconds since 1970.
 
@@ -52,6 +56,7 @@ class Router:
         codec: Codec,
         crm_topics: Sequence[str],
         *,
+        part_bytes: int = 16 << 20,
         topics: Mapping[str, int] | None = None,
         now: Clock = now_us,
     ) -> None:
@@ -60,9 +65,10 @@ class Router:
             raise ValueError(f"max.message.bytes of {', '.join(small)} must be at least {_FIXED}")
         self._record_bytes = min(topics[name] for name in (_CHANGED, _ENRICHMENT, _SIGNALS))
         # A quarter for the lead: a record also contains the event and the changes, each possibly as large as the lead.
-        self.limits = Limits(self._record_bytes // 4, self._fits)
+        self.limits = Limits(self._record_bytes // 4, self._fits, part_bytes)
         self._crm_topics = crm_topics
         self._now = now
+        self._senders = DeadBySender(STAGE)
         self._outcomes = OutcomeRecords(STAGE, codec.encoder("outcome"), now)
         self._lead_change = codec.encoder("lead_change")
         self._crm_wanted = codec.encoder("crm_wanted")
@@ -78,43 +84,49 @@ class Router:
         The lead counts with its maximum size, because a redelivered event is published with the lead's state at that
         time.
         """
-        content = len(change.event.properties) + utf8_bytes(change.changes) + _MERGED * len(change.merged)
+        event = change.event
+        content = len(event.properties) + utf8_bytes(event.context) + utf8_bytes(change.changes)
+        content += _MERGED * len(change.merged)
         return _FIXED + self.limits.lead_bytes + content
 
-    def route(self, decisions: Iterable[Decision]) -> list[Output]:
-        """Return the records about the ``decisions`` of a batch, in order, and count their events in the metrics.
+    def route(self, decision: Decision, oversize: Sequence[Oversize] = ()) -> list[Output]:
+        """Return the records about a decision and its ``oversize`` events, in order, and count them in the metrics.
 
-        Each CRM topic gets one record per changed lead, with its newest version in the batch.
+        Each CRM topic gets one record per changed lead, with its newest version in the decision.
         """
         outputs: list[Output] = []
         newest: dict[str, tuple[str, int]] = {}
-        for decision in decisions:
-            for change in (*decision.redelivered, *decision.accepted):
-                outputs += self._records(change, signalled=change.event.type.name in decision.signal_types)
-                tenant, lead_id = change.event.tenant, change.lead_id
-                newest[lead_id] = (tenant, max(change.lead_version, newest.get(lead_id, ("", 0))[1]))
-                newest |= {loser: (tenant, version) for loser, version in change.merged.items()}
-            count = len(decision.redelivered) + len(decision.accepted)
-            metrics.OUTCOMES.labels(STAGE, What.ACCEPTED.value, "").inc(count)
-            outputs += [self._duplicate(event) for event in decision.duplicates]
+        for change in (*decision.redelivered, *decision.accepted):
+            outputs += self._records(change, signalled=change.event.type.name in decision.signal_types)
+            tenant, lead_id = change.event.tenant, change.lead_id
+            newest[lead_id] = (tenant, max(change.lead_version, newest.get(lead_id, ("", 0))[1]))
+            newest |= {loser: (tenant, version) for loser, version in change.merged.items()}
+        count = len(decision.redelivered) + len(decision.accepted)
+        metrics.OUTCOMES.labels(STAGE, What.ACCEPTED.value, "").inc(count)
+        outputs += [self._duplicate(event) for event in decision.duplicates]
+        outputs += [self._reused(reused) for reused in decision.reused]
+        outputs += [self._too_large(each) for each in oversize]
         decided_at = self._now()
         for lead_id, (tenant, version) in newest.items():
             record = {"tenant": tenant, "lead_id": lead_id, "version": version, "decided_at": decided_at}
             outputs += [Output(topic, lead_id.encode(), self._crm_wanted(record)) for topic in self._crm_topics]
         return outputs
 
-    def dead(self, message: Message, dead: Dead) -> Output:
-        """Return the dead letter of ``message`` and count it."""
+    def dead(self, message: Message, dead: Dead, origin: Origin | None = None) -> Output:
+        """Return the dead letter of ``message`` and count it. ``origin`` is read from the record if it was decoded."""
         metrics.OUTCOMES.labels(STAGE, What.DEAD.value, dead.reason.value).inc()
-        return dead_letter(message, STAGE, dead)
+        origin = origin or Origin(sender=sender_of(message))
+        self._senders.count(origin.sender)
+        return dead_letter(message, STAGE, dead, origin=origin)
 
-    def too_large(self, oversize: Oversize) -> Output:
+    def _too_large(self, oversize: Oversize) -> Output:
         """Return the dead letter of an event that is too large to be accepted, and count it."""
         if oversize.what == "lead":
             problem = f"the lead would be larger than {self.limits.lead_bytes} bytes: send fewer or shorter fields"
         else:
             problem = f"a record about the lead would be larger than {self._record_bytes} bytes: send a smaller event"
-        return self.dead(oversize.event.message, Dead(Reason.TOO_LARGE, (Problem("", problem),)))
+        event = oversize.event
+        return self.dead(event.message, Dead(Reason.TOO_LARGE, (Problem("", problem),)), origin_of(event.record))
 
     def _records(self, change: Change, *, signalled: bool) -> list[Output]:
         event = change.event
@@ -152,6 +164,23 @@ class Router:
             source=event.coordinates,
         )
 
+    def _reused(self, reused: Reused) -> Output:
+        topic, partition, offset = reused.first
+        message = (
+            f"another event of this tenant has this event_id: the record {topic}/{partition}/{offset}, with another "
+            "type, source or content. Give each event its own event_id and send this one again"
+        )
+        dead = Dead(Reason.EVENT_ID_REUSED, (Problem("/envelope/event_id", message),))
+        return self.dead(reused.event.message, dead, origin_of(reused.event.record))
+
+
+def origin_of(record: Mapping[str, Any]) -> Origin | None:
+    """Return the origin of an event, which may be invalid; None if the record is not a lead event."""
+    if (envelope := record.get("envelope")) is None:
+        return None
+    tenant, source = envelope["tenant"][:_MAX_TENANT], envelope["source"]
+    return Origin(tenant, envelope["event_id"][:_MAX_EVENT_ID], sender_name(f"{tenant}/{source}"))
+
 
 def _lead_change(change: Change, properties: str) -> dict[str, Any]:
     event = change.event
@@ -169,6 +198,7 @@ def _lead_change(change: Change, properties: str) -> dict[str, Any]:
         "topic": event.topic,
         "partition": event.partition,
         "offset": event.offset,
+        "context": event.record["envelope"]["context"],
         "properties": properties,
         "changes": change.changes,
         "merged": list(change.merged),

@@ -12,18 +12,22 @@ from contextlib import asynccontextmanager
 from datetime import timedelta
 
 import asyncpg
+import orjson
 
 from infra.clock import DAY_US, to_datetime
 from infra.postgres.pool import transaction
 from schemas.registry import registry
-from streams.intake.decide import Decision, LeadRow, PastChange
+from streams.intake.decision import Decision, LeadRow, PastChange
 from streams.intake.dedupe import Receipt
+from streams.intake.echo import REPORTING, PastValues
 from streams.intake.event import Event, Identity
 from streams.intake.merge import TOUCHING, Touch
+from streams.intake.part_size import Cut
 from streams.intake.writes import columns_of, insert_bindings, write_decision
 
 _CLOCK_ERROR = timedelta(seconds=300)  # maximum error of a worker's clock
 _EVERY_TYPE = "*"  # an event type in signal_types that stands for all; written while a campaign file is invalid
+_PREFETCH = 250  # leads
 _MONTH_LOCK = 7017840  # key of the advisory lock around the turn of a month
 _CONTENTION = {
     asyncpg.UniqueViolationError: "unique_violation",
@@ -43,11 +47,15 @@ class Contended(Exception):  # noqa: N818 - control flow, not a defect
 class Transaction:
     """The lookups and writes of one transaction. They must be called in the order of the methods here."""
 
-    def __init__(self, connection: asyncpg.Connection) -> None:
+    def __init__(self, connection: asyncpg.Connection, window: timedelta, max_bytes: int) -> None:
         self.connection = connection
+        self._window = window
+        self._max_bytes = max_bytes
 
     async def receipts(self, events: Iterable[Event], now: int) -> dict[str, Receipt]:
-        """Return the receipts of accepted events among ``events``, by event key.
+        """Return the receipts of the events among ``events`` that were accepted within the window, by event key.
+
+        Only the month partitions of the window are read.
 
         Around the turn of a month, a lock lets only one worker decide at a time. The unique key of ``receipts``
         includes the month, so without the lock two workers could accept the same event in different months.
@@ -56,10 +64,14 @@ class Transaction:
         if (at - _CLOCK_ERROR).month != (at + _CLOCK_ERROR).month:
             await self.connection.execute("SELECT pg_advisory_xact_lock($1)", _MONTH_LOCK)
         rows = await self.connection.fetch(
-            'SELECT key, topic, partition, "offset", lead_id, version FROM receipts WHERE key = ANY($1::uuid[])',
+            """
+            SELECT key, topic, partition, "offset", lead_id, version, content FROM receipts
+            WHERE key = ANY($1::uuid[]) AND month >= $2
+            """,
             [event.key for event in events],
+            (at - self._window).date().replace(day=1),
         )
-        return {row[0].hex: Receipt(row[1], row[2], row[3], str(row[4]), row[5]) for row in rows}
+        return {row[0].hex: Receipt(row[1], row[2], row[3], str(row[4]), row[5], row[6]) for row in rows}
 
     async def owners(self, events: Sequence[Event]) -> dict[Identity, str]:
         """Return the lead of each stored identity of ``events``."""
@@ -90,6 +102,26 @@ class Transaction:
         found = await self._leads(lead_ids, "FOR NO KEY UPDATE")
         if any(lead.merged_into for lead in found.values()):
             raise Contended("merged_lead")
+        return found
+
+    async def past(self, lead_ids: Collection[str]) -> dict[str, list[PastValues]]:
+        """Return the newest changes of stored leads, at most of their latest 500 versions."""
+        found: dict[str, list[PastValues]] = {lead_id: [] for lead_id in lead_ids}
+        if not found:
+            return found
+        rows = await self.connection.fetch(
+            """
+            SELECT h.lead_id, h.occurred_at, h.event_type, h.changes FROM unnest($1::uuid[]) AS w (id)
+            CROSS JOIN LATERAL (
+                SELECT * FROM lead_history WHERE lead_id = w.id ORDER BY version DESC LIMIT 500
+            ) AS h WHERE h.changes <> '{}'
+            """,
+            list(found),
+        )
+        for lead_id, at, event_type, changes in rows:
+            kind = registry().events.get(event_type)
+            reported = kind is not None and kind.authority == REPORTING
+            found[str(lead_id)].append(PastValues(at, orjson.loads(changes), reported))
         return found
 
     async def touches(self, lead_ids: Collection[str]) -> dict[str, list[Touch]]:
@@ -144,26 +176,40 @@ class Transaction:
         wanted = sorted(set(lead_ids))
         if not wanted:
             return {}
-        rows = await self.connection.fetch(
+        found: dict[str, LeadRow] = {}
+        size = 0
+        # In small steps, so that leads that are too large together are not in memory at once.
+        rows = self.connection.cursor(
             f"""
             SELECT lead_id, tenant, version, created_at, updated_at, erased_at, attributes, provenance, merged_into
             FROM leads WHERE lead_id = ANY($1::uuid[]) ORDER BY lead_id {lock}
             """,  # noqa: S608 - lock is a constant
             wanted,
+            prefetch=_PREFETCH,
         )
-        return {
-            (lead_id := str(row[0])): LeadRow(
-                lead_id, row[1], row[2], row[3], row[4], row[5], row[6], row[7], str(row[8] or "")
-            )
-            for row in rows
-        }
+        async for row in rows:
+            lead_id = str(row[0])
+            found[lead_id] = LeadRow(lead_id, row[1], row[2], row[3], row[4], row[5], row[6], row[7], str(row[8] or ""))
+            size += len(row[6]) + len(row[7])
+            if size > self._max_bytes and len(found) < len(wanted):
+                raise Cut(len(found) / len(wanted))
+        return found
 
 
 class Store:
-    """The canonical record in Postgres, for intake."""
+    """The canonical record in Postgres, for intake.
 
-    def __init__(self, pool: asyncpg.Pool) -> None:
+    Args:
+        pool: of connections.
+        dedupe_days: the window of dedupe; an event that is repeated later is accepted again.
+        max_bytes: maximum size of the leads of one transaction.
+
+    """
+
+    def __init__(self, pool: asyncpg.Pool, *, dedupe_days: int = 90, max_bytes: int = 16 << 20) -> None:
         self._pool = pool
+        self._window = timedelta(days=dedupe_days)
+        self._max_bytes = max_bytes
         self._next_months_at = 0  # time of the next call of make_month_partitions()
 
     @asynccontextmanager
@@ -172,12 +218,13 @@ class Store:
 
         Raises:
             Contended: the transaction was rolled back.
+            Cut: the leads of the body are too large together; the transaction was rolled back.
             DependencyUnavailable: Postgres is unavailable; it is unknown whether the transaction was committed.
 
         """
         try:
             async with transaction(self._pool) as connection:
-                yield Transaction(connection)
+                yield Transaction(connection, self._window, self._max_bytes)
         except tuple(_CONTENTION) as error:
             what = next(what for kind, what in _CONTENTION.items() if isinstance(error, kind))
             raise Contended(what) from error

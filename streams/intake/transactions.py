@@ -1,6 +1,9 @@
-"""Decides a batch in one transaction, or in several if it contends with another worker.
+"""Decides a batch in transactions of a bounded size, and in smaller ones if they contend with another worker.
 
-After contending twice, a batch is split in halves, in the order of its events, and so are its parts, down to single
+A part has so many events that its records are probably below a size: the number follows from the parts before it. A
+part that turns out to be too large is rolled back and cut.
+
+After contending twice, a part is split in halves, in the order of its events, and so are its parts, down to single
 events. So the contending events are decided alone and all others in large parts. A committed part stays committed: if a
 later part fails, the batch is repeated, and the committed events are then redeliveries.
 """
@@ -9,15 +12,16 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import NamedTuple
 
 from infra import metrics
 from infra.errors import DependencyUnavailable
 from infra.retry import Backoff
 from infra.runtime import log
-from streams.intake.decide import Decision, Oversize
+from streams.intake.decision import Decision, Oversize
 from streams.intake.event import Event
+from streams.intake.part_size import Cut, PartSize
 from streams.intake.route import STAGE
 from streams.intake.store import Contended
 
@@ -35,24 +39,25 @@ class TooLarge(Exception):  # noqa: N818 - control flow, not a defect
         self.oversize = oversize
 
 
-@dataclass(frozen=True, slots=True)
-class Decided:
-    """The committed decisions of a batch, in the order of its events, and its events that are too large."""
+class Decided(NamedTuple):
+    """A committed decision, and events that were too large to be in it."""
 
-    decisions: list[Decision] = field(default_factory=list)
-    oversize: list[Oversize] = field(default_factory=list)
+    decision: Decision
+    oversize: Sequence[Oversize] = ()
 
 
-async def decide_all(
+async def decide_in_parts(
     events: Sequence[Event],
     decide: Callable[[Sequence[Event]], Awaitable[Decision]],
+    size: PartSize,
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
-) -> Decided:
-    """Decide ``events``.
+) -> AsyncIterator[Decided]:
+    """Decide ``events`` and yield the decision of each part when it is committed, in order.
 
     Args:
         events: of one batch, in order.
         decide: decides the events that it is called with in one transaction.
+        size: of the parts; is adapted.
         sleep: waits for a number of seconds, between attempts.
 
     Raises:
@@ -60,41 +65,54 @@ async def decide_all(
             are committed.
 
     """
-    run = _Run(decide, sleep)
-    parts = deque([events] if events else [])
-    while parts:
-        parts.extendleft(reversed(await run.part(parts.popleft())))
-    return run.decided
+    attempts = _Attempts(decide, size, sleep)
+    left = deque([events] if events else [])
+    while left:
+        part = left.popleft()
+        if len(part) > size.events:
+            left.appendleft(part[size.events :])
+            part = part[: size.events]
+        decided, undecided = await attempts.decide(part)
+        left.extendleft(reversed(undecided))
+        if decided is not None:
+            yield decided
 
 
-class _Run:
+class _Attempts:
     def __init__(
-        self, decide: Callable[[Sequence[Event]], Awaitable[Decision]], sleep: Callable[[float], Awaitable[object]]
+        self,
+        decide: Callable[[Sequence[Event]], Awaitable[Decision]],
+        size: PartSize,
+        sleep: Callable[[float], Awaitable[object]],
     ) -> None:
-        self.decided = Decided()
         self._decide = decide
+        self._size = size
         self._sleep = sleep
         self._failures = 0  # since the last commit
 
-    async def part(self, events: Sequence[Event]) -> list[Sequence[Event]]:
-        """Decide a part of the batch; return the parts to decide instead if that failed, else no parts."""
+    async def decide(self, events: Sequence[Event]) -> tuple[Decided | None, list[Sequence[Event]]]:
+        """Decide a part; return the decision if it was committed, and the parts that are still to be decided."""
         for _ in range(_ATTEMPTS if len(events) > 1 else _ATTEMPTS_ALONE):
             try:
-                self.decided.decisions.append(await self._decide(events))
+                decision = await self._decide(events)
             except TooLarge as found:
                 # Decided again from the start, because oversize events must not bind identities, merge or create leads.
-                self.decided.oversize.extend(found.oversize)
                 dead = {oversize.event.coordinates for oversize in found.oversize}
                 rest = [event for event in events if event.coordinates not in dead]
-                return [rest] if rest else []
+                return Decided(Decision(), found.oversize), [rest] if rest else []
+            except Cut as cut:
+                first = min(max(int(len(events) * cut.share), 1), len(events) - 1)
+                self._size.cut(first)
+                return None, [events[:first], events[first:]]
             except Contended as contended:
                 await self._back_off(contended, len(events))
             else:
                 self._failures = 0
-                return []
+                self._size.decided(len(events), decision.bytes)
+                return Decided(decision), []
         if len(events) == 1:
             raise DependencyUnavailable("Postgres", f"an event contended with other workers {_ATTEMPTS_ALONE} times")
-        return [events[: len(events) // 2], events[len(events) // 2 :]]
+        return None, [events[: len(events) // 2], events[len(events) // 2 :]]
 
     async def _back_off(self, contended: Contended, events: int) -> None:
         metrics.CONTENTION.labels(STAGE, contended.what).inc()

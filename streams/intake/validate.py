@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+import orjson
 from confluent_kafka import Message
 
 from infra.outcomes import Dead, Problem, Reason
@@ -15,10 +16,11 @@ from infra.telemetry import HEADER
 from schemas import rules
 from schemas.codec import Decoded
 from schemas.registry import registry
-from streams.intake.event import Event, event_key, identities
+from streams.intake.event import Event, content_hash, event_key, identities
 
 # Version, trace id, parent id, flags: 55 bytes. No version ff, no id of zeros.
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_MILLISECOND_US = 999  # the broker's timestamp is cut off to milliseconds
 
 
 def validate(decoded: Decoded, message: Message, now: int, max_ahead: int) -> Event | Dead:
@@ -45,6 +47,7 @@ def validate(decoded: Decoded, message: Message, now: int, max_ahead: int) -> Ev
     envelope = record["envelope"]
     tenant, event_id = envelope["tenant"], envelope["event_id"]
     headers = message.headers()
+    received_at = message.timestamp()[1] * 1000
     return Event(
         kind,
         record,
@@ -52,13 +55,16 @@ def validate(decoded: Decoded, message: Message, now: int, max_ahead: int) -> Ev
         event_id,
         envelope["source"],
         envelope["occurred_at"],
+        min(envelope["occurred_at"], received_at + _MILLISECOND_US),
         event_key(tenant, event_id),
+        content_hash(kind.name, envelope["source"], record),
         identities(tenant, record["identifiers"]),
         message.topic(),
         message.partition(),
         message.offset(),
-        message.timestamp()[1] * 1000,
+        received_at,
         properties,
+        orjson.dumps(context).decode() if (context := envelope["context"]) else "",
         message,
         traceparent(headers) if headers else None,
     )

@@ -10,7 +10,7 @@ import asyncpg
 import orjson
 
 from infra.clock import to_datetime
-from streams.intake.decide import FILTERED, Change, Decision, LeadRow, Merge
+from streams.intake.decision import FILTERED, Change, Decision, LeadRow, Merge
 from streams.intake.event import Identity
 
 _INSERTED = LeadRow._fields.index("merged_into")  # a new lead has not been merged
@@ -75,31 +75,29 @@ async def _insert_receipts(connection: asyncpg.Connection, changes: Sequence[Cha
     await connection.copy_records_to_table(
         "receipts",
         records=[
-            (c.event.key, month, c.event.topic, c.event.partition, c.event.offset, c.lead_id, c.version)
+            (c.event.key, month, *c.event.coordinates, c.lead_id, c.version, c.event.content)
             for c in sorted(changes, key=lambda c: c.event.key)
         ],
-        columns=["key", "month", "topic", "partition", "offset", "lead_id", "version"],
+        columns=["key", "month", "topic", "partition", "offset", "lead_id", "version", "content"],
     )
 
 
 async def _insert_history(connection: asyncpg.Connection, changes: Sequence[Change], month: date) -> None:
     columns = ["lead_id", "version", "month", "decided_at", "tenant", "event_id", "event_type", "source", "occurred_at"]
-    columns += [
-        "changes",
-        "merged",
-    ]  # merged only if it has values: an array is expensive to write, and merges are rare
+    columns += ["changes", "context"]
     plain = [_history(change, month) for change in changes if not change.merged]
-    await connection.copy_records_to_table("lead_history", records=plain, columns=columns[:-1])
+    await connection.copy_records_to_table("lead_history", records=plain, columns=columns)
     if len(plain) < len(changes):
+        # Apart, because an array is expensive to write, and merges are rare.
         merging = [(*_history(change, month), [*change.merged]) for change in changes if change.merged]
-        await connection.copy_records_to_table("lead_history", records=merging, columns=columns)
+        await connection.copy_records_to_table("lead_history", records=merging, columns=[*columns, "merged"])
 
 
 def _history(change: Change, month: date) -> tuple[Any, ...]:
     event = change.event
     return (
         *(change.lead_id, change.version, month, change.decided_at, event.tenant, event.event_id, event.type.name),
-        *(event.source, event.occurred_at, change.changes),
+        *(event.source, event.at, change.changes, event.context or None),
     )
 
 

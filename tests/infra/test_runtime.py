@@ -2,30 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
 
-import httpx
 import pytest
 
-from local.ports import free_port
-from tests.conftest import Stack, eventually
+from tests.conftest import Stack
 
 ROOT = Path(__file__).parents[2]
-TOO_MANY = """
-from infra.errors import TooManyDead
-from infra.runtime import run
-
-async def main(settings, stop):
-    raise TooManyDead("9 of the last 10 records were dead")
-
-run(main, "worker")
-"""
 DOUBLED = """
 import asyncpg
 from infra.runtime import run
@@ -70,41 +57,12 @@ def start(program: str, **settings: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", program], cwd=ROOT, env=environment, stdout=subprocess.PIPE)
 
 
-def test_too_many_dead_records_end_the_process_with_code_78() -> None:
-    out, _ = (worker := start(TOO_MANY)).communicate(timeout=60)
-    assert worker.returncode == 78
-    assert [json.loads(line)["level"] for line in out.splitlines()] == ["info", "critical"]
-
-
 @pytest.mark.parametrize("program", [TOGETHER, CYCLIC], ids=["first of several", "its context holds it"])
 def test_an_unexpected_error_is_logged_once_as_json_and_ends_the_process(program: str) -> None:
     out, _ = (worker := start(program)).communicate(timeout=60)
     assert worker.returncode == 1
     (line,) = [json.loads(line) for line in out.splitlines() if b"exception" in line]
     assert "ValueError: the cause" in line["exception"]
-
-
-async def test_with_stay_when_dead_the_process_keeps_running_without_consuming() -> None:
-    port = free_port()
-    worker = start(TOO_MANY, LEADSTREAM_STAY_WHEN_DEAD="true", LEADSTREAM_HEALTH_PORT=str(port))
-    try:
-        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
-
-            async def not_ready() -> httpx.Response | None:
-                try:
-                    response = await client.get("/ready")
-                except httpx.TransportError:
-                    return None
-                return response if response.status_code != httpx.codes.OK else None
-
-            response = await eventually(not_ready)
-            assert (response.status_code, response.text) == (503, "stopped: 9 of the last 10 records were dead\n")
-            assert (await client.get("/live")).status_code == httpx.codes.OK
-        worker.send_signal(signal.SIGTERM)
-        assert await asyncio.to_thread(worker.wait, 30) == 78
-    finally:
-        worker.kill()
-        worker.communicate()
 
 
 @pytest.mark.integration

@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 from infra.clock import uuid7
 from infra.kafka.producer import Output
 from infra.kafka.sizes import output_bytes
-from streams.intake.decide import Change, DecisionInput, Limits, decide, touches_needed
+from streams.intake.decide import decide, reported_leads, touches_needed
+from streams.intake.decision import Change, DecisionInput, Limits
 from streams.intake.dedupe import dedupe
 from streams.intake.event import Event, EventBatch
 from streams.intake.identity import identify
 from streams.intake.pipeline import Intake
 from streams.intake.route import Router
+from tests.conftest import outputs_of
 from tests.events import CODEC, HOUR, NOW, event
 from tests.streams.intake.memory import MemoryStore
 
@@ -70,8 +72,7 @@ def intake(store: MemoryStore, *, limit: int = 4_194_304) -> Intake:
 
 
 async def put(store: MemoryStore, events: Sequence[Event], **own: Any) -> Sequence[Output]:
-    effects = await intake(store, **own).apply(EventBatch(list(events)))
-    return effects.to_deliver()
+    return await outputs_of(intake(store, **own).apply(EventBatch(list(events))))
 
 
 @given(st.data(), many())
@@ -224,8 +225,9 @@ async def test_a_decision_depends_only_on_its_input_and_does_not_change_it(
         who = identify(split.new, owners, NOW, uuid7)
         leads = await stored.lock(who.existing)
         touches = await stored.touches(touches_needed(split.new, who, leads))
+        reports = await stored.past(reported_leads(split.new, who))
         past = await stored.history(split.redelivered)
-        known = DecisionInput(NOW, split, owners, who, leads, touches, *past)
+        known = DecisionInput(NOW, split, owners, who, leads, touches, reports, *past)
     shown = repr(known)
 
     first, second = decide(known, NO_LIMITS), decide(known, NO_LIMITS)
@@ -245,4 +247,4 @@ def _anything(_: Change) -> bool:
     return True
 
 
-NO_LIMITS = Limits(1 << 20, _anything)
+NO_LIMITS = Limits(1 << 20, _anything, 1 << 30)

@@ -17,11 +17,11 @@ from infra.clickhouse.client import ClickHouse, ClickHouseError
 from infra.errors import DependencyUnavailable
 from infra.kafka.dead_letters import TOPIC as DEAD
 from infra.kafka.dead_letters import dead_letter
-from infra.kafka.processor import Effects
+from infra.kafka.producer import Output
 from infra.outcomes import Dead, Problem, Reason
 from schemas.codec import HEADER
 from sinks.clickhouse import ClickHouseSink
-from tests.conftest import Stack
+from tests.conftest import Stack, outputs_of
 from tests.events import CODEC, NOW
 
 pytestmark = pytest.mark.integration
@@ -81,8 +81,8 @@ def messages(
     ]
 
 
-async def put(sink: ClickHouseSink, found: list[Message]) -> Effects:
-    return await sink.apply(sink.prepare(found))
+async def put(sink: ClickHouseSink, found: list[Message]) -> list[Output]:
+    return await outputs_of(sink.apply(sink.prepare(found)))
 
 
 async def count(server: ClickHouse, table: str, tenant: str) -> int:
@@ -96,7 +96,7 @@ async def test_a_change_is_a_row_of_events_and_the_state_of_its_lead(
     loser = str(uuid.uuid4())
     known = {"first_name": "Zoë", "employees": 42, "score": 0.5, "consent": {"marketing": "granted"}, "crm_ids": {}}
     value = change(unique, 7, lead=known, merged=[loser], own=True, changes='{"first_name":"Zoë"}')
-    assert await put(sink, messages(value)) == Effects([], 0)
+    assert await put(sink, messages(value)) == []
     rows = await server.query("SELECT * FROM lead_events WHERE tenant = {t:String}", t=unique)
     assert len(rows) == 1
     (event,) = rows
@@ -143,7 +143,7 @@ async def test_a_dead_letter_with_foreign_headers_stops_nothing(
 ) -> None:
     start = uuid.uuid4().int % 2**60
     effects = await put(sink, messages(b"x", topic=DEAD, start=start, headers=headers))
-    assert effects == Effects([], 0)
+    assert effects == []
     assert await server.query("SELECT size FROM dead_letters WHERE dead_offset = {o:Int64}", o=start) == [{"size": 1}]
 
 
@@ -151,7 +151,7 @@ async def test_a_repeated_batch_is_not_stored_again(server: ClickHouse, sink: Cl
     batch = messages(*(change(unique, n) for n in range(50)), start=uuid.uuid4().int % 2**60)
     batch += messages(*(outcome(unique, n) for n in range(20)), topic="leads.outcomes", start=uuid.uuid4().int % 2**60)
     for _ in range(3):
-        assert (await put(sink, batch)).dead == 0
+        assert await put(sink, batch) == []
     assert await count(server, "lead_events_store", unique) == 50
     assert await count(server, "leads_store", unique) == 50
     assert await count(server, "outcomes_store", unique) == 20
@@ -169,7 +169,7 @@ async def test_in_any_batching_and_repetition_each_record_is_one_row(stack: Stac
         sink = ClickHouseSink(server, CODEC)
         for first, length in [(0, 5), *cuts, (5, 12)]:
             piece = slice(first, first + length)
-            assert (await put(sink, of_leads[piece] + of_outcomes[piece])).dead == 0
+            assert await put(sink, of_leads[piece] + of_outcomes[piece]) == []
         for table in ("lead_events", "leads", "outcomes"):
             assert await count(server, table, tenant) == 12, table
 
@@ -219,11 +219,10 @@ async def test_foreign_payloads_are_dead_letters_and_the_others_are_inserted(
 ) -> None:
     foreign = [b"", b"hello", b"\xc3\x01", b"\xc3\x01" + b"x" * 30, outcome(unique, 1), b"\x00" * 100]
     batch = messages(change(unique, 1), *foreign, change(unique, 2))
-    effects = await put(sink, batch)
-    assert effects.dead == len(foreign)
-    assert [(o.topic, o.value) for o in effects.to_deliver()] == [(DEAD, m.value()) for m in batch[1:-1]]
-    assert {dict(o.headers or [])["leadstream.reason"] for o in effects.to_deliver()} == {b"unknown_schema"}
-    assert {dict(o.headers or [])["leadstream.stage"] for o in effects.to_deliver()} == {b"sink-clickhouse"}
+    outputs = await put(sink, batch)
+    assert [(o.topic, o.value) for o in outputs] == [(DEAD, m.value()) for m in batch[1:-1]]
+    assert {dict(o.headers or [])["leadstream.reason"] for o in outputs} == {b"unknown_schema"}
+    assert {dict(o.headers or [])["leadstream.stage"] for o in outputs} == {b"sink-clickhouse"}
     assert await count(server, "lead_events", unique) == 2
 
 
@@ -240,9 +239,9 @@ async def test_only_the_records_that_clickhouse_rejects_are_dead(
     ]
     values = good + broken
     rng.shuffle(values)
-    effects = await put(sink, messages(*values, start=uuid.uuid4().int % 2**60))
-    assert {o.value for o in effects.to_deliver()} == set(broken)
-    assert {dict(o.headers or [])["leadstream.reason"] for o in effects.to_deliver()} == {b"rejected"}
+    outputs = await put(sink, messages(*values, start=uuid.uuid4().int % 2**60))
+    assert {o.value for o in outputs} == set(broken)
+    assert {dict(o.headers or [])["leadstream.reason"] for o in outputs} == {b"rejected"}
     rows = await server.query("SELECT event_id FROM lead_events WHERE tenant = {t:String}", t=unique)
     assert sorted(row["event_id"] for row in rows) == sorted(f"e-{n}" for n in range(40))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,8 +13,9 @@ from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException
 from confluent_kafka.admin import NewTopic
 
 from infra.kafka import client
+from infra.kafka.assignment import BatchLimits
 from infra.kafka.batches import run_batches
-from infra.kafka.processor import Effects
+from infra.kafka.processor import Outputs
 from infra.kafka.producer import Deliverer, Output
 from infra.runtime import Stop
 from infra.settings import Settings
@@ -45,7 +46,6 @@ class Recorder:
 
     out: str
     during: Callable[[list[Message]], Any] = lambda _: None
-    dead: Callable[[Message], bool] = lambda _: False
     applied: list[Coordinates] = field(default_factory=list)
     batches: list[list[Message]] = field(default_factory=list)
     preparing: Callable[[Sequence[Message]], Any] = lambda _: None
@@ -62,15 +62,14 @@ class Recorder:
         self.preparing(messages)
         return list(messages)
 
-    async def apply(self, prepared: list[Message]) -> Effects:
+    async def apply(self, prepared: list[Message]) -> AsyncGenerator[Outputs, None]:
         self.tries.append(id(prepared))
         self.entered.set()
         await self.gate.wait()
         self.during(prepared)
         self.batches.append(prepared)
         self.applied += [(m.partition(), m.offset()) for m in prepared]
-        outputs = [Output(self.out, m.key(), m.value(), None, m.partition()) for m in prepared]
-        return Effects(outputs, sum(self.dead(m) for m in prepared))
+        yield [Output(self.out, m.key(), m.value(), None, m.partition()) for m in prepared]
 
 
 @dataclass
@@ -94,7 +93,8 @@ class Place:
         )
 
     def run(self, processor: Recorder, *, stop: Stop | None = None, size: int = 50, **own: Any) -> asyncio.Task[None]:
-        options: dict[str, Any] = {"settings": self.settings, "linger_ms": 20, "config": QUICK_GROUP} | own
+        options: dict[str, Any] = {"settings": self.settings, "config": QUICK_GROUP} | own
+        limits = BatchLimits(size, options.pop("max_bytes", 1 << 20), options.pop("linger_ms", 20))
         return asyncio.ensure_future(
             run_batches(
                 options.pop("settings"),
@@ -102,7 +102,7 @@ class Place:
                 topics=[self.name],
                 processor=processor,
                 stop=stop or self.stop,
-                size=size,
+                limits=limits,
                 deliverer=self.deliverer,
                 **options,
             )

@@ -1,47 +1,21 @@
-"""Dead letters: every record has one, whatever its size, and too many of them stop a stage."""
+"""Dead letters: every record has one, whatever its size."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable
 
 import pytest
 from confluent_kafka import TopicPartition
 
-from infra.errors import TooManyDead
 from infra.kafka import client
-from infra.kafka.dead_letters import LARGEST, DeadShare, dead_letter
+from infra.kafka.dead_letters import LARGEST, dead_letter
 from infra.kafka.dead_letters import TOPIC as DEAD
 from infra.kafka.producer import Deliverer, Output
 from infra.outcomes import Dead, Reason
 from tests.conftest import Stack
-from tests.infra.kafka.conftest import Place, Recorder
 
 pytestmark = pytest.mark.integration
-
-
-def test_too_many_dead_are_detected_before_the_window_is_full() -> None:
-    """Otherwise a stage that restarts repeatedly would dead-letter a window of records each time."""
-    share = DeadShare(100, 0.5)
-    for _ in range(5):
-        share.add(10, 10)
-    with pytest.raises(TooManyDead):
-        share.add(1, 1)
-
-
-async def test_too_many_dead_stop_the_process_before_their_dead_letters_are_written(
-    place: Callable[..., Place],
-) -> None:
-    here = place(LEADSTREAM_DEAD_WINDOW="20", LEADSTREAM_MAX_DEAD_SHARE="0.4")
-    processor = Recorder(here.out, dead=lambda m: bool(m.value() == b"bad"))
-    good, mixed = [b"good"] * 20, [b"bad"] * 8 + [b"good"] * 12
-    await here.send(*good, *mixed, *[b"bad"] * 20)
-    with pytest.raises(TooManyDead, match=r"0\.4"):
-        await here.run(processor, size=20, linger_ms=5000)
-    produced = (await here.produced()).get(0, [])
-    assert produced.count(b"bad") <= 8  # the share is allowed; the batch that exceeds it has no dead letters
-    assert (await here.committed()).get(0, 0) in (0, 20, 40)
 
 
 @pytest.mark.parametrize(

@@ -14,12 +14,13 @@ from confluent_kafka import Message, TopicPartition
 from prometheus_client import REGISTRY
 
 from infra.errors import ClientFailed
-from infra.kafka.assignment import Assignment
+from infra.kafka.assignment import Assignment, BatchLimits
 from infra.runtime import Status, Stop
 from tests.conftest import eventually
 from tests.infra.kafka.conftest import Place, Recorder, numbers
 
 pytestmark = pytest.mark.integration
+LIMITS = BatchLimits(10, 1 << 20, 10)
 
 
 async def test_no_record_is_lost_while_workers_start_and_stop_under_load(place: Callable[..., Place]) -> None:
@@ -106,7 +107,7 @@ class Rebalancing:
             self.callbacks["on_revoke"](self, [TopicPartition("t", 0)])
             if self.back:
                 self.callbacks["on_assign"](self, [TopicPartition("t", 0)])
-        return self.reads.pop(0)
+        return self.reads.pop(0) if self.reads else []
 
     def pause(self, _: Any) -> None:
         pass
@@ -123,9 +124,9 @@ def test_records_fetched_before_and_after_a_rebalance_are_not_mixed(*, back: boo
     assignment = Assignment(Rebalancing([old], [new] if back else [], back=back), "group", Status())
     assignment.subscribe(["t"])
     if paused:
-        assignment.poll_paused(10)
-        assignment.poll_paused(10)
-    fetched = assignment.poll(10, 0.01)
+        assignment.poll_paused(LIMITS)
+        assignment.poll_paused(LIMITS)
+    fetched = assignment.poll(LIMITS)
     assert [m.offset() for m in fetched.messages] == ([3] if back else [])
     assert fetched.assignments == ({("t", 0): 2} if back else {})
 
@@ -146,7 +147,7 @@ async def test_the_consumer_is_closed_after_a_running_poll_even_if_its_task_was_
             calls.append("closed")
 
     assignment = Assignment(Polling(back=False), "group", Status())
-    polling = asyncio.ensure_future(assignment.call(lambda: assignment.poll(10, 0.01)))
+    polling = asyncio.ensure_future(assignment.call(lambda: assignment.poll(LIMITS)))
     await asyncio.to_thread(entered.wait, 30)
     polling.cancel()
     closing = asyncio.ensure_future(assignment.close())

@@ -32,12 +32,13 @@ WRONG = "wrong-4712"
 AGENT = str(Path(__file__).parents[2] / "streams" / "faust" / "agent_worker.py")
 ALONE = """
 import asyncio
+from infra.kafka.assignment import BatchLimits
 from infra.kafka.batches import run_batches
 from infra.kafka.producer import Deliverer
 from infra.runtime import run
 
 async def main(settings, stop):
-    options = {"group": "g", "topics": ["t"], "size": 10, "linger_ms": 10, "stop": stop, "processor": None}
+    options = {"group": "g", "topics": ["t"], "limits": BatchLimits(10, 1 << 20, 10), "stop": stop, "processor": None}
     deliverer = Deliverer(settings, "worker", on_fatal=stop.fail)
     await run_batches(settings, deliverer=deliverer, **options)
     await deliverer.close()

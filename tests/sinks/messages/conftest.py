@@ -29,6 +29,7 @@ from sinks.messages import Channel, email
 from sinks.messages.delivery import MessageDelivery
 from sinks.messages.message_requests import MessageRequests
 from sinks.messages.messages_table import MessageRow, MessagesTable
+from tests.conftest import outputs_of
 
 CODEC = Codec()
 START = 1_770_000_000_000_000
@@ -175,7 +176,7 @@ class World:
     async def consume(self, *records: Record) -> list[Output]:
         """Process ``records`` as the batch loop does."""
         requests = self.requests()
-        return list((await requests.apply(requests.prepare(records))).to_deliver())
+        return await outputs_of(requests.apply(requests.prepare(records)))
 
     async def requested(self, lead_id: str = "", **changes: Any) -> str:
         """Request one message and return its id."""

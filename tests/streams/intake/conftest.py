@@ -17,7 +17,7 @@ from infra.postgres.pool import connect
 from streams.intake.pipeline import Intake
 from streams.intake.route import Router
 from streams.intake.store import Store
-from tests.conftest import Stack
+from tests.conftest import Stack, outputs_of
 from tests.events import CODEC
 
 TOPICS = {
@@ -56,9 +56,8 @@ async def pool(stack: Stack) -> AsyncIterator[asyncpg.Pool]:
 
 async def put(stage: Intake, *found: Message) -> dict[str, list[dict[str, Any]]]:
     """Process one batch; return the published records by type."""
-    effects = await stage.apply(stage.prepare(found))
     published: dict[str, list[dict[str, Any]]] = {name: [] for name in TOPICS.values()}
-    for output in effects.to_deliver():
+    for output in await outputs_of(stage.apply(stage.prepare(found))):
         decoded = CODEC.decode(output.value or b"")
         assert decoded.type == TOPICS[output.topic]
         about = json.loads(decoded.record["lead"]) if output.topic in LEAD_INSIDE else decoded.record

@@ -9,8 +9,9 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from streams.intake.decide import Decision, LeadRow, PastChange
+from streams.intake.decision import Decision, LeadRow, PastChange
 from streams.intake.dedupe import Receipt
+from streams.intake.echo import REPORTING, PastValues
 from streams.intake.event import Event, Identity
 from streams.intake.merge import TOUCHING, Touch
 from streams.intake.store import Store, Transaction
@@ -23,6 +24,7 @@ class Tables:
     leads: dict[str, LeadRow] = field(default_factory=dict)
     history: dict[tuple[str, int], PastChange] = field(default_factory=dict)
     touches: dict[str, list[Touch]] = field(default_factory=dict)
+    past: dict[str, list[PastValues]] = field(default_factory=dict)
 
 
 def _as_jsonb(row: LeadRow) -> LeadRow:
@@ -54,6 +56,9 @@ class MemoryTransaction(Transaction):
     async def touches(self, lead_ids: Collection[str]) -> dict[str, list[Touch]]:
         return {lead_id: list(self._tables.touches.get(lead_id, [])) for lead_id in lead_ids}
 
+    async def past(self, lead_ids: Collection[str]) -> dict[str, list[PastValues]]:
+        return {lead_id: list(self._tables.past.get(lead_id, [])) for lead_id in lead_ids}
+
     async def history(
         self, redelivered: Sequence[tuple[Event, Receipt]]
     ) -> tuple[dict[tuple[str, int], PastChange], dict[str, LeadRow]]:
@@ -81,11 +86,13 @@ class MemoryTransaction(Transaction):
             event = change.event
             assert event.key not in tables.receipts
             assert (change.lead_id, change.version) not in tables.history
-            tables.receipts[event.key] = Receipt(*event.coordinates, change.lead_id, change.version)
+            tables.receipts[event.key] = Receipt(*event.coordinates, change.lead_id, change.version, event.content)
             past = PastChange(change.decided_at, change.changes, tuple(change.merged))
             tables.history[change.lead_id, change.version] = past
+            values = PastValues(event.at, json.loads(change.changes), reported=event.type.authority == REPORTING)
+            tables.past.setdefault(change.lead_id, []).append(values)
             if event.type.authority in TOUCHING:
-                touch = (event.occurred_at, event.event_id, event.source)
+                touch = (event.at, event.event_id, event.source)
                 tables.touches.setdefault(change.lead_id, []).append(touch)
 
 

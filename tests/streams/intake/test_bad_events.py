@@ -14,11 +14,11 @@ from confluent_kafka import Message
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infra.kafka.processor import Effects
 from infra.outcomes import Reason
 from streams.intake.pipeline import Intake
 from streams.intake.route import Router
 from streams.intake.store import Store
+from tests.conftest import outputs_of
 from tests.events import CODEC, NOW, message, payload, record
 from tests.streams.intake.conftest import intake, leads, open_pool
 
@@ -79,9 +79,8 @@ async def test_an_invalid_event_is_a_dead_letter_with_unchanged_bytes(pool: asyn
     headers = [("traceparent", b"00-1"), ("x", None), ("x", b"\xff")]
     found = [Message("leads.received", 5, n, b"key\xff", v, headers, None, (2, 1)) for n, v in enumerate(values)]
     stage = intake(pool)
-    effects: Effects = await stage.apply(stage.prepare(found))
-    letters = [output for output in effects.to_deliver() if output.topic == "leads.dead"]
-    assert effects.dead == len(letters) == len(BROKEN)
+    letters = [output for output in await outputs_of(stage.apply(stage.prepare(found))) if output.topic == "leads.dead"]
+    assert len(letters) == len(BROKEN)
     added = [{k: v for k, v in letter.headers or [] if k.startswith("leadstream.")} for letter in letters]
     assert [
         (each["leadstream.reason"].decode(), letter.value) for each, letter in zip(added, letters, strict=True)
@@ -99,8 +98,7 @@ async def test_an_invalid_event_is_a_dead_letter_with_unchanged_bytes(pool: asyn
 async def test_a_batch_of_dead_letters_only_needs_no_database() -> None:
     async with open_pool("postgresql://leadstream@127.0.0.1:1/leadstream") as away:
         stage = intake(away)
-        effects = await stage.apply(stage.prepare([message(b"hello")]))
-        assert effects.dead == len(effects.to_deliver()) == 1
+        assert len(await outputs_of(stage.apply(stage.prepare([message(b"hello")])))) == 1
 
 
 @settings(max_examples=150, deadline=None)
@@ -129,5 +127,5 @@ async def test_postgres_rejects_no_event_that_passed_validation(pool: asyncpg.Po
             values.append(bytes(value))
         prepared = stage.prepare([message(v, offset=number * 50 + n) for n, v in enumerate(values)])
         taken += len(prepared.events)
-        await stage.apply(prepared)
+        await outputs_of(stage.apply(prepared))
     assert taken > 100

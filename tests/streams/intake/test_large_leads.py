@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import asyncpg
 import pytest
 
-from infra.kafka.processor import Effects
-from infra.kafka.producer import Output
 from infra.kafka.topics import load_topics as topics
 from streams.intake.pipeline import Intake
+from tests.conftest import outputs_of
 from tests.events import CODEC, HOUR, NOW, message, payload
 from tests.streams.intake.conftest import intake, leads, state
 
@@ -26,7 +24,7 @@ LARGEST = {name: int(topic.config["max.message.bytes"]) for name, topic in topic
 async def offer(stage: Intake, *values: bytes) -> dict[str, str]:
     """Process one batch; return the event ids of its dead letters with their reasons; check the size of all outputs."""
     found = [message(value, offset=n) for n, value in enumerate(values)]
-    outputs: Sequence[Output] = (await stage.apply(stage.prepare(found))).to_deliver()
+    outputs = await outputs_of(stage.apply(stage.prepare(found)))
     for output in outputs:
         assert len(output.value or b"") + 1000 < LARGEST[output.topic]
     dead = [output for output in outputs if output.topic == "leads.dead"]
@@ -53,13 +51,13 @@ async def test_a_lead_at_its_maximum_size_gets_no_more_values_and_does_not_affec
     values.append(payload("lead_updated", "other", tenant=unique, email="other@example.com"))
     found = [message(value, offset=n) for n, value in enumerate(values)]
     stage = intake(pool)
-    outcome: list[Effects] = [await stage.apply(stage.prepare(part)) for part in (found[:10], found[10:])]
-    letters = [output for effects in outcome for output in effects.to_deliver() if output.topic == "leads.dead"]
+    outputs = [o for part in (found[:10], found[10:]) for o in await outputs_of(stage.apply(stage.prepare(part)))]
+    letters = [output for output in outputs if output.topic == "leads.dead"]
     grown = next(lead for lead in await leads(pool, unique) if lead["email"] == "grows@example.com")
     assert grown["version"] == 24 - len(letters) > 10
     assert [letter.value for letter in letters] == values[24 - len(letters) : 24]
     assert {dict(letter.headers or [])["leadstream.reason"] for letter in letters} == {b"too_large"}
-    assert max(len(o.value or b"") for effects in outcome for o in effects.to_deliver()) < 4_194_304
+    assert max(len(output.value or b"") for output in outputs) < 4_194_304
     assert len(await leads(pool, unique)) == 2
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infra.kafka.sizes import output_bytes
-from streams.intake.decide import Change, Decision
+from streams.intake.decision import Change, Decision
 from streams.intake.route import Router
 from tests.events import CODEC, NOW, event
 
@@ -46,7 +46,7 @@ def test_no_record_of_a_change_is_larger_than_its_bound(text: str, letter: str, 
     losers = {f"{n:08d}{LEAD_ID[8:]}": 2**62 for n in range(merged)}
     change = Change(one, LEAD_ID, 2**62, 2**62, {"email": 1}, changes, losers, 2**62, lead)
 
-    outputs = made.route([Decision(accepted=[change], signal_types=frozenset({"form_submitted"}))])
+    outputs = made.route(Decision(accepted=[change], signal_types=frozenset({"form_submitted"})))
 
     assert {output.topic for output in outputs} >= set(TOPICS[:4])
     assert max(output_bytes(output) for output in outputs) <= made.largest_record(change)
@@ -54,7 +54,7 @@ def test_no_record_of_a_change_is_larger_than_its_bound(text: str, letter: str, 
 
 def test_the_outcome_of_a_duplicate_fits_the_smallest_permitted_topic() -> None:
     longest = event("page_viewed", "e" * 200, url="/", **LONG)._replace(topic="t" * 249, offset=2**63 - 1)
-    (outcome,) = router(4096).route([Decision(duplicates=[longest])])
+    (outcome,) = router(4096).route(Decision(duplicates=[longest]))
     assert output_bytes(outcome) <= 4096
 
 
