@@ -27,7 +27,7 @@ class Reason(StrEnum):
     EVENT_ID_REUSED = "event_id_reused"  # another event of the tenant has this event_id
     # dead at a destination
     REJECTED = "rejected"  # the destination rejects it permanently
-    EXPIRED = "expired"  # not delivered within its time limit
+    EXPIRED = "expired"  # not delivered within its time limit, or too old for a campaign
     UNSURE = "unsure"  # it is unknown whether it was delivered, and a retry could deliver it twice
     # duplicate
     DUPLICATE_EVENT = "duplicate_event"  # (tenant, event_id) was accepted before from another record

@@ -36,9 +36,11 @@ def payload(kind: str, event_id: str = "e-1", **own: Any) -> bytes:
     return CODEC.encoder(kind)(record(kind, event_id, **own))
 
 
-def message(value: bytes | None, *, offset: int = 0, partition: int = 0, topic: str = "leads.received") -> Message:
-    """Return a Kafka message as a consumer would."""
-    return Message(topic, partition, offset, None, value, None, None, (2, NOW // 1000))
+def message(
+    value: bytes | None, *, offset: int = 0, partition: int = 0, topic: str = "leads.received", at: int = NOW
+) -> Message:
+    """Return a Kafka message as a consumer would; ``at``: the broker's time, in microseconds."""
+    return Message(topic, partition, offset, None, value, None, None, (2, at // 1000))
 
 
 def event(kind: str, event_id: str = "e-1", *, offset: int = 0, partition: int = 0, **own: Any) -> Event:

@@ -31,6 +31,7 @@ STAGE = "campaigns"
 TOPIC = "leads.campaign-signals"
 RECORD = "campaign_signal"
 REQUESTS = "leads.messages-requested"
+_HOUR_US = 3_600_000_000
 _STEP = "1"  # a campaign has one step
 # Channel -> field of the lead with the recipient's address. The other channels have a fixed recipient.
 ADDRESS_FIELDS = {"email": "email"}
@@ -76,6 +77,8 @@ class Evaluator:
 
     def _decide(self, campaign: Campaign, templates: Templates, signal: Signal, outputs: list[Output]) -> _Decision:
         lead = signal.lead
+        if signal.occurred_at < self._clock() - campaign.max_age_hours * _HOUR_US:
+            return What.SKIPPED, Reason.EXPIRED
         if not campaign.consent.allows(lead["consent"]):
             return What.SKIPPED, Reason.NO_CONSENT
         channel = campaign.step.channel

@@ -103,12 +103,16 @@ class Step(_Strict):
 
 
 class Campaign(_Strict):
-    """One campaign file. ``once_per``: send at most one message for each lead, or for each event."""
+    """One campaign file. ``once_per``: send at most one message for each lead, or for each event.
+
+    ``max_age_hours``: an event that occurred earlier triggers nothing, such as an imported or a late one.
+    """
 
     name: str = Field(pattern=r"^[a-z0-9_]{1,64}$")
     trigger: Trigger
     consent: Consent = Consent()
     once_per: Literal["lead", "event"] = "lead"
+    max_age_hours: float = Field(24, gt=0, le=24 * 3660, strict=False)
     step: Step
 
 
@@ -121,6 +125,7 @@ class Signal:
     event_type: str
     event: Mapping[str, Any]
     lead: Mapping[str, Any]
+    occurred_at: int = 0  # microseconds since 1970
 
 
 def parse_signal(record: Mapping[str, Any]) -> Signal:
@@ -133,7 +138,8 @@ def parse_signal(record: Mapping[str, Any]) -> Signal:
     event = orjson.loads(record["properties"])
     if not isinstance(event, dict):
         raise ValueError("properties must be a JSON object")  # noqa: TRY004 - as for invalid JSON
-    return Signal(record["tenant"], record["event_id"], record["event_type"], event, parse_lead(record["lead"]))
+    lead = parse_lead(record["lead"])
+    return Signal(record["tenant"], record["event_id"], record["event_type"], event, lead, record["occurred_at"])
 
 
 def read_campaigns(folder: Path) -> tuple[dict[str, Campaign], list[str]]:

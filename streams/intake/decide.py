@@ -40,8 +40,11 @@ def touches_needed(events: Sequence[Event], identified: Identified, leads: Mappi
 
 def reported_leads(events: Sequence[Event], identified: Identified) -> set[str]:
     """Return the stored leads whose newest changes :func:`decide` needs: those with a report of a CRM."""
-    reported = {to for event, to in zip(events, identified.lead_ids, strict=True) if event.type.authority == REPORTING}
-    return reported - identified.created
+    return _reported(events, identified) - identified.created
+
+
+def _reported(events: Sequence[Event], identified: Identified) -> set[str]:
+    return {to for event, to in zip(events, identified.lead_ids, strict=True) if event.type.authority == REPORTING}
 
 
 def decide(known: DecisionInput, limits: Limits) -> Decision:
@@ -79,7 +82,8 @@ class _Work:
         self._now = known.now
         self._limits = limits
         self._leads = {lead_id: _working_copy(row, known.touches.get(lead_id)) for lead_id, row in known.leads.items()}
-        self._past: dict[str, list[PastValues]] = {lead_id: list(past) for lead_id, past in known.past.items()}
+        reported = _reported(known.events.new, known.identified)
+        self._past = {lead_id: list(known.past.get(lead_id, ())) for lead_id in reported}
         self._losers: dict[str, list[Lead]] = {}
         for loser_id, survivor_id in known.identified.merges.items():
             self._losers.setdefault(survivor_id, []).append(self._leads[loser_id])
@@ -137,7 +141,7 @@ class _Work:
 
     def _next_version(self, lead: Lead, event: Event, merged: dict[str, int]) -> Change:
         reporting = event.type.authority == REPORTING
-        past = self._past.setdefault(lead.lead_id, []) if reporting else self._past.get(lead.lead_id)
+        past = self._past.get(lead.lead_id)
         changed = merge(lead, event, echoes(event, past)) if reporting and past else merge(lead, event)
         if past is not None and changed:
             past.append(PastValues(event.at, changed, reported=reporting))

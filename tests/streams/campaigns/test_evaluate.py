@@ -23,13 +23,15 @@ LEAD = str(uuid.UUID(int=7))
 NOW = 1_770_000_000_000_000
 
 
-def record(event_id: str = "e-1", form_id: str = "demo", kind: str = "form_submitted", **lead: Any) -> Record:
+def record(
+    event_id: str = "e-1", form_id: str = "demo", kind: str = "form_submitted", at: int = NOW, **lead: Any
+) -> Record:
     names = {"lead_id": LEAD, "tenant": "acme", "version": 3, "created_at": NOW, "updated_at": NOW}
     signal = {
         "tenant": "acme",
         "event_id": event_id,
         "event_type": kind,
-        "occurred_at": NOW,
+        "occurred_at": at,
         "decided_at": NOW,
         "properties": orjson.dumps({"form_id": form_id, "answers": {}, "identifiers": {}}).decode(),
         "lead": orjson.dumps(names | {"email": "ada@example.com", "first_name": "Ada"} | lead).decode(),
@@ -119,3 +121,36 @@ async def test_an_invalid_signal_is_a_dead_letter_with_its_original_value(value:
 async def test_a_message_that_is_too_large_for_its_topic_is_skipped_and_not_requested() -> None:
     ((topic, outcome),) = await run(record(first_name="A" * 2_000_000))
     assert (topic, outcome["what"], outcome["reason"]) == ("leads.outcomes", "skipped", "too_large")
+
+
+HOUR = 3_600_000_000
+
+
+@pytest.mark.parametrize(("age", "triggered"), [(23 * HOUR, True), (25 * HOUR, False), (5 * 365 * 24 * HOUR, False)])
+async def test_an_old_event_triggers_nothing_and_is_reported_as_expired(age: int, triggered: bool) -> None:
+    """Such as forms that are imported years later."""
+    outputs = await run(record(at=NOW - age))
+    outcome = outputs[-1][1]
+    assert (outcome["what"], outcome["reason"]) == (("triggered", "") if triggered else ("skipped", "expired"))
+    assert len(outputs) == 1 + triggered
+
+
+@pytest.mark.parametrize(
+    "lead",
+    [
+        {"consent": []},
+        {"consent": {"marketing": 1}},
+        {"email": None},
+        {"email": {"a": 1}},
+        {"version": 2**63},
+        {"version": "3"},
+        {"lead_id": "not a uuid"},
+        {"lead_id": 7},
+        {"custom": "x"},
+        {"employees": "many"},
+    ],
+)
+async def test_a_lead_with_values_of_wrong_types_is_a_dead_letter(lead: dict[str, Any]) -> None:
+    (letter,) = await evaluator()(record(**lead))
+    assert letter.topic == "leads.dead"
+    assert dict(letter.headers or [])["leadstream.reason"] == b"not_json"

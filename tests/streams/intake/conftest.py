@@ -13,6 +13,7 @@ import orjson
 import pytest
 from confluent_kafka import Message
 
+from infra.kafka.dead_letters import TOPIC as DEAD
 from infra.postgres.pool import connect
 from streams.intake.pipeline import Intake
 from streams.intake.route import Router
@@ -54,10 +55,13 @@ async def pool(stack: Stack) -> AsyncIterator[asyncpg.Pool]:
         yield pool
 
 
-async def put(stage: Intake, *found: Message) -> dict[str, list[dict[str, Any]]]:
-    """Process one batch; return the published records by type."""
-    published: dict[str, list[dict[str, Any]]] = {name: [] for name in TOPICS.values()}
+async def put(stage: Intake, *found: Message) -> dict[str, list[Any]]:
+    """Process one batch; return the published records by type, and the dead letters as they are."""
+    published: dict[str, list[Any]] = {name: [] for name in (*TOPICS.values(), DEAD)}
     for output in await outputs_of(stage.apply(stage.prepare(found))):
+        if output.topic == DEAD:
+            published[DEAD].append(output)
+            continue
         decoded = CODEC.decode(output.value or b"")
         assert decoded.type == TOPICS[output.topic]
         about = json.loads(decoded.record["lead"]) if output.topic in LEAD_INSIDE else decoded.record
