@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _TIMEOUT_S = 10.0
 _SILENT_S = 30.0
+_MAX_DIGITS = 19
 
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -37,6 +38,9 @@ class Letter:
     detail: str
     exception: str
     at: str
+    tenant: str
+    event_id: str
+    sender: str
     dead_partition: int
     dead_offset: int
     size: int
@@ -56,20 +60,21 @@ def list_(
     limit: Annotated[int, typer.Option(min=1, help="With --reason: list at most this many, the newest.")] = 50,
     as_json: _Json = False,
 ) -> None:
-    """Count the dead letters by reason and stage."""
+    """Count the dead letters by reason, stage and sender."""
     letters = [_letter(message) for message in _read(Settings.load())]
     if reason:
         chosen = sorted((each for each in letters if each.reason == reason), key=lambda each: each.at)[-limit:]
         _print([asdict(each) for each in chosen], as_json=as_json)
         return
-    grouped: dict[tuple[str, str], list[Letter]] = defaultdict(list)
+    grouped: dict[tuple[str, str, str], list[Letter]] = defaultdict(list)
     for each in letters:
-        grouped[each.reason, each.stage].append(each)
+        grouped[each.reason, each.stage, each.sender].append(each)
     summary = []
-    for (code, stage), members in sorted(grouped.items(), key=lambda item: -len(item[1])):
+    for (code, stage, sender), members in sorted(grouped.items(), key=lambda item: -len(item[1])):
         newest = max(members, key=lambda each: each.at)
         example = f"{newest.topic} {newest.partition} {newest.offset}"
-        summary.append({"reason": code, "stage": stage, "count": len(members), "newest": newest.at, "example": example})
+        row = {"reason": code, "stage": stage, "sender": sender, "count": len(members)}
+        summary.append(row | {"newest": newest.at, "example": example})
     _print(summary, as_json=as_json)
 
 
@@ -144,6 +149,9 @@ def _letter(message: Message) -> Letter:
         detail=text.get("detail", ""),
         exception=text.get("exception", ""),
         at=at.isoformat(timespec="milliseconds"),
+        tenant=text.get("tenant", ""),
+        event_id=text.get("event_id", ""),
+        sender=text.get("sender", ""),
         dead_partition=message.partition() or 0,
         dead_offset=message.offset() or 0,
         size=len(message.value() or b""),
@@ -151,7 +159,8 @@ def _letter(message: Message) -> Letter:
 
 
 def _number(text: str) -> int:
-    return int(text) if text.isdecimal() else 0
+    """Return a number below 2^62, or 0: a record may have forged headers."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) < _MAX_DIGITS else 0
 
 
 def _print(rows: list[dict[str, Any]], *, as_json: bool, as_list: bool = False) -> None:

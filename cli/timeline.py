@@ -33,8 +33,9 @@ SELECT toUnixTimestamp64Micro(at) AS at_us, stage, what, reason, tenant, event_i
 FROM outcomes WHERE {where} ORDER BY at_us
 """
 _DEAD = """
-SELECT toUnixTimestamp64Micro(at) AS at_us, stage, reason, detail, topic, partition, offset, dead_partition, dead_offset
-FROM dead_letters WHERE topic = {topic:String} AND partition = {partition:Int32} AND offset = {offset:Int64}
+SELECT toUnixTimestamp64Micro(at) AS at_us, stage, reason, detail, topic, partition, offset, dead_partition, dead_offset,
+       tenant, event_id
+FROM dead_letters WHERE {where} ORDER BY at_us LIMIT 500
 """
 # A lead, the lead that it was merged into, and all leads that were merged into that one, directly or in several steps.
 _MERGED_LEADS = """
@@ -120,14 +121,19 @@ class TimelineReader:
         of_tenant = " AND tenant = {tenant:String}" if tenant else ""
         events = await self._events("event_id = {id:String}" + of_tenant, id=id_, tenant=tenant)
         outcomes = await self._outcomes("event_id = {id:String}" + of_tenant, id=id_, tenant=tenant)
+        dead = await self._dead("event_id = {id:String}" + of_tenant, id=id_, tenant=tenant)
         if events:
             _require_one_tenant(event["tenant"] for event in events)
-            return await self._event(events, outcomes)
+            timeline = await self._event(events, outcomes)
+            timeline.steps += _dead_steps(dead)
+            return timeline
         lead_id = _uuid(id_) or await self._lead_id_of(id_, tenant)
         if lead_id and (timeline := await self._lead(lead_id)):
             return timeline
-        if outcomes:
-            return Timeline("event", outcomes[0]["tenant"], steps=[self._outcome(o, {}) for o in outcomes])
+        if outcomes or dead:
+            _require_one_tenant(row["tenant"] for row in (*outcomes, *dead))
+            steps = [self._outcome(o, {}) for o in outcomes] + _dead_steps(dead)
+            return Timeline("event", (*outcomes, *dead)[0]["tenant"], steps=steps)
         raise NothingFoundError(
             "Nothing found for this id. Intake may not have reached the event yet: see `leadstream lag`. Or the record "
             "is dead: find its topic, partition and offset with `leadstream dead list`, and trace them."
@@ -142,17 +148,13 @@ class TimelineReader:
             outcomes = await self._outcomes(same_event, id=first["event_id"], tenant=first["tenant"])
             return await self._event(events, outcomes)
         outcomes = await self._outcomes(where, **coordinates)
-        dead = await self._clickhouse.query(_DEAD, **coordinates)
+        dead = await self._dead(where, **coordinates)
         if not outcomes and not dead:
             raise NothingFoundError(
                 "Nothing found for this record. Intake may not have reached it yet: see `leadstream lag`."
             )
         steps = [self._outcome(o, {}) for o in outcomes if not (dead and o["what"] == "dead")]
-        for letter in dead:
-            place = f"kept at leads.dead/{letter['dead_partition']}/{letter['dead_offset']}"
-            description = "; ".join(filter(None, (letter["reason"], letter["detail"], place)))
-            steps.append(Step(letter["at_us"], letter["stage"], "dead", description))
-        return Timeline("record", steps=steps)
+        return Timeline("record", steps=steps + _dead_steps(dead))
 
     async def _event(self, events: Sequence[dict[str, Any]], outcomes: Sequence[dict[str, Any]]) -> Timeline:
         event = events[0]
@@ -218,6 +220,9 @@ class TimelineReader:
     async def _outcomes(self, where: str, **params: Any) -> list[dict[str, Any]]:
         return await self._clickhouse.query(_OUTCOMES.replace("{where}", where), **params)
 
+    async def _dead(self, where: str, **params: Any) -> list[dict[str, Any]]:
+        return await self._clickhouse.query(_DEAD.replace("{where}", where), **params)
+
     def _accepted(self, event: dict[str, Any]) -> list[Step]:
         ids = {"event_id": event["event_id"], "version": event["version"]}
         place = f"{event['topic']}/{event['partition']}/{event['offset']}"
@@ -247,6 +252,15 @@ class TimelineReader:
             outcome["event_id"],
             outcome["version"],
         )
+
+
+def _dead_steps(letters: Iterable[dict[str, Any]]) -> list[Step]:
+    steps: list[Step] = []
+    for letter in letters:
+        place = f"kept at leads.dead/{letter['dead_partition']}/{letter['dead_offset']}"
+        description = "; ".join(filter(None, (letter["reason"], letter["detail"], place)))
+        steps.append(Step(letter["at_us"], letter["stage"], "dead", description, letter["event_id"]))
+    return steps
 
 
 def _remote_ids(crm: Iterable[dict[str, Any]]) -> dict[str, str]:

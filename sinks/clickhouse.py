@@ -150,6 +150,9 @@ class ClickHouseSink:
             "dead_partition": message.partition(),
             "dead_offset": message.offset(),
             "size": len(message.value() or b""),
+            "tenant": texts.get("tenant", ""),
+            "event_id": texts.get("event_id", ""),
+            "sender": texts.get("sender", ""),
         }
         return self._dead_letter(record)
 

@@ -15,7 +15,7 @@ from confluent_kafka.admin import NewTopic
 from infra.kafka import client
 from infra.kafka.assignment import BatchLimits
 from infra.kafka.batches import run_batches
-from infra.kafka.processor import Outputs
+from infra.kafka.processor import Outputs, Processor
 from infra.kafka.producer import Deliverer, Output
 from infra.runtime import Stop
 from infra.settings import Settings
@@ -92,7 +92,9 @@ class Place:
             self.deliverer, [Output(self.name, None, v, None, p) for v, p in zip(values, spread, strict=True)]
         )
 
-    def run(self, processor: Recorder, *, stop: Stop | None = None, size: int = 50, **own: Any) -> asyncio.Task[None]:
+    def run(
+        self, processor: Processor[Any], *, stop: Stop | None = None, size: int = 50, **own: Any
+    ) -> asyncio.Task[None]:
         options: dict[str, Any] = {"settings": self.settings, "config": QUICK_GROUP} | own
         limits = BatchLimits(size, options.pop("max_bytes", 1 << 20), options.pop("linger_ms", 20))
         return asyncio.ensure_future(

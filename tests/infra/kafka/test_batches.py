@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import pytest
 from confluent_kafka import Message
 from prometheus_client import REGISTRY
 
 from infra.errors import DependencyUnavailable
+from infra.kafka.assignment import BatchLimits
+from infra.kafka.processor import Outputs
+from infra.kafka.producer import Output
 from tests.conftest import eventually
 from tests.infra.kafka.conftest import QUICK_GROUP, Place, Recorder, numbers
 
@@ -171,3 +176,67 @@ async def test_a_stop_finishes_the_batches_in_flight(place: Callable[..., Place]
     assert 20 <= len(processor.applied) < 400
     assert sum((await here.committed()).values()) == len(processor.applied)
     assert sum(map(len, (await here.produced()).values())) == len(processor.applied)
+
+
+async def test_a_batch_is_cut_by_bytes_and_loses_and_reorders_nothing(place: Callable[..., Place]) -> None:
+    here = place(2)
+    processor = Recorder(here.out)
+    small, large = numbers(200), [b"%06d" % n + b"x" * 50_000 for n in range(100)]
+    values = [*small, *large, b"y" * 900_000, *small]
+    for start in range(0, len(values), 100):
+        await here.send(*values[start : start + 100])
+    task = here.run(processor, size=1000, max_bytes=300_000, linger_ms=200)
+    await here.finish(task, len(values))
+
+    assert await here.produced() == {p: values[p::2] for p in range(2)}
+    sizes = [sum(len(m.value()) for m in batch) for batch in processor.batches]
+    assert all(
+        size <= 300_000 + 50_006 or len(batch) == 1 for size, batch in zip(sizes, processor.batches, strict=True)
+    )
+    assert max(map(len, processor.batches)) > 20
+
+
+async def test_a_batch_counts_headers_keys_and_a_fixed_size_of_each_record() -> None:
+    limits = BatchLimits(10, 1000, 10, record_bytes=100)
+    plain = Message("t", 0, 0, b"key", b"value", None, None, None)
+    headers = Message("t", 0, 0, None, None, [("name", b"x" * 400), ("other", None)], None, None)
+    assert limits.bytes_of(plain) == 100 + 3 + 5
+    assert limits.bytes_of(headers) > 100 + 400
+
+
+@dataclass
+class InParts:
+    """A processor that yields its outputs in parts; the first ``failures`` times it fails after two of them."""
+
+    out: str
+    failures: int
+    yielded: int = 0
+
+    def prepare(self, messages: Sequence[Message]) -> list[Message]:
+        return list(messages)
+
+    async def apply(self, prepared: list[Message]) -> AsyncGenerator[Outputs, None]:
+        for number, m in enumerate(prepared):
+            if number == 2 and self.failures:
+                self.failures -= 1
+                raise DependencyUnavailable("Postgres", "refused")
+            self.yielded += 1
+            output = Output(self.out, m.key(), m.value(), None, m.partition())
+            yield [output] if number % 2 else partial(list, [output])
+
+
+@pytest.mark.parametrize("failures", [0, 1])
+async def test_the_parts_of_a_batch_are_delivered_in_order_before_its_commit(
+    place: Callable[..., Place], failures: int
+) -> None:
+    here = place()
+    processor = InParts(here.out, failures)
+    here.deliverer.gate.clear()
+    await here.send(*numbers(6))
+    task = here.run(processor, size=6, linger_ms=3000)
+    await here.deliverer.entered.wait()
+    assert await here.committed() == {}
+    assert processor.yielded <= 4  # one part is delivered, one waits, one is ready: no more are built
+    here.deliverer.gate.set()
+    await here.finish(task, 6)
+    assert await here.produced() == {0: numbers(6)[: 2 * failures] + numbers(6)}

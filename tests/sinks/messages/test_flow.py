@@ -17,6 +17,7 @@ import orjson
 import pytest
 from confluent_kafka import Consumer
 
+from infra.clock import now_us
 from infra.kafka.producer import Deliverer, Output
 from infra.settings import child_environment
 from schemas.codec import Codec
@@ -84,7 +85,7 @@ async def signal(stack: Any) -> AsyncIterator[Callable[..., Any]]:
 
 
 def _signal(lead_id: str, event_id: str, **lead: Any) -> bytes:
-    now = 1_770_000_000_000_000
+    now = now_us()  # campaigns skip old events
     known = {"lead_id": lead_id, "tenant": "acme", "version": 1, "created_at": now, "updated_at": now}
     return CODEC.encoder("campaign_signal")(
         {

@@ -35,7 +35,8 @@ EVENT_PART = ("event_id", "event_type", "lead_id", "version", "decided_at", "cha
 
 def intake(store: asyncpg.Pool | Store, **settings: Any) -> Intake:
     store = store if isinstance(store, Store) else Store(store)
-    router = Router(CODEC, ["leads.crm-hubspot"], topics=settings.pop("topics", None))
+    own = {name: settings.pop(name) for name in ("topics", "part_bytes") if name in settings}
+    router = Router(CODEC, ["leads.crm-hubspot"], **own)
     return Intake(store, CODEC, router, **{"max_event_bytes": 65_536, "max_ahead_s": 86_400} | settings)
 
 

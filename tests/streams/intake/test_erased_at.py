@@ -40,7 +40,7 @@ async def test_erased_at(
     for number, event in enumerate(events):
         own = event | {"at": NOW + event.get("at", 0) * HOUR}
         value = payload(own.pop("kind", "lead_updated"), f"e-{number}", tenant=unique, **own)
-        made.append(message(value, offset=number))
+        made.append(message(value, offset=number, at=NOW + 9 * HOUR))
     stage = intake(pool, max_ahead_s=10**9)
     for batch in [made] if batches == 1 else [[each] for each in made]:
         await put(stage, *batch)
