@@ -18,10 +18,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from api import body as bodies
+from api.errors import CODES, Refusal
 from schemas.registry import RecordType, registry
 
 _TYPE = "application/vnd.schemaregistry.v1+json"
-_MAX_SCHEMA = 1 << 20
+_MAX_SCHEMA = 128 << 10  # characters, about 40 times our largest
+_MAX_BODY = 512 << 10
 _TOPIC = "leads.received"
 
 
@@ -56,10 +59,15 @@ def _type_of(subject: str) -> str | None:
 
 async def _found(request: Request) -> RecordType | Response:
     try:
-        document = orjson.loads(await request.body())
+        body = bodies.as_utf8(await bodies.read(request, _MAX_BODY))
+    except Refusal as refusal:
+        status = CODES[refusal.code].status
+        return _refuse(status, status, str(refusal))
+    try:
+        document = orjson.loads(body)
         text, kind = document["schema"], document.get("schemaType") or "AVRO"
         if kind != "AVRO" or len(text) > _MAX_SCHEMA:
-            return _refuse(422, 42201, "only Avro schemas of at most 1 MiB are supported")
+            return _refuse(422, 42201, "only Avro schemas of at most 128 KiB are supported")
         mark = bytes.fromhex(fingerprint(to_parsing_canonical_form(orjson.loads(text)), "CRC-64-AVRO"))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SchemaParseException, UnknownType):
         return _refuse(
