@@ -19,6 +19,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 MAX_HEAD = 64 << 10  # bytes of request line and headers that have no end yet, beyond those read with the first of them
 MAX_DISCARDED = 256 << 20  # bytes
+_LINGER_S = (
+    2.0  # how long a connection whose headers were refused is read: closed at once, the client may lose the answer
+)
 _TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
     b"content-type: text/plain; charset=utf-8\r\ncontent-length: 47\r\nconnection: close\r\n\r\n"
@@ -32,6 +35,7 @@ class _Protocol(HttpToolsProtocol):
     _in_head = False
     _head = 0
     _discarded = 0
+    _refused = False
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -45,19 +49,20 @@ class _Protocol(HttpToolsProtocol):
         super().on_body(body)
         if self.cycle.response_complete:
             self._discarded += len(body)
-            if self._discarded > MAX_DISCARDED:
+            if self._discarded > MAX_DISCARDED and not self.transport.is_closing():
                 self.transport.close()
 
     def data_received(self, data: bytes) -> None:
-        if self.transport.is_closing():
+        if self._refused:
             return
         continued = self._in_head
         super().data_received(data)
         if continued and self._in_head:
             self._head += len(data)
             if self._head > MAX_HEAD:
+                self._refused = True
                 self.transport.write(_TOO_LARGE)
-                self.transport.close()
+                self.loop.call_later(_LINGER_S, self.transport.close)
 
 
 class _Server(uvicorn.Server):
