@@ -90,6 +90,11 @@ def _record(schema: dict[str, Any], also: frozenset[str] = frozenset()) -> Conve
         if not isinstance(value, dict):
             problems.append(Problem(path, "must be an object"))
             return None
+        # Counted without a look at each of them, of which there may be a million.
+        if len(value) > _MAX_UNKNOWN and (count := len(value) - sum(map(value.__contains__, names))) > _MAX_UNKNOWN:
+            message = f"{count} fields are not in the schema: send only the fields of GET /v1/schemas/{{type}}"
+            problems.append(Problem(path, message))
+            return None
         record: dict[str, Any] = {}
         for name, convert_field, optional, default in fields:
             item = value.get(name)
@@ -114,12 +119,7 @@ def _paths(schema: dict[str, Any]) -> dict[str, str]:
 
 
 def _unknown(value: dict[str, Any], path: str, names: frozenset[str], paths: dict[str, str]) -> Iterator[Problem]:
-    """Yield a problem for each field that is not in ``names``, or one problem if there are too many."""
-    count = len(value) - sum(name in value for name in names)  # without a look at each of a million names
-    if count > _MAX_UNKNOWN:
-        message = f"{count} fields are not in the schema: send only the fields of GET /v1/schemas/{{type}}"
-        yield Problem(path, message)
-        return
+    """Yield a problem for each field that is not in ``names``; the first ones get a suggestion."""
     for number, name in enumerate(name for name in value if name not in names):
         near = _nearest(name, paths) if number < _MAX_HINTS else ""
         yield Problem(f"{path}/{name}", "no such field" + (f"; did you mean {paths[near]}?" if near else ""))

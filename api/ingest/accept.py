@@ -28,6 +28,9 @@ from schemas.rules import check_event
 TOPIC = "leads.received"
 _SOURCE = "api"
 _MAX_PENDING_BYTES = 64 << 20  # maximum bytes of events that wait for the broker, in this process
+_MAX_MEMBERS = 1000  # an object with more of them is invalid, and not worth a copy
+# JSON is at most 6 times as long as the same event in Avro (\u0001 for one byte), white space aside.
+_MAX_JSON_SHARE = 8
 _MAX_PROBLEMS = 1000  # in one response
 _MAX_ECHO = 200  # characters of an event_id in a response: the maximum of a valid one
 _REFUSED = {"MSG_SIZE_TOO_LARGE", "INVALID_RECORD"}
@@ -98,12 +101,18 @@ class Checker:
         return self._validated(kind, record, now)
 
     def line(self, line: bytes) -> Checked:
-        """Check the text of one event: a line of NDJSON, or an element of an array."""
+        """Check the text of one event: a line of NDJSON, an element of an array, or a whole body."""
+        if self.is_too_large(line):
+            return InvalidEvent("", self._too_large(len(line)))
         try:
             document = orjson.loads(line)
         except ValueError as error:
             return InvalidEvent("", Dead(Reason.NOT_JSON, (Problem("", not_json(error)),)))
         return self.json(document)
+
+    def is_too_large(self, line: bytes) -> bool:
+        """Return whether the text of one event is so large that the event is, without the work of parsing it."""
+        return len(line) > self._max_event_bytes * _MAX_JSON_SHARE
 
     def avro(self, payload: bytes) -> Checked:
         """Check one event in a wire format of ``leads.received``; its bytes are published unchanged."""
@@ -123,7 +132,7 @@ class Checker:
         envelope = document.get("envelope")
         if envelope is None:
             envelope = {}
-        if not isinstance(envelope, dict):
+        if not isinstance(envelope, dict) or max(len(document), len(envelope)) > _MAX_MEMBERS:
             return document, ""
         filled = dict(envelope)
         if filled.get("event_id") is None:

@@ -114,6 +114,8 @@ class Native:
         return kind or "application/json"
 
     async def _documents(self, body: bytes) -> list[Checked]:
+        if self._checker.is_too_large(body) and body.lstrip()[:1] == b"{" and b'"events"' not in body:
+            return [self._checker.line(body)]  # one event: rejected before it is parsed, which takes 50 ms for 4 MB
         try:
             document = orjson.loads(body)
         except ValueError as wrong:

@@ -126,14 +126,35 @@ SHAPES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("document", SHAPES.values(), ids=SHAPES)
-async def test_whatever_the_shape_the_answer_is_small_and_clear(client: httpx.AsyncClient, document: Any) -> None:
-    response = await client.post("/v1/events", content=orjson.dumps(document), headers=JSON)
+@pytest.mark.parametrize("alone", [True, False])
+async def test_whatever_the_shape_the_answer_is_small_and_clear(
+    client: httpx.AsyncClient, document: Any, alone: bool
+) -> None:
+    body = orjson.dumps(document if alone or isinstance(document, list) else [document])
+    response = await client.post("/v1/events", content=body, headers=JSON)
     assert response.status_code == 400
     assert len(response.content) < (1_000_000 if isinstance(document, list) else 10_000)
     for index, item in enumerate(response.json()["events"]):
         assert item["index"] == index
         assert 1 <= len(item["problems"]) <= 22
         assert item["problems"][0]["message"]
+
+
+@pytest.mark.parametrize("headers", [JSON, NDJSON, {"content-type": "application/avro"}])
+async def test_an_event_of_megabytes_is_rejected_before_it_is_parsed(
+    client: httpx.AsyncClient, headers: dict[str, str]
+) -> None:
+    response = await client.post("/v1/events", content=b'{"a": "' + b"\x01" * 3_000_000, headers=headers)
+    (item,) = response.json()["events"]
+    assert (response.status_code, item["reason"]) == (400, "too_large")
+
+
+async def test_the_largest_event_is_accepted_in_its_longest_spelling(client: httpx.AsyncClient) -> None:
+    answers = {f"k{i}": "\x01" * 8000 for i in range(32)}  # six bytes of JSON for each
+    body = json.dumps(event(answers=answers)).encode()
+    assert len(body) > 1_500_000
+    response = await client.post("/v1/events", content=body, headers=JSON)
+    assert response.status_code == 202
 
 
 async def test_other_requests_run_between_the_events_of_a_large_one(client: httpx.AsyncClient) -> None:
