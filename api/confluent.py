@@ -100,10 +100,10 @@ async def look_up(request: Request) -> Response:
 
 async def by_id(request: Request) -> Response:
     """GET /schemas/ids/{id}: return the schema of an id."""
-    schema_id = request.path_params["id"]
-    form = next((form for form in registry().all_versions() if form.confluent_id == schema_id), None)
+    schema_id = request.path_params["id"]  # compared as text: int() refuses thousands of digits
+    form = next((form for form in registry().all_versions() if str(form.confluent_id) == schema_id), None)
     if form is None:
-        return _refuse(404, 40403, f"no schema with id {schema_id}")
+        return _refuse(404, 40403, "no schema with this id")
     return _json({"schema": orjson.dumps(form.full_schema).decode()})
 
 
@@ -125,8 +125,9 @@ async def version(request: Request) -> Response:
     if name is None:
         return _no_subject()
     forms = _forms(name)
-    number = len(forms) if requested in {"latest", "-1"} else int(requested) if requested.isdecimal() else 0
-    if not 1 <= number <= len(forms):
+    numbers = {str(number): number for number in range(1, len(forms) + 1)} | dict.fromkeys(("latest", "-1"), len(forms))
+    number = numbers.get(requested)
+    if number is None:
         return _refuse(404, 40402, f"unknown version; the versions are 1 to {len(forms)} and latest")
     return _json(_described(subject, forms[number - 1]))
 
@@ -152,7 +153,7 @@ ROUTES = [
     Route("/subjects/{subject}/versions", register, methods=["POST"]),
     Route("/subjects/{subject}/versions", versions),
     Route("/subjects/{subject}/versions/{version}", version),
-    Route("/schemas/ids/{id:int}", by_id),
+    Route("/schemas/ids/{id}", by_id),
     Route("/schemas/types", kinds),
     Route("/config", config),
     Route("/config/{subject}", config),

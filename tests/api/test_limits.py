@@ -136,3 +136,14 @@ async def test_many_blank_lines_are_not_events() -> None:
         one = await client.post("/v1/events", content=b"\n" * 2_000_000 + b"{}" + b"\n" * 1_000_000, headers=headers)
     assert (blank.json()["error"]["code"], many.json()["error"]["code"]) == ("no_events", "too_many_events")
     assert len(one.json()["events"]) == 1
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "²", "%F0%9F%99%82", "%ff", "-2", "0", "01", "x" * 9000])
+async def test_no_number_in_a_path_makes_the_server_fail(number: str) -> None:
+    async with client_of(KeptRecords()) as client:
+        by_id = await client.get(f"/schemas/ids/{number}")
+        version = await client.get(f"/subjects/leadstream.form_submitted/versions/{number}")
+        type_ = await client.get(f"/v1/schemas/{number}")
+    assert [response.status_code for response in (by_id, version, type_)] == [404, 404, 404]
+    assert (by_id.json()["error_code"], version.json()["error_code"]) == (40403, 40402)
+    assert max(len(response.content) for response in (by_id, version, type_)) < 1000
