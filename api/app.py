@@ -9,16 +9,19 @@ time. Any number of instances can run behind a load balancer.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
+from typing import Any
 
 from confluent_kafka.admin import AdminClient
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import confluent, errors, event_types
+from api.cors import Cors
 from api.health import kafka_unavailable
 from api.ingest.accept import Acceptor, Checker
 from api.ingest.native import Native
@@ -35,8 +38,8 @@ _DELIVER_S = 5.0
 def build(settings: Settings, deliverer: Deliverer, admin: AdminClient, status: Status) -> ASGIApp:
     """Return the application with its clients, which the caller closes. ``/ready`` shows ``status``."""
     checker = Checker(max_event_bytes=settings.max_event_bytes, max_ahead_us=settings.max_clock_ahead_s * 1_000_000)
-    native = Native(checker, Acceptor(deliverer, timeout_s=_DELIVER_S + 2))
-    routes = [
+    native = Native(checker, Acceptor(deliverer, timeout_s=_DELIVER_S + 2), settings.allowed_origins)
+    routes: list[BaseRoute] = [
         Route("/v1/events", native.events, methods=["POST"]),
         Route("/v1/validate", native.validate, methods=["POST"]),
         Route("/v1/errors/{code}", errors.explain),
@@ -49,14 +52,19 @@ def build(settings: Settings, deliverer: Deliverer, admin: AdminClient, status: 
         HTTPException: errors.http_error,
         Exception: errors.unexpected,
     }
-    return _Counted(Starlette(routes=routes, exception_handlers=handlers))
+    app: ASGIApp = Starlette(routes=routes, exception_handlers=handlers)
+    return _Counted(Cors(app, settings.allowed_origins), routes)
 
 
 class _Counted:
-    """Counts requests by status and by the first two segments of the path."""
+    """Counts requests by status and by the template of the route.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Guarantees: a label never has a value from a request. Paths and methods that no route has share one label.
+    """
+
+    def __init__(self, app: ASGIApp, routes: Sequence[BaseRoute]) -> None:
         self._app = app
+        self._templates = dict(_templates(routes))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -65,12 +73,22 @@ class _Counted:
 
         async def counting(message: Message) -> None:
             if message["type"] == "http.response.start":
-                # Unknown paths share one label: a scanner would create thousands of time series.
-                path = "other" if message["status"] == 404 else "/".join(scope["path"].split("/")[:3])  # noqa: PLR2004
-                metrics.HTTP_REQUESTS.labels(path, str(message["status"])).inc()
+                # The router, which shares the scope, sets the endpoint of the route that it found.
+                found = message["status"] != 405 and self._templates.get(scope.get("endpoint"))  # noqa: PLR2004
+                metrics.HTTP_REQUESTS.labels(found or "other", str(message["status"])).inc()
             await send(message)
 
         await self._app(scope, receive, counting)
+
+
+def _templates(routes: Sequence[BaseRoute], prefix: str = "") -> Iterator[tuple[Any, str]]:
+    """Yield the endpoint and the path of each route, those of mounted applications too."""
+    for route in routes:
+        if isinstance(route, Route):
+            yield route.endpoint, prefix + route.path
+        elif isinstance(route, Mount):
+            yield route.app, prefix + route.path
+            yield from _templates(route.routes or (), prefix + route.path)
 
 
 async def main(settings: Settings, stop: Stop) -> None:

@@ -18,10 +18,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from api import body as bodies
+from api.errors import CODES, Refusal
 from schemas.registry import RecordType, registry
 
 _TYPE = "application/vnd.schemaregistry.v1+json"
-_MAX_SCHEMA = 1 << 20
+_MAX_SCHEMA = 128 << 10  # characters, about 40 times our largest
+_MAX_BODY = 512 << 10
 _TOPIC = "leads.received"
 
 
@@ -56,10 +59,15 @@ def _type_of(subject: str) -> str | None:
 
 async def _found(request: Request) -> RecordType | Response:
     try:
-        document = orjson.loads(await request.body())
+        body = bodies.as_utf8(await bodies.read(request, _MAX_BODY))
+    except Refusal as refusal:
+        status = CODES[refusal.code].status
+        return _refuse(status, status, str(refusal))
+    try:
+        document = orjson.loads(body)
         text, kind = document["schema"], document.get("schemaType") or "AVRO"
         if kind != "AVRO" or len(text) > _MAX_SCHEMA:
-            return _refuse(422, 42201, "only Avro schemas of at most 1 MiB are supported")
+            return _refuse(422, 42201, "only Avro schemas of at most 128 KiB are supported")
         mark = bytes.fromhex(fingerprint(to_parsing_canonical_form(orjson.loads(text)), "CRC-64-AVRO"))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, SchemaParseException, UnknownType):
         return _refuse(
@@ -92,10 +100,10 @@ async def look_up(request: Request) -> Response:
 
 async def by_id(request: Request) -> Response:
     """GET /schemas/ids/{id}: return the schema of an id."""
-    schema_id = request.path_params["id"]
-    form = next((form for form in registry().all_versions() if form.confluent_id == schema_id), None)
+    schema_id = request.path_params["id"]  # compared as text: int() refuses thousands of digits
+    form = next((form for form in registry().all_versions() if str(form.confluent_id) == schema_id), None)
     if form is None:
-        return _refuse(404, 40403, f"no schema with id {schema_id}")
+        return _refuse(404, 40403, "no schema with this id")
     return _json({"schema": orjson.dumps(form.full_schema).decode()})
 
 
@@ -117,8 +125,9 @@ async def version(request: Request) -> Response:
     if name is None:
         return _no_subject()
     forms = _forms(name)
-    number = len(forms) if requested in {"latest", "-1"} else int(requested) if requested.isdecimal() else 0
-    if not 1 <= number <= len(forms):
+    numbers = {str(number): number for number in range(1, len(forms) + 1)} | dict.fromkeys(("latest", "-1"), len(forms))
+    number = numbers.get(requested)
+    if number is None:
         return _refuse(404, 40402, f"unknown version; the versions are 1 to {len(forms)} and latest")
     return _json(_described(subject, forms[number - 1]))
 
@@ -144,7 +153,7 @@ ROUTES = [
     Route("/subjects/{subject}/versions", register, methods=["POST"]),
     Route("/subjects/{subject}/versions", versions),
     Route("/subjects/{subject}/versions/{version}", version),
-    Route("/schemas/ids/{id:int}", by_id),
+    Route("/schemas/ids/{id}", by_id),
     Route("/schemas/types", kinds),
     Route("/config", config),
     Route("/config/{subject}", config),

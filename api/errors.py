@@ -34,6 +34,11 @@ CODES: Mapping[str, Code] = {
     "none_accepted": Code(
         400, "Each item of `events` lists its invalid fields. GET /v1/schemas/{type} returns the fields of a type."
     ),
+    "origin_not_allowed": Code(
+        403,
+        "Send application/json from a server, or add the page's origin, such as https://www.example.com, to "
+        "LEADSTREAM_CORS_ORIGINS of the API.",
+    ),
     "not_found": Code(
         404, "The paths are POST /v1/events, POST /v1/validate, GET /v1/schemas and GET /v1/schemas/{type}."
     ),
@@ -42,7 +47,9 @@ CODES: Mapping[str, Code] = {
     "too_many_events": Code(413, "Send at most 500 events in one request. Requests may run concurrently."),
     "too_large": Code(413, "Send at most 4 MiB in one request."),
     "unsupported_type": Code(
-        415, "Send Content-Type application/json, application/x-ndjson or application/avro (one single-object event)."
+        415,
+        "Send Content-Type application/json, application/x-ndjson, text/plain with one of these, or application/avro "
+        "(one single-object event).",
     ),
     "unsupported_encoding": Code(415, "Send the body without a Content-Encoding header."),
     "kafka_unavailable": Code(

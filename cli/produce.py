@@ -80,7 +80,8 @@ def produce(
     except OSError as error:
         typer.echo(f"{file}: {error.strerror}", err=True)
         raise typer.Exit(2) from None
-    lines = [(n, line) for n, line in enumerate(content.split(b"\n"), 1) if line.strip()]
+    text = content.removeprefix(b"\xef\xbb\xbf")  # a byte order mark, which editors on Windows write
+    lines = [(n, line) for n, line in enumerate(text.split(b"\n"), 1) if line.strip()]
     settings = Settings.load()
     report = asyncio.run(_produce(settings, lines, url or _api_url(settings) if http or url else "", strict=strict))
     _print(report, as_json=as_json)

@@ -124,6 +124,7 @@ def validate(
 
     settings = Settings.load()
     data = file.read_bytes()
+    data = data.removeprefix(b"\xef\xbb\xbf")  # a byte order mark, which editors on Windows write
     lines = [line for line in data.splitlines() if line.strip()] if data.lstrip()[:1] == b"{" else [data]
     if len(lines) > 1 and data.lstrip()[:2] in (b"{\n", b"{\r"):
         lines = [data]  # one event, formatted over several lines

@@ -33,8 +33,8 @@ SELECT toUnixTimestamp64Micro(at) AS at_us, stage, what, reason, tenant, event_i
 FROM outcomes WHERE {where} ORDER BY at_us
 """
 _DEAD = """
-SELECT toUnixTimestamp64Micro(at) AS at_us, stage, reason, detail, topic, partition, offset, dead_partition, dead_offset,
-       tenant, event_id
+SELECT toUnixTimestamp64Micro(at) AS at_us, stage, reason, detail, topic, partition, offset, dead_partition,
+       dead_offset, tenant, event_id
 FROM dead_letters WHERE {where} ORDER BY at_us LIMIT 500
 """
 # A lead, the lead that it was merged into, and all leads that were merged into that one, directly or in several steps.
@@ -124,9 +124,9 @@ class TimelineReader:
         dead = await self._dead("event_id = {id:String}" + of_tenant, id=id_, tenant=tenant)
         if events:
             _require_one_tenant(event["tenant"] for event in events)
-            timeline = await self._event(events, outcomes)
-            timeline.steps += _dead_steps(dead)
-            return timeline
+            found = await self._event(events, outcomes)
+            found.steps += _dead_steps(dead)
+            return found
         lead_id = _uuid(id_) or await self._lead_id_of(id_, tenant)
         if lead_id and (timeline := await self._lead(lead_id)):
             return timeline

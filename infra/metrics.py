@@ -36,6 +36,7 @@ CONTENTION = Counter(
     "Transactions that were rolled back because another worker wrote the same rows.",
     ["stage", "what"],
 )
+# path is a route's template, such as /v1/schemas/{type}, or "other": a label never has a value from a request.
 HTTP_REQUESTS = Counter("leadstream_http_requests", "Requests to the API.", ["path", "status"])
 HTTP_EVENTS = Counter("leadstream_http_events", "Events sent to the API, by result.", ["status"])
 

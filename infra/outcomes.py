@@ -73,10 +73,20 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class Dead:
-    """The record can never be processed: it goes to ``leads.dead`` with its bytes unchanged."""
+    """The record can never be processed: it goes to ``leads.dead`` with its bytes unchanged.
+
+    Guarantees: it is small, whatever the record holds: it has at most 20 problems, and a last one with the number of
+    those that are left out; a path, which can hold names from the record, has at most 100 characters.
+    """
 
     reason: Reason
     problems: tuple[Problem, ...] = ()
+
+    def __post_init__(self) -> None:
+        kept = [Problem(_shortened(p.path), p.message) for p in self.problems[:_MAX_PROBLEMS]]
+        if more := len(self.problems) - len(kept):
+            kept.append(Problem("", f"and {more} more"))
+        object.__setattr__(self, "problems", tuple(kept))
 
     @property
     def detail(self) -> str:
@@ -84,10 +94,20 @@ class Dead:
         return "; ".join(f"{_path(p.path)}: {p.message}" if p.path else p.message for p in self.problems)
 
 
+_MAX_PROBLEMS = 20
+_MAX_PATH = 100  # characters
+
+
+def _shortened(path: str) -> str:
+    return path if len(path) <= _MAX_PATH else path[: _MAX_PATH - 1] + "…"
+
+
 _PERSONAL = re.compile(r"@|\d\D*\d\D*\d\D*\d\D*\d\D*\d")
 
 
 def _path(path: str) -> str:
-    """Return ``path``, with * instead of a map key that looks like an address or a number: it may be personal data."""
+    """Return ``path``, with * instead of a name that looks like an address or a number: it may be personal data."""
     field, *key = path[1:].split("/", 1)
-    return f"/{field}/*" if key and _PERSONAL.search(key[0]) else path
+    if key and not _PERSONAL.search(field):
+        return f"/{field}/*" if _PERSONAL.search(key[0]) else path
+    return "/*" if _PERSONAL.search(path) else path

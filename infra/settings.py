@@ -9,11 +9,12 @@ file and gets them from :func:`Settings.section`.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from infra.kafka_settings import KafkaSettings
 
@@ -23,8 +24,11 @@ _SHIPPED = Path(__file__).parents[1] / "campaigns"
 SECTIONS = ("PROVIDER_", "CRM_", "CHANNEL_")
 
 _MB = 1 << 20
-_BATCH_SHARE = (
-    32  # of memory_mb: at most five batches are in memory, and a record as Python objects is several times larger
+# Of memory_mb: at most five batches are in memory, and a record as Python objects is several times larger.
+_BATCH_SHARE = 32
+# As browsers send it: lower case, no default port. IPv6 addresses are in brackets.
+_ORIGIN = re.compile(
+    r"(?!http://[^/]*:80$)(?!https://[^/]*:443$)[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?"
 )
 
 Section = TypeVar("Section", bound=BaseModel)
@@ -72,6 +76,12 @@ class Settings(KafkaSettings):
 
     api_host: str = Field("127.0.0.1", description="Address that the API and the workers' health pages listen on.")
     api_port: int = Field(8080, ge=0, le=65535, description="TCP port of the API. 0: any free port.")
+    cors_origins: str = Field(
+        "",
+        description="Origins whose web pages may send events, separated by commas, such as "
+        "https://www.example.com,https://shop.example.com; *: all. Only their pages may send text/plain, as "
+        "navigator.sendBeacon does. Empty: none.",
+    )
     health_port: int = Field(
         0, ge=0, le=65535, description="TCP port of a worker's /live, /ready and /metrics. 0: not served."
     )
@@ -148,6 +158,22 @@ class Settings(KafkaSettings):
         """Maximum bytes of a batch's records, and of the records about one transaction."""
         return self.memory_mb * _MB // _BATCH_SHARE
 
+    @field_validator("cors_origins")
+    @classmethod
+    def _check_origins(cls, value: str) -> str:
+        for origin in _words(value):
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"{origin!r} is not an origin: write scheme://host or scheme://host:port in lower case, without a "
+                    "path, a final slash or a default port; a host is in ASCII (punycode); or * for all"
+                )
+        return value
+
+    @property
+    def allowed_origins(self) -> tuple[str, ...]:
+        """The origins of LEADSTREAM_CORS_ORIGINS."""
+        return tuple(_words(self.cors_origins))
+
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None) -> Settings:
         """Read the settings from the environment (``environ`` in tests) and from the file of a running stack.
@@ -200,6 +226,10 @@ class Settings(KafkaSettings):
         if unknown:
             raise SettingsError("Wrong settings:\n  " + "\n  ".join(sorted(unknown)))
         return section
+
+
+def _words(text: str) -> list[str]:
+    return [word.strip() for word in text.split(",") if word.strip()]
 
 
 def child_environment(changes: Mapping[str, str], *, inherit: bool = True) -> dict[str, str]:

@@ -1,4 +1,9 @@
-"""Serves HTTP with uvicorn on a bound socket. The signal handlers and the log configuration of uvicorn are disabled."""
+"""Serves HTTP with uvicorn on a bound socket. The signal handlers and the log configuration of uvicorn are disabled.
+
+Guarantees: request line and headers of one request use bounded memory (uvicorn with httptools has no limit of its own).
+The body of a request that was answered before it arrived is discarded, so that the client, which often sends all of it
+before it reads, gets the answer; a connection that sends more than :data:`MAX_DISCARDED` of it is closed.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +15,54 @@ from contextlib import contextmanager
 
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+MAX_HEAD = 64 << 10  # bytes of request line and headers that have no end yet, beyond those read with the first of them
+MAX_DISCARDED = 256 << 20  # bytes
+_LINGER_S = (
+    2.0  # how long a connection whose headers were refused is read: closed at once, the client may lose the answer
+)
+_TOO_LARGE = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
+    b"content-type: text/plain; charset=utf-8\r\ncontent-length: 47\r\nconnection: close\r\n\r\n"
+    b"request line and headers are larger than 64 KiB"
+)
+
+
+class _Protocol(HttpToolsProtocol):
+    """HTTP/1.1 with limits to what a request may send."""
+
+    _in_head = False
+    _head = 0
+    _discarded = 0
+    _refused = False
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._in_head, self._head, self._discarded = True, 0, 0
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        super().on_body(body)
+        if self.cycle.response_complete:
+            self._discarded += len(body)
+            if self._discarded > MAX_DISCARDED and not self.transport.is_closing():
+                self.transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        continued = self._in_head
+        super().data_received(data)
+        if continued and self._in_head:
+            self._head += len(data)
+            if self._head > MAX_HEAD:
+                self._refused = True
+                self.transport.write(_TOO_LARGE)
+                self.loop.call_later(_LINGER_S, self.transport.close)
 
 
 class _Server(uvicorn.Server):
@@ -42,7 +95,7 @@ async def serve(app: ASGIApp, listener: socket.socket, *, lifespan: bool = False
     """
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=_Protocol,
         ws="none",
         loop="none",
         lifespan="on" if lifespan else "off",

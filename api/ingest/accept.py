@@ -28,6 +28,11 @@ from schemas.rules import check_event
 TOPIC = "leads.received"
 _SOURCE = "api"
 _MAX_PENDING_BYTES = 64 << 20  # maximum bytes of events that wait for the broker, in this process
+_MAX_MEMBERS = 1000  # an object with more of them is invalid, and not worth a copy
+# JSON is at most 6 times as long as the same event in Avro (\u0001 for one byte), white space aside.
+_MAX_JSON_SHARE = 8
+_MAX_PROBLEMS = 1000  # in one response
+_MAX_ECHO = 200  # characters of an event_id in a response: the maximum of a valid one
 _REFUSED = {"MSG_SIZE_TOO_LARGE", "INVALID_RECORD"}
 
 Item = dict[str, Any]
@@ -54,7 +59,7 @@ class InvalidEvent:
         """The event's item in the response."""
         problems = [{"path": p.path, "message": p.message} for p in self.dead.problems]
         return {
-            "event_id": self.event_id or None,
+            "event_id": self.event_id[:_MAX_ECHO] or None,
             "status": "rejected",
             "reason": self.dead.reason.value,
             "problems": problems,
@@ -96,15 +101,23 @@ class Checker:
         return self._validated(kind, record, now)
 
     def line(self, line: bytes) -> Checked:
-        """Check one line of NDJSON."""
+        """Check the text of one event: a line of NDJSON, an element of an array, or a whole body."""
+        if self.is_too_large(line):
+            return InvalidEvent("", self._too_large(len(line)))
         try:
             document = orjson.loads(line)
         except ValueError as error:
-            return InvalidEvent("", Dead(Reason.NOT_JSON, (Problem("", f"not JSON: {error}"),)))
+            return InvalidEvent("", Dead(Reason.NOT_JSON, (Problem("", not_json(error)),)))
         return self.json(document)
+
+    def is_too_large(self, line: bytes) -> bool:
+        """Return whether the text of one event is so large that the event is, without the work of parsing it."""
+        return len(line) > self._max_event_bytes * _MAX_JSON_SHARE
 
     def avro(self, payload: bytes) -> Checked:
         """Check one event in a wire format of ``leads.received``; its bytes are published unchanged."""
+        if len(payload) > self._max_event_bytes:  # before the work of decoding it
+            return InvalidEvent("", self._too_large(len(payload)))
         try:
             decoded = self._codec.decode(payload)
         except DecodeError as error:
@@ -119,7 +132,7 @@ class Checker:
         envelope = document.get("envelope")
         if envelope is None:
             envelope = {}
-        if not isinstance(envelope, dict):
+        if not isinstance(envelope, dict) or max(len(document), len(envelope)) > _MAX_MEMBERS:
             return document, ""
         filled = dict(envelope)
         if filled.get("event_id") is None:
@@ -137,9 +150,39 @@ class Checker:
             return InvalidEvent(event_id, properties)
         value = payload or self._encoders[kind](record)
         if len(value) > self._max_event_bytes:
-            message = f"the event has {len(value)} bytes; the maximum is {self._max_event_bytes}"
-            return InvalidEvent(event_id, Dead(Reason.TOO_LARGE, (Problem("", message),)))
+            return InvalidEvent(event_id, self._too_large(len(value)))
         return ValidEvent(event_id, _key(record), value)
+
+    def _too_large(self, size: int) -> Dead:
+        message = f"the event has {size} bytes; the maximum is {self._max_event_bytes}"
+        return Dead(Reason.TOO_LARGE, (Problem("", message),))
+
+
+def not_json(error: ValueError) -> str:
+    """Return what is wrong with a text that orjson rejects, and the fix of what encoders get wrong most often."""
+    text = str(error)
+    if "surrogate" in text:
+        return f"not JSON: {text}; half a character: cut texts between characters, not between UTF-16 units"
+    if "expected a JSON value" in text or "infinity" in text:
+        return f"not JSON: {text}; JSON has no NaN and no Infinity: send null, or leave the field out"
+    return f"not JSON: {text}"
+
+
+def numbered(items: list[Item]) -> list[Item]:
+    """Add its ``index`` in the request to each item; reduce the problems to as many as one response may have.
+
+    Guarantees: each rejected item keeps at least one problem; a response has about 1 MB at most.
+    """
+    left = _MAX_PROBLEMS - len(items)  # beyond the first of each
+    for index, item in enumerate(items):
+        item["index"] = index
+        problems = item.get("problems", [])
+        kept = problems[: 1 + max(0, left)]
+        left -= max(0, len(kept) - 1)
+        if len(kept) < len(problems):
+            message = "more problems are left out: fix these, or send fewer invalid events in one request"
+            item["problems"] = [*kept, {"path": "", "message": message}]
+    return items
 
 
 _NO_OBJECT = Dead(Reason.INVALID_FIELD, (Problem("", "an event must be a JSON object"),))

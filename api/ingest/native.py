@@ -2,28 +2,43 @@
 
 Status 202: all events are accepted; 207: some; 400: none; 503: at least one is ``unknown`` (send those again with the
 same event_id). The body has an item for each event, in the order of the request:
-``{"accepted": n, "events": [{"event_id", "status", ...}]}``.
+``{"accepted": n, "events": [{"index", "event_id", "status", ...}]}``.
+
+Guarantees: an event that is not valid JSON is rejected alone, in an array as in NDJSON; a truncated body is refused
+whole. Events are checked in slices of a few milliseconds, so that other requests are answered in between. (A thread
+would not help: the work holds the interpreter's lock.)
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from time import perf_counter
+from typing import TypeVar
 
 import orjson
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
 
+from api import body as bodies
 from api.errors import Refusal, error, json_response
-from api.ingest.accept import Acceptor, Checked, Checker, InvalidEvent, Item
+from api.ingest.accept import Acceptor, Checked, Checker, InvalidEvent, Item, not_json, numbered
+from api.ingest.elements import elements
 from infra import telemetry
 
 MAX_EVENTS = 500
 MAX_BYTES = 4 << 20
-_READ_S = 30
+_SLICE_S = 0.005
+_BLANK_LINES = re.compile(rb"\n\s+")
 _JSON = {"application/json", "text/json"}
 _NDJSON = {"application/x-ndjson", "application/ndjson", "application/jsonl"}
 _AVRO = {"application/avro", "application/vnd.leadstream", "avro/binary"}
+
+# What a page of any origin may send without asking the browser's permission (navigator.sendBeacon does).
+_TEXT = {"text/plain"}
+
+T = TypeVar("T")
 
 # Raises Refusal if the caller may not send events.
 Admit = Callable[[Request], Awaitable[None]]
@@ -34,11 +49,22 @@ async def everyone(_: Request) -> None:
 
 
 class Native:
-    """The two endpoints; ``admit`` checks the caller of a request."""
+    """The two endpoints.
 
-    def __init__(self, checker: Checker, acceptor: Acceptor, admit: Admit = everyone) -> None:
+    Args:
+        checker: validates events.
+        acceptor: delivers events.
+        origins: pages of these origins may send ``text/plain`` (``*``: of any); programs, without an Origin, may too.
+        admit: checks the caller of a request.
+
+    """
+
+    def __init__(
+        self, checker: Checker, acceptor: Acceptor, origins: Collection[str] = (), admit: Admit = everyone
+    ) -> None:
         self._checker = checker
         self._acceptor = acceptor
+        self._origins = origins
         self._admit = admit
 
     async def events(self, request: Request) -> Response:
@@ -46,7 +72,7 @@ class Native:
         checked = await self._read(request)
         with telemetry.request("POST /v1/events", request.headers) as traceparent:
             accepted, items = await self._acceptor.accept(checked, traceparent)
-        body: Item = {"accepted": accepted, "events": items}
+        body: Item = {"accepted": accepted, "events": numbered(items)}
         if unknown := sum(item["status"] == "unknown" for item in items):
             message = (
                 f"the broker did not confirm {unknown} of {len(items)} events: send those with status unknown again"
@@ -61,39 +87,79 @@ class Native:
             e.item if isinstance(e, InvalidEvent) else {"event_id": e.event_id, "status": "valid"} for e in checked
         ]
         valid = sum(item["status"] == "valid" for item in items)
-        return _graded({"valid": valid, "events": items}, valid, 200)
+        return _graded({"valid": valid, "events": numbered(items)}, valid, 200)
 
     async def _read(self, request: Request) -> list[Checked]:
         await self._admit(request)
-        kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-        if request.headers.get("content-encoding", "identity").lower() != "identity":
-            raise Refusal("unsupported_encoding", "a body with Content-Encoding is not supported: send it without")
-        if kind not in _JSON | _NDJSON | _AVRO:
-            raise Refusal("unsupported_type", "this Content-Type is not supported: send application/json")
-        body = await _body(request)
+        kind = self._kind(request)
+        body = await bodies.read(request, MAX_BYTES)
         if not body.strip():
             raise Refusal("no_events", "the body is empty")
         if kind in _AVRO:
             return [self._checker.avro(body)]
-        return self._lines(body) if kind in _NDJSON else self._documents(body)
+        body = bodies.as_utf8(body)
+        if kind in _NDJSON or (kind in _TEXT and _has_lines(body)):
+            return await _in_slices(self._checker.line, _lines(body))
+        return await self._documents(body)
 
-    def _documents(self, body: bytes) -> list[Checked]:
+    def _kind(self, request: Request) -> str:
+        """Return the media type. Raises Refusal if it is not supported, or not from this origin."""
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind and kind not in _JSON | _NDJSON | _AVRO | _TEXT:
+            raise Refusal("unsupported_type", "this Content-Type is not supported: send application/json")
+        origin = request.headers.get("origin")
+        # Any other type is sent by a browser only after a preflight, which an origin that is not allowed does not pass.
+        if (not kind or kind in _TEXT) and origin is not None and not {origin, "*"} & set(self._origins):
+            raise Refusal("origin_not_allowed", "pages of this origin may not send events")
+        return kind or "application/json"
+
+    async def _documents(self, body: bytes) -> list[Checked]:
+        if self._checker.is_too_large(body) and body.lstrip()[:1] == b"{" and b'"events"' not in body:
+            return [self._checker.line(body)]  # one event: rejected before it is parsed, which takes 50 ms for 4 MB
         try:
             document = orjson.loads(body)
         except ValueError as wrong:
-            raise Refusal("not_json", f"not JSON: {wrong}") from None
+            return await self._elements(body, wrong)
         if isinstance(document, dict) and "events" in document and "type" not in document:
             document = document["events"]
             if not isinstance(document, list):
                 raise Refusal("not_json", "`events` must be an array")
         documents = document if isinstance(document, list) else [document]
         _count(len(documents))
-        return [self._checker.json(each) for each in documents]
+        return await _in_slices(self._checker.json, documents)
 
-    def _lines(self, body: bytes) -> list[Checked]:
-        lines = [line for line in body.split(b"\n") if line.strip()]
-        _count(len(lines))
-        return [self._checker.line(line) for line in lines]
+    async def _elements(self, body: bytes, wrong: ValueError) -> list[Checked]:
+        """Check the elements of an array that is not valid JSON one by one."""
+        texts = elements(body)
+        if texts is None:
+            raise Refusal("not_json", not_json(wrong))
+        _count(len(texts))
+        return await _in_slices(self._checker.line, texts)
+
+
+async def _in_slices(check: Callable[[T], Checked], events: Sequence[T]) -> list[Checked]:
+    """Check events; let other requests run every few milliseconds."""
+    checked: list[Checked] = []
+    began = perf_counter()
+    for event in events:
+        if perf_counter() - began > _SLICE_S:
+            await asyncio.sleep(0)
+            began = perf_counter()
+        checked.append(check(event))
+    return checked
+
+
+def _lines(body: bytes) -> list[bytes]:
+    text = _BLANK_LINES.sub(b"\n", body.strip())
+    _count(1 + text.count(b"\n"))  # before millions of lines are made
+    return text.split(b"\n")
+
+
+def _has_lines(body: bytes) -> bool:
+    """Return whether a text is NDJSON: its first line is an object, and there is another line."""
+    first, _, rest = body.strip().partition(b"\n")
+    first = first.strip()
+    return bool(rest) and first[:1] == b"{" and first[-1:] == b"}"
 
 
 def _count(events: int) -> None:
@@ -101,28 +167,6 @@ def _count(events: int) -> None:
         raise Refusal("no_events", "the body contains no event")
     if events > MAX_EVENTS:
         raise Refusal("too_many_events", f"{events} events in one request; the maximum is {MAX_EVENTS}")
-
-
-async def _body(request: Request) -> bytes:
-    """Return the body. Raises Refusal if it is larger than its limit, with or without Content-Length."""
-    too_large = Refusal("too_large", f"the body is larger than {MAX_BYTES} bytes")
-    announced = request.headers.get("content-length", "0")
-    if not announced.isdecimal() or int(announced) > MAX_BYTES:
-        raise too_large
-    chunks: list[bytes] = []
-    size = 0
-    try:
-        async with asyncio.timeout(_READ_S):
-            async for chunk in request.stream():
-                size += len(chunk)
-                if size > MAX_BYTES:
-                    raise too_large
-                chunks.append(chunk)
-    except TimeoutError:
-        raise Refusal("slow_request", f"the body did not arrive within {_READ_S} s") from None
-    except ClientDisconnect:
-        raise Refusal("slow_request", "the client closed the connection") from None
-    return b"".join(chunks)
 
 
 def _graded(body: Item, good: int, all_good: int) -> Response:

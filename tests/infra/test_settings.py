@@ -72,3 +72,26 @@ def test_a_setting_that_the_environment_does_not_have_is_read_from_the_stack_fil
     (tmp_path / "stack.env").write_text("LEADSTREAM_KAFKA_BOOTSTRAP=127.0.0.1:1\nLEADSTREAM_API_PORT=2\n", "utf-8")
     found = Settings.load({"LEADSTREAM_HOME": str(tmp_path), "LEADSTREAM_API_PORT": "3"})
     assert (found.kafka_bootstrap, found.api_port) == ("127.0.0.1:1", 3)
+
+
+@pytest.mark.parametrize(
+    "origin",
+    [
+        *("www.example.com", "https://", "https://www.example.com/", "https://www.example.com/path", "null"),
+        *("https://*.example.com", "https://WWW.example.com", "https://www.example.com:443", "http://a.example:80"),
+        *("https://a.example https://b.example", "https://bücher.example", "https://user@a.example", "**"),
+    ],
+)
+def test_an_origin_that_no_browser_sends_is_refused_by_name(origin: str) -> None:
+    with pytest.raises(SettingsError, match="LEADSTREAM_CORS_ORIGINS") as refused:
+        Settings.load({"LEADSTREAM_CORS_ORIGINS": f"https://www.example.com,{origin}"})
+    assert repr(origin) in str(refused.value)
+
+
+def test_origins_are_separated_by_commas() -> None:
+    text = " https://www.example.com , http://localhost:3000,http://[::1]:8080,,chrome-extension://abcdef "
+    assert Settings.load({"LEADSTREAM_CORS_ORIGINS": text}).allowed_origins == (
+        *("https://www.example.com", "http://localhost:3000", "http://[::1]:8080", "chrome-extension://abcdef"),
+    )
+    assert Settings.load({"LEADSTREAM_CORS_ORIGINS": "*"}).allowed_origins == ("*",)
+    assert Settings.load({}).allowed_origins == ()
