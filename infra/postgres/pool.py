@@ -28,8 +28,6 @@ UNAVAILABLE_ERRORS = (
     asyncpg.ReadOnlySQLTransactionError,  # after a fail-over, until the address points to the new primary
 )
 
-_ACQUIRE_S = 10.0  # also bounds giving a connection back
-_CLOSE_S = 2.0
 _EPOCH = 946_684_800_000_000  # 2000-01-01 in microseconds since 1970: what timestamptz counts from
 INFINITY = 2**63 - 1 + _EPOCH
 MINUS_INFINITY = -(2**63) + _EPOCH
