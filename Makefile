@@ -15,10 +15,10 @@ PIP := $(PY) -m pip --disable-pip-version-check --no-input
 # Arguments of the command behind a target: make demo ARGS="--events 5000 --seed 7", make test ARGS="tests/api -x"
 ARGS ?=
 
-.PHONY: help demo test chaos bench lint format lock setup clean
+.PHONY: help demo test chaos bench bench-memory lint format lock setup clean
 
 help: ## Show this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 demo: $(READY) ## Start the stack, send lead events through it and check that none was lost
 	@$(BIN)/leadstream demo $(ARGS)
@@ -31,6 +31,9 @@ chaos: $(READY) ## Run only the tests that kill processes, at full length; to re
 
 bench: $(READY) ## Compare the throughput with references and write bench/latest.json
 	@$(PY) -m bench $(ARGS)
+
+bench-memory: $(READY) ## Drain large backlogs with a limit of 512 MB for each process, and print their peak memory
+	@$(PY) -m bench.memory $(ARGS)
 
 lint: $(READY) ## Run all checks that need no stack
 	$(BIN)/ruff check .

@@ -35,8 +35,9 @@ async def make_partition(pool: asyncpg.Pool, name: str, month: str, after: str) 
     await pool.execute(f"CREATE TABLE {name} PARTITION OF receipts FOR VALUES FROM ('{month}') TO ('{after}')")
     await pool.execute(
         'INSERT INTO receipts (key, month, topic, partition, "offset", lead_id, version)'
-        f" VALUES ($1, '{month}', 't', 0, 0, $1, 1)",
+        " VALUES ($1, $2::text::date, 't', 0, 0, $1, 1)",
         uuid.uuid4(),
+        month,
     )
 
 
@@ -64,8 +65,8 @@ async def test_a_partition_in_use_is_dropped_later_and_blocks_nobody(pool: async
 
 async def message(pool: asyncpg.Pool, unique: str, name: str, state: str, once_per: str, days: int) -> None:
     await pool.execute(
-        "INSERT INTO messages_sent (message_id, tenant, lead_id, event_id, campaign, channel, purpose, topic, partition,"
-        " \"offset\", requested_at, request, state, next_attempt_at, once_per) VALUES ($1, $2, $3, 'e', 'c', 'email',"
+        "INSERT INTO messages_sent (message_id, tenant, lead_id, event_id, campaign, channel, purpose, topic,"
+        " partition, \"offset\", requested_at, request, state, next_attempt_at, once_per) VALUES ($1, $2, $3, 'e', 'c', 'email',"
         " '', 't', 0, 0, now() - make_interval(days => $4), $5, $6, now(), $7)",
         f"{name}-{unique}",
         unique,
@@ -85,7 +86,8 @@ async def test_finished_messages_and_expired_results_are_deleted(pool: asyncpg.P
     await message(pool, unique, "once", "sent", "lead", 4000)
     for name, hours in (("gone", -1), ("valid", 1)):
         await pool.execute(
-            "INSERT INTO enrichment_results VALUES ($1, $2, $3, $4, NULL, NULL, 0, now(), now() + make_interval(hours => $5))",
+            "INSERT INTO enrichment_results"
+            " VALUES ($1, $2, $3, $4, NULL, NULL, 0, now(), now() + make_interval(hours => $5))",
             f"{name}-{unique}",
             b"k",
             unique,
