@@ -107,7 +107,8 @@ async def http_error(request: Request, raised: Exception) -> Response:
 
 async def unexpected(request: Request, raised: Exception) -> Response:
     """Log an unexpected exception and return status 500 without its details."""
-    log("api").error("unexpected error", exc_info=raised, extra={"fields": {"path": request.scope["path"]}})
+    route = getattr(request.scope.get("route"), "path", "")  # not the path, which may hold personal data
+    log("api").error("unexpected error", exc_info=raised, extra={"fields": {"route": route}})
     return json_response(500, {"error": error("internal", "the server could not handle the request")})
 
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 HEADER = "traceparent"
 _MAX_LINKS = 64
+_MAX_LENGTH = 512  # characters of a traceparent, the maximum of W3C Trace Context; version 00 has 55
 _SEND_S = 3
 _W3C = TraceContextTextMapPropagator()
 _OFF = trace.NoOpTracer()
@@ -114,7 +115,7 @@ def request(name: str, headers: Mapping[str, str]) -> Iterator[str]:
 
     While tracing is off, that is the caller's ``traceparent``, or "" if it is missing or invalid.
     """
-    parent = _W3C.extract({HEADER: headers.get(HEADER, "")})
+    parent = _parent(headers.get(HEADER, ""))
     carrier: dict[str, str] = {}
     if not tracing.on:
         _W3C.inject(carrier, parent)
@@ -127,6 +128,11 @@ def request(name: str, headers: Mapping[str, str]) -> Iterator[str]:
         yield carrier[HEADER]
 
 
+def _parent(traceparent: str) -> Context:
+    # The library logs a warning for each long value, so that a sender could fill the log.
+    return _W3C.extract({HEADER: traceparent if len(traceparent) <= _MAX_LENGTH else ""})
+
+
 def _links(messages: Sequence[Message]) -> Iterator[Link]:
     for message in messages:
         for context in _contexts(message.headers() or ()):
@@ -135,7 +141,7 @@ def _links(messages: Sequence[Message]) -> Iterator[Link]:
 
 def _contexts(headers: Sequence[tuple[str, bytes | None]]) -> Iterator[Context]:
     for name, value in headers:
-        if name == HEADER and value:
-            context = _W3C.extract({HEADER: value.decode("ascii", "replace")})
+        if name == HEADER and value and len(value) <= _MAX_LENGTH:
+            context = _parent(value.decode("ascii", "replace"))
             if trace.get_current_span(context).get_span_context().is_valid:
                 yield context

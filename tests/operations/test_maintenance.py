@@ -65,9 +65,11 @@ async def test_a_partition_in_use_is_dropped_later_and_blocks_nobody(pool: async
 
 async def message(pool: asyncpg.Pool, unique: str, name: str, state: str, once_per: str, days: int) -> None:
     await pool.execute(
-        "INSERT INTO messages_sent (message_id, tenant, lead_id, event_id, campaign, channel, purpose, topic,"
-        " partition, \"offset\", requested_at, request, state, next_attempt_at, once_per) VALUES ($1, $2, $3, 'e', 'c', 'email',"
-        " '', 't', 0, 0, now() - make_interval(days => $4), $5, $6, now(), $7)",
+        """
+        INSERT INTO messages_sent (message_id, tenant, lead_id, event_id, campaign, channel, purpose, topic, partition,
+            "offset", requested_at, request, state, next_attempt_at, once_per)
+        VALUES ($1, $2, $3, 'e', 'c', 'email', '', 't', 0, 0, now() - make_interval(days => $4), $5, $6, now(), $7)
+        """,
         f"{name}-{unique}",
         unique,
         uuid.uuid4(),
