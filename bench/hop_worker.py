@@ -61,7 +61,7 @@ def raw(bootstrap: str, source: str, target: str, count: int) -> float:
 
 def ours(bootstrap: str, source: str, target: str, count: int) -> float:
     """Run the batch loop of leadstream; return the seconds."""
-    from infra.kafka.assignment import BatchLimits  # noqa: PLC0415
+    from infra.kafka.batch_limits import BatchLimits  # noqa: PLC0415
     from infra.kafka.batches import run_batches  # noqa: PLC0415
     from infra.kafka.processor import Outputs  # noqa: PLC0415
     from infra.kafka.producer import Deliverer, Output  # noqa: PLC0415

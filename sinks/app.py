@@ -9,7 +9,7 @@ import asyncpg
 
 from infra import http, plugins
 from infra.clickhouse.client import ClickHouse
-from infra.kafka.assignment import BatchLimits
+from infra.kafka.batch_limits import BatchLimits
 from infra.kafka.batches import run_batches
 from infra.kafka.outcome_records import OutcomeRecords
 from infra.kafka.producer import Deliverer

@@ -7,6 +7,8 @@ Guarantees:
 - Nothing that was read before a rebalance is mixed with what came after it: a partition that was revoked and assigned
   again is read again from its committed offset, so what was read of it before is dropped.
 - A partition is given up when the batches in flight are committed, or after ``_REVOKE_S`` seconds.
+- At the end of a partition, offsets without a record (transaction markers, aborted and compacted records) are committed
+  too, so that they are not shown as lag.
 - The client is called by one thread at a time: every call has to be made by :meth:`Assignment.call`, and
   :meth:`Assignment.close` waits for the one that runs (librdkafka does not survive a close under a running poll).
 """
@@ -25,12 +27,12 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from infra import metrics
 from infra.errors import ClientFailed
+from infra.kafka.batch_limits import BatchLimits
 from infra.runtime import Status, log
 
 IDLE_S = 0.25  # maximum wait for a first record: bounds how late a stop is noticed
 _COMMIT_EVERY_S = 0.25  # how long a delivered batch waits to be committed together with the next ones
 _COMMIT_RETRY_S = 1.0
-_HEADER_BYTES = 100  # of a header in memory, without its name and value
 _FIRST_MEAN_BYTES = 16_384.0
 _REVOKE_S = 10.0  # maximum delay of a revocation
 
@@ -39,28 +41,11 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
-class BatchLimits:
-    """The limits of a batch: records, bytes (a single record may exceed them), and how long it waits to fill.
-
-    ``record_bytes`` is added to the size of each record: the memory that a stage needs for it, whatever its size.
-    """
-
-    size: int
-    max_bytes: int
-    linger_ms: int
-    record_bytes: int = 500
-
-    def bytes_of(self, message: Message) -> int:
-        """Return the size of a record for ``max_bytes``: value, key, headers and ``record_bytes``."""
-        size = self.record_bytes + len(message) + len(message.key() or b"")
-        for name, value in message.headers() or ():
-            size += len(name) + len(value or b"") + _HEADER_BYTES
-        return size
-
-
-@dataclass(frozen=True, slots=True)
 class Fetched:
-    """A batch of records; for each of their partitions the next offset and the number of its assignment."""
+    """A batch of records; for each of their partitions the next offset and the number of its assignment.
+
+    It may have no records, only offsets to commit: see the module's guarantees.
+    """
 
     messages: list[Message] = field(default_factory=list)
     next_offsets: dict[Partition, int] = field(default_factory=dict)
@@ -90,6 +75,7 @@ class Assignment:
         self._count = 0  # number of the newest assignment
         self._current: dict[Partition, int] = {}  # the assigned partitions, each with its assignment's number
         self._carried: list[Message] = []  # fetched while paused or above the limits, for the next poll
+        self._positions: dict[Partition, int] = {}  # the next offset of each partition that was read
         self._mean_bytes = _FIRST_MEAN_BYTES  # of the latest records, for the limits
 
     async def call(self, function: Callable[[], Result]) -> Result:
@@ -145,11 +131,21 @@ class Assignment:
             if fetched.messages and size >= limits.max_bytes:
                 self._carried = found[index:]
                 break
-            if self._is_record(message) and (partition := _partition(message)) in self._current:
+            partition = _partition(message)
+            if _is_end(message):
+                position = message.offset()
+                if self._positions.get(partition) == position:
+                    continue  # nearly always: the last offset was that of a record
+            elif self._is_record(message) and partition in self._current:
                 size += limits.bytes_of(message)
                 fetched.messages.append(message)
+                position = message.offset() + 1
+            else:
+                continue
+            if partition in self._current:
+                self._positions[partition] = position
                 fetched.assignments[partition] = self._current[partition]
-                fetched.next_offsets[partition] = message.offset() + 1
+                fetched.next_offsets[partition] = position
         return fetched
 
     def poll_paused(self, limits: BatchLimits) -> None:
@@ -158,7 +154,9 @@ class Assignment:
         self._consumer.pause(self._consumer.assignment())
         slipped_through = self._consume(limits.size, 0)  # first: a rebalance in it may drop what is carried
         # Errors are dealt with at once; records of a partition that was revoked in that very call are dropped.
-        self._carried += [m for m in slipped_through if self._is_record(m) and _partition(m) in self._current]
+        self._carried += [
+            m for m in slipped_through if (_is_end(m) or self._is_record(m)) and _partition(m) in self._current
+        ]
 
     def resume(self) -> None:
         """Resume fetching from all partitions."""
@@ -265,7 +263,14 @@ class Assignment:
         with self._lock:
             for partition in left:
                 self._current.pop(partition, None)
+                self._positions.pop(partition, None)
         self._carried = [m for m in self._carried if _partition(m) not in left]
+
+
+def _is_end(message: Message) -> bool:
+    """Return whether ``message`` is the report that the end of a partition was reached."""
+    error = message.error()
+    return error is not None and error.code() == KafkaError._PARTITION_EOF  # noqa: SLF001 - librdkafka's own name
 
 
 def _partition(message: Message) -> Partition:

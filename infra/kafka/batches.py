@@ -30,7 +30,8 @@ from opentelemetry.trace import Span
 from infra import metrics, telemetry
 from infra.errors import first_error
 from infra.kafka import client
-from infra.kafka.assignment import IDLE_S, Assignment, BatchLimits, Fetched
+from infra.kafka.assignment import IDLE_S, Assignment, Fetched
+from infra.kafka.batch_limits import BatchLimits
 from infra.kafka.processor import Batch, Outputs, Processor
 from infra.kafka.producer import Deliverer
 from infra.retry import Retry
@@ -136,7 +137,7 @@ class _Loop(Generic[Batch]):
         assignment = self._assignment
         while not self._stop.requested:
             fetched = await assignment.call(partial(assignment.poll, self._limits))
-            if fetched.messages:
+            if fetched.next_offsets:
                 assignment.begin()
                 await self._pass_on(fetched)
         await self._to_apply.put(None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from infra.kafka.assignment import BatchLimits
+from infra.kafka.batch_limits import BatchLimits
 from infra.kafka.batches import run_batches
 from infra.kafka.producer import Deliverer
 from infra.kafka.topics import load_topics

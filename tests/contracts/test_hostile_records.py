@@ -122,7 +122,10 @@ class World:
 @pytest.fixture
 async def world(pipeline: Stack) -> AsyncIterator[World]:
     settings = Settings.load({"LEADSTREAM_HOME": str(pipeline.home)})
-    async with asyncpg.create_pool(pipeline.dsn, max_size=2) as pool, ClickHouse(pipeline.clickhouse_url) as server:
+    async with (
+        asyncpg.create_pool(pipeline.dsn, min_size=1, max_size=2) as pool,
+        ClickHouse(pipeline.clickhouse_url) as server,
+    ):
         yield World(pipeline, settings, pool, server)
 
 

@@ -13,7 +13,7 @@ from confluent_kafka import OFFSET_INVALID, Consumer, KafkaError, KafkaException
 from confluent_kafka.admin import NewTopic
 
 from infra.kafka import client
-from infra.kafka.assignment import BatchLimits
+from infra.kafka.batch_limits import BatchLimits
 from infra.kafka.batches import run_batches
 from infra.kafka.processor import Outputs, Processor
 from infra.kafka.producer import Deliverer, Output

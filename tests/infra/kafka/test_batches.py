@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncGenerator, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
 import pytest
-from confluent_kafka import Message
+from confluent_kafka import Message, Producer, TopicPartition
 from prometheus_client import REGISTRY
 
 from infra.errors import DependencyUnavailable
-from infra.kafka.assignment import BatchLimits
+from infra.kafka import client
+from infra.kafka.batch_limits import BatchLimits
 from infra.kafka.processor import Outputs
 from infra.kafka.producer import Output
+from infra.runtime import Stop
 from tests.conftest import eventually
 from tests.infra.kafka.conftest import QUICK_GROUP, Place, Recorder, numbers
 
@@ -237,3 +240,40 @@ async def test_the_parts_of_a_batch_are_delivered_in_order_before_its_commit(
     here.deliverer.gate.set()
     await here.finish(task, 6)
     assert await here.produced() == {0: numbers(6)[: 2 * failures] + numbers(6)}
+
+
+async def test_a_group_continues_after_retention_has_deleted_its_next_records(place: Callable[..., Place]) -> None:
+    here = place()
+    await here.send(*numbers(60))
+    task = here.run(Recorder(here.out), size=10)
+    await here.finish(task, 60)
+    await here.send(*numbers(100)[60:])
+    admin = client.admin(here.settings, "test")
+    for deleted in admin.delete_records([TopicPartition(here.name, 0, 80)]).values():
+        await asyncio.to_thread(deleted.result)
+
+    processor = Recorder(here.out)
+    here.stop = Stop()
+    await here.finish(here.run(processor, size=10), 100)
+
+    assert [offset for _, offset in processor.applied] == list(range(80, 100))
+
+
+async def test_offsets_without_records_are_committed(place: Callable[..., Place]) -> None:
+    """Transaction markers and aborted records: otherwise they would be lag for ever."""
+    here = place()
+    await here.send(*numbers(3))
+    producer = Producer(client.client_config(here.settings, "test") | {"transactional.id": here.name})
+    producer.init_transactions(30)
+    task = here.run(processor := Recorder(here.out))
+    for aborted in (True, False, True):
+        producer.begin_transaction()
+        producer.produce(here.name, b"in a transaction", partition=0)
+        producer.flush(30)
+        if aborted:
+            producer.abort_transaction()
+        else:
+            producer.commit_transaction()
+    await here.finish(task, 9)  # three records, then three times a record and a marker
+    assert [offset for _, offset in processor.applied] == [0, 1, 2, 5]
+    assert await here.produced() == {0: [*numbers(3), b"in a transaction"]}

@@ -14,7 +14,8 @@ from confluent_kafka import Message, TopicPartition
 from prometheus_client import REGISTRY
 
 from infra.errors import ClientFailed
-from infra.kafka.assignment import Assignment, BatchLimits
+from infra.kafka.assignment import Assignment
+from infra.kafka.batch_limits import BatchLimits
 from infra.runtime import Status, Stop
 from tests.conftest import eventually
 from tests.infra.kafka.conftest import Place, Recorder, numbers

@@ -32,7 +32,7 @@ WRONG = "wrong-4712"
 AGENT = str(Path(__file__).parents[2] / "streams" / "faust" / "agent_worker.py")
 ALONE = """
 import asyncio
-from infra.kafka.assignment import BatchLimits
+from infra.kafka.batch_limits import BatchLimits
 from infra.kafka.batches import run_batches
 from infra.kafka.producer import Deliverer
 from infra.runtime import run
