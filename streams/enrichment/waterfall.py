@@ -87,7 +87,8 @@ class Waterfall:
 
         Returns:
             The first Found. Without one: a failure that may be over later, preferably of a call that was made;
-            otherwise a refusal; otherwise the first NotFound. None if the lead has no value that a provider can look up.
+            otherwise a refusal; otherwise the first NotFound. None if the lead has no value that a provider can look
+            up.
 
         Raises:
             DependencyUnavailable: the cache is unavailable.
@@ -113,8 +114,8 @@ class Waterfall:
 
     async def ready(self) -> None:
         """Wait until the breaker of at least one provider admits a call; return at once without providers."""
-        while self._breakers and not any(breaker.admits for breaker in self._breakers.values()):
-            await asyncio.sleep(_READY_S)  # noqa: ASYNC110 - the end of a breaker's time is no event
+        while self._breakers and not any(breaker.admits for breaker in self._breakers.values()):  # noqa: ASYNC110
+            await asyncio.sleep(_READY_S)  # the end of a breaker's time is no event
 
     async def _look_up_once(self, provider: Provider, lookup: Lookup, budget: _Budget) -> CachedResult | LookupFailed:
         """Look up, or wait for the result if the same lookup is in progress for another request."""

@@ -82,8 +82,7 @@ class OpenRequests:
 
     async def _repeat(self, row: WorkRow) -> Done | Parked:
         if not row.lead or self._clock() >= row.expires_at:
-            reason = Reason.EXPIRED if row.lead else Reason.ERASED
-            return Done(What.SKIPPED, reason, row.last_error)
+            return Done(What.SKIPPED, Reason.EXPIRED if row.lead else Reason.ERASED, row.last_error)
         lead = parse_lead(row.lead)
         if not identifiers_of(lead):
             return Done(*UNIDENTIFIED)

@@ -42,8 +42,6 @@ _COLUMNS = WorkColumns(
     unfinished="TRUE",
     returning=f"{_SUBJECT}, work.traceparent, work.expires_at, {_LEAD}",
 )
-_QUEUE = "waterfall"
-
 # Returns, for each request, the row that was there before. A row with the same event is a redelivery and is kept, as is
 # one of a newer version. A replaced row loses its lease: a worker that has claimed it cannot delete the new one.
 _ADD = """
@@ -117,8 +115,10 @@ class Expired:
 class EnrichmentWorkTable(LeasedTable[WorkRow]):
     """The open requests of all workers. ``expire_us``: microseconds after which a request is not tried again."""
 
-    def __init__(self, pool: asyncpg.Pool, *, lease_s: float, expire_us: int, clock: Clock = now_us) -> None:
-        super().__init__(pool, _COLUMNS, _QUEUE, lease_s=lease_s, clock=clock)
+    def __init__(
+        self, pool: asyncpg.Pool, *, lease_s: float, expire_us: int, clock: Clock = now_us, queue: str = "waterfall"
+    ) -> None:
+        super().__init__(pool, _COLUMNS, queue, lease_s=lease_s, clock=clock)
         self._expire_us = expire_us
 
     def read(self, record: Any) -> WorkRow:
