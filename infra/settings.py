@@ -20,7 +20,7 @@ from infra.kafka_settings import KafkaSettings
 PREFIX = "LEADSTREAM_"
 _SHIPPED = Path(__file__).parents[1] / "campaigns"
 # A connector's own settings: LEADSTREAM_CRM_HUBSPOT_TOKEN belongs to the section "crm_hubspot".
-SECTIONS = ("PROVIDER_", "CRM_", "CHANNEL_")
+SECTIONS = ("PROVIDER_", "CRM_", "CHANNEL_", "ENRICHMENT_")
 
 Section = TypeVar("Section", bound=BaseModel)
 

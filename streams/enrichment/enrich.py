@@ -10,7 +10,6 @@ duplicate (:class:`streams.enrichment.answers.EventRecords`); the values come fr
 from __future__ import annotations
 
 import re
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -50,6 +49,7 @@ _TEXTS = (
     "region",
 )
 _MAX_VERSION = 2**63 - 1
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
 _TRACEPARENT = re.compile(rb"[0-9a-f-]{1,55}")
 
 
@@ -157,10 +157,8 @@ def _problems(tenant: str, event_id: str, lead: Mapping[str, Any]) -> list[Probl
         if "\0" in value
     ]
     problems += [Problem(f"/lead/{name}", "must be a text") for name in _TEXTS if not isinstance(lead[name], str)]
-    try:
-        uuid.UUID(lead["lead_id"])
-    except (ValueError, AttributeError, TypeError):
-        problems.append(Problem("/lead/lead_id", "must be a UUID"))
+    if not isinstance(lead["lead_id"], str) or not _UUID.fullmatch(lead["lead_id"]):
+        problems.append(Problem("/lead/lead_id", "must be a UUID in lower case"))
     if type(lead["version"]) is not int or not 0 <= lead["version"] <= _MAX_VERSION:
         problems.append(Problem("/lead/version", "must be an integer from 0"))
     crm_ids = lead["crm_ids"]

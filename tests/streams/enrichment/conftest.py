@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -26,6 +27,7 @@ from streams.enrichment.answers import EventRecords
 from streams.enrichment.waterfall import Waterfall
 from streams.enrichment.work import OpenRequests
 from streams.enrichment.work_table import EnrichmentWorkTable, OpenRequest, WorkRow
+from tests.streams.enrichment.pdl_process import PdlProcess
 from tests.streams.enrichment.test_waterfall import Memory
 
 CODEC = Codec()
@@ -109,6 +111,13 @@ class World:
 
     def events(self) -> list[dict[str, Any]]:
         return [CODEC.decode(o.value or b"").record for o in self.published if o.topic == "leads.received"]
+
+
+@pytest.fixture
+def provider(tmp_path: Path) -> Iterator[PdlProcess]:
+    provider = PdlProcess(tmp_path)
+    yield provider
+    provider.close()
 
 
 @pytest.fixture

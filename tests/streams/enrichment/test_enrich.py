@@ -110,6 +110,7 @@ async def test_an_invalid_request_is_a_dead_letter(value: bytes) -> None:
     [
         {"lead_id": "no uuid"},
         {"lead_id": 7},
+        {"lead_id": "{0f5c1a52-9a0e-5b63-9f0a-6f1f6c1f3c77}"},
         {"version": 10**25},
         {"version": "1"},
         {"email": 5},
