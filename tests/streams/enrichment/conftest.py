@@ -60,7 +60,7 @@ class World:
             self.pool, lease_s=120, expire_us=int(3 * DAY_S * 1e6), clock=self.clock, queue=self.queue
         )
 
-    def work(self, *providers: Any) -> LeasedWork[WorkRow]:
+    def work(self, *providers: Any, in_flight: int = 8) -> LeasedWork[WorkRow]:
         """Return the engine of one worker, with breakers and a cache of its own."""
         waterfall = Waterfall(providers, Memory(), deadline_s=0.05, now=self.clock)
         requests = OpenRequests(waterfall, EventRecords(CODEC), self.deliver, clock=self.clock)
@@ -68,7 +68,7 @@ class World:
             "enrichment",
             self.table(),
             requests.handle,
-            limits=WorkLimits(in_flight=8),
+            limits=WorkLimits(in_flight=in_flight),
             backoff=Backoff(5, 300, lambda: 0.5),
             pause=Pause("enrichment", self.queue, Backoff(1, 30, lambda: 0.5), self.clock),
             outcomes=OutcomeQueue(self.deliver),
