@@ -216,7 +216,7 @@ class Consumer(driver.Consumer):
         """Do nothing: :mod:`streams.faust.watchdog` detects stalls; Faust's check races with the consumer's thread."""
 
     def progress(self) -> dict[Any, tuple[int, int]]:
-        """Return (committed offset, end offset) of each assigned partition whose end is known."""
+        """Return (committed offset, end of what can be read) of each assigned partition whose end is known."""
         offsets: dict[Any, tuple[int, int]] = {}
         for tp in self.assignment():
             with suppress(Exception):  # the consumer's thread may change the assignment at the same time
