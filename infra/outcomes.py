@@ -46,6 +46,7 @@ class Reason(StrEnum):
     NO_ADDRESS = "no_address"  # the lead has no address for this channel
     ERASED = "erased"  # the lead was erased
     UNRENDERABLE = "unrenderable"  # the campaign's template fails with this lead's values
+    SUPERSEDED = "superseded"  # a newer request about the same lead replaced it
     ALREADY_ASKED = "already_asked"  # at most one per lead, and an earlier event of the lead requested it
 
 

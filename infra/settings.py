@@ -21,7 +21,7 @@ from infra.kafka_settings import KafkaSettings
 PREFIX = "LEADSTREAM_"
 _SHIPPED = Path(__file__).parents[1] / "campaigns"
 # A connector's own settings: LEADSTREAM_CRM_HUBSPOT_TOKEN belongs to the section "crm_hubspot".
-SECTIONS = ("PROVIDER_", "CRM_", "CHANNEL_")
+SECTIONS = ("PROVIDER_", "CRM_", "CHANNEL_", "ENRICHMENT_")
 
 _MB = 1 << 20
 # Of memory_mb: at most five batches are in memory, and a record as Python objects is several times larger.

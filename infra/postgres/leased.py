@@ -1,6 +1,7 @@
-"""The one engine for leased work: claims due rows of a table and processes them (CRM sync, messages).
+"""The one engine for leased work: claims due rows of a table and processes them.
 
-CRM sync and messages run on it. Its user supplies a table (:class:`LeasedTable`) and ``handle``:
+CRM sync, messages and open enrichment requests run on it. Its user supplies a table (:class:`LeasedTable`) and
+``handle``:
 
     claim ─▶ handle ─▶ finish │ park │ release ─▶ outcomes
 

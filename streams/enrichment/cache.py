@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Protocol
+from typing import Any, Protocol
 
 import asyncpg
 import orjson
@@ -86,7 +86,7 @@ class PostgresResultCache:
             lookup.key,
             lookup.tenant,
             uuid.UUID(lookup.lead_id),
-            orjson.dumps(dict(result.fields)).decode() if isinstance(result, Found) else None,
+            _json(result.fields) if isinstance(result, Found) else None,
             result.likelihood if isinstance(result, Found) else None,
             result.cost,
             timedelta(days=days),
@@ -97,6 +97,17 @@ class PostgresResultCache:
         if row is None:
             raise RuntimeError(f"the result of {lookup.provider} expired while it was stored: days={days}")
         return _cached_result(row)
+
+
+def _json(fields: Mapping[str, Any]) -> str:
+    """Return ``fields`` as JSON without NUL characters, which jsonb cannot hold."""
+    return orjson.dumps({name: _without_nul(value) for name, value in fields.items()}).decode()
+
+
+def _without_nul(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_nul(each) for key, each in value.items()}
+    return value.replace("\0", "") if isinstance(value, str) else value
 
 
 def _cached_result(row: Mapping[str, object]) -> CachedResult:

@@ -1,41 +1,80 @@
 """Handles one enrichment request: emits one outcome, and one lead event if a provider found the lead.
 
+A request that no provider can answer now is stored in ``enrichment_work`` before its record is acked, and is retried by
+:mod:`streams.enrichment.work` until it is answered, refused or expired: only then is its outcome ``parked``.
+
 Crash: a request that is processed again gives the same event with the same event_id, which intake recognises as a
-duplicate. The event_id is a hash of tenant, lead, provider and request; the values come from the cached result.
+duplicate (:class:`streams.enrichment.answers.EventRecords`); the values come from the cached result.
 """
 
 from __future__ import annotations
 
-import uuid
+import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from infra import metrics
-from infra.clock import Clock, now_us
+from infra.clock import Clock, now_us, seconds_us
 from infra.kafka.dead_letters import dead_letter
 from infra.kafka.outcome_records import OutcomeRecords
 from infra.kafka.producer import Headers, Output
 from infra.kafka.sizes import fits
 from infra.outcomes import Dead, Problem, Reason, What
+from infra.postgres.leased_rows import Subject
+from infra.retry import Backoff
 from schemas.codec import Codec, DecodeError
 from schemas.lead import parse_lead
-from streams.enrichment.providers import FIELDS, Found, LookupFailed
+from streams.enrichment import STAGE
+from streams.enrichment.answers import UNIDENTIFIED, EventRecords, describe, identifiers_of, open_failure
+from streams.enrichment.parking import Parking
+from streams.enrichment.providers import Found, LookupFailed
 from streams.enrichment.waterfall import Enrichment, Waterfall
+from streams.enrichment.work_table import OpenRequest
 from streams.faust.ordered import Record
 
-STAGE = "enrichment"
 TOPIC = "leads.enrichment-requested"
-SOURCE = "leadstream:enrichment:"
-_NAMESPACE = uuid.UUID("0f5c1a52-9a0e-5b63-9f0a-6f1f6c1f3c77")  # of event ids, for UUID version 5
+_RECORD = "enrichment_request"
+# The fields of the lead that are used here, or that a provider may look up.
+_TEXTS = (
+    "tenant",
+    "email",
+    "external_id",
+    "phone",
+    "first_name",
+    "last_name",
+    "company",
+    "domain",
+    "country",
+    "region",
+)
+_MAX_VERSION = 2**63 - 1
+_UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")
+_TRACEPARENT = re.compile(rb"[0-9a-f-]{1,55}")
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    about: Subject
+    lead: Mapping[str, Any]
+    traceparent: bytes
 
 
 class EnrichmentHandler:
-    """The handler of the enrichment stage, called by :class:`streams.faust.ordered.OrderedPipe`."""
+    """The handler of the enrichment stage, called by :class:`streams.faust.ordered.OrderedPipe`.
 
-    def __init__(self, waterfall: Waterfall, codec: Codec, *, clock: Clock = now_us) -> None:
+    ``backoff``: of the first repetition of a failed request.
+    """
+
+    def __init__(
+        self, waterfall: Waterfall, codec: Codec, parking: Parking, backoff: Backoff, *, clock: Clock = now_us
+    ) -> None:
         self._waterfall = waterfall
         self._codec = codec
-        self._event = codec.encoder("enrichment_completed")
+        self._parking = parking
+        self._backoff = backoff
+        self._clock = clock
+        self._events = EventRecords(codec)
         self._outcomes = OutcomeRecords(STAGE, codec.encoder("outcome"), clock)
 
     async def __call__(self, record: Record) -> Sequence[Output]:
@@ -45,93 +84,89 @@ class EnrichmentHandler:
             DependencyUnavailable: Postgres is unavailable; call again with the same record.
 
         """
+        request = self._read(record)
+        if isinstance(request, Dead):
+            metrics.OUTCOMES.labels(STAGE, What.DEAD.value, request.reason.value).inc()
+            return [dead_letter(record, STAGE, request, DecodeError.__name__)]
+        if not identifiers_of(request.lead):
+            return [self._outcome(request.about, *UNIDENTIFIED)]
+        enrichment = await self._waterfall.enrich(request.about.tenant, request.lead)
+        if failure := open_failure(enrichment):
+            return await self._park(request, failure, describe(enrichment)[2])
+        if enrichment is None or not isinstance(enrichment.result, Found):
+            return [self._outcome(request.about, *describe(enrichment))]
+        return self._found(request, enrichment)
+
+    def _read(self, record: Record) -> _Request | Dead:
         try:
             decoded = self._codec.decode(record.value() or b"")
         except DecodeError as error:
-            return [self._dead(record, error.dead)]
-        if decoded.type != "enrichment_request":
-            problem = Problem("", f"{TOPIC} is for records of type enrichment_request, not {decoded.type}")
-            return [self._dead(record, Dead(Reason.INVALID_FIELD, (problem,)))]
+            return error.dead
+        if decoded.type != _RECORD:
+            problem = Problem("", f"{TOPIC} is for records of type {_RECORD}, not {decoded.type}")
+            return Dead(Reason.INVALID_FIELD, (problem,))
         try:
-            request = decoded.record | {"lead": parse_lead(decoded.record["lead"])}
+            lead = parse_lead(decoded.record["lead"])
         except ValueError as error:
-            return [self._dead(record, Dead(Reason.NOT_JSON, (Problem("/lead", str(error)),)))]
-        identifiers = identifiers_of(request["lead"])
-        enrichment = await self._waterfall.enrich(request["tenant"], request["lead"]) if identifiers else None
-        if enrichment is None or not isinstance(enrichment.result, Found):
-            return [self._outcome(record, request, *_describe(enrichment))]
-        value = self._event(completed_event(request, identifiers, enrichment, enrichment.result))
-        key = f"{request['tenant']}:{next(iter(identifiers.values()))}".encode()
-        event = Output("leads.received", key, value, _trace(record.headers()))
-        if not fits(event):
-            return [self._outcome(record, request, What.SKIPPED, Reason.TOO_LARGE, enrichment.provider)]
-        return [event, self._outcome(record, request, *_describe(enrichment))]
+            return Dead(Reason.NOT_JSON, (Problem("/lead", str(error)),))
+        tenant, event_id = decoded.record["tenant"], decoded.record["event_id"]
+        if problems := _problems(tenant, event_id, lead):
+            return Dead(Reason.INVALID_FIELD, tuple(problems))
+        source = (record.topic(), record.partition(), record.offset())
+        about = Subject(tenant, event_id, lead["lead_id"], lead["version"], source)
+        return _Request(about, lead, _traceparent(record.headers()))
 
-    def _outcome(
-        self, record: Record, request: Mapping[str, Any], what: What, reason: Reason | None, detail: str
-    ) -> Output:
+    def _found(self, request: _Request, enrichment: Enrichment) -> list[Output]:
+        event = self._events.build(request.about, request.lead, enrichment, request.traceparent)
+        if not fits(event):
+            return [self._outcome(request.about, What.SKIPPED, Reason.TOO_LARGE, enrichment.provider)]
+        return [event, self._outcome(request.about, *describe(enrichment))]
+
+    async def _park(self, request: _Request, failure: LookupFailed, detail: str) -> list[Output]:
+        about = request.about
+        due_at = failure.until or self._clock() + seconds_us(self._backoff.seconds(1))
+        earlier = await self._parking.add(
+            OpenRequest(about, request.traceparent.decode(), failure.reason, due_at),
+        )
+        if earlier is not None and earlier.version >= about.version:
+            return [self._superseded(about)]
+        parked = self._outcome(about, What.PARKED, failure.reason, detail)
+        return [parked] if earlier is None else [self._superseded(earlier), parked]
+
+    def _superseded(self, about: Subject) -> Output:
+        return self._outcome(about, What.SKIPPED, Reason.SUPERSEDED, "a newer request about the lead")
+
+    def _outcome(self, about: Subject, what: What, reason: Reason | None, detail: str) -> Output:
         return self._outcomes.build(
             what,
             reason,
-            tenant=request["tenant"],
-            event_id=request["event_id"],
-            lead_id=request["lead"]["lead_id"],
-            version=request["lead"]["version"],
-            source=(record.topic(), record.partition(), record.offset()),
+            tenant=about.tenant,
+            event_id=about.event_id,
+            lead_id=about.lead_id,
+            version=about.version,
+            source=about.source,
             detail=detail,
         )
 
-    def _dead(self, record: Record, dead: Dead) -> Output:
-        metrics.OUTCOMES.labels(STAGE, What.DEAD.value, dead.reason.value).inc()
-        return dead_letter(record, STAGE, dead, DecodeError.__name__)
+
+def _problems(tenant: str, event_id: str, lead: Mapping[str, Any]) -> list[Problem]:
+    """Return what is wrong with the values that are stored or looked up; the codec has not checked the lead."""
+    problems = [
+        Problem(f"/{name}", "must not contain a NUL character")
+        for name, value in (("tenant", tenant), ("event_id", event_id))
+        if "\0" in value
+    ]
+    problems += [Problem(f"/lead/{name}", "must be a text") for name in _TEXTS if not isinstance(lead[name], str)]
+    if not isinstance(lead["lead_id"], str) or not _UUID.fullmatch(lead["lead_id"]):
+        problems.append(Problem("/lead/lead_id", "must be a UUID in lower case"))
+    if type(lead["version"]) is not int or not 0 <= lead["version"] <= _MAX_VERSION:
+        problems.append(Problem("/lead/version", "must be an integer from 0"))
+    crm_ids = lead["crm_ids"]
+    if not isinstance(crm_ids, dict) or not all(isinstance(value, str) for value in crm_ids.values()):
+        problems.append(Problem("/lead/crm_ids", "must be a map of texts"))
+    return problems
 
 
-def identifiers_of(lead: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the identifiers for the enrichment event, or none if the lead cannot be identified.
-
-    Only the lead's strongest kind of identifier is used: the others may belong to another lead by now, and the event
-    would merge the two leads.
-    """
-    for names in (("email", "external_id"), ("phone",)):
-        identifiers = {name: lead[name] for name in names if lead[name]}
-        if identifiers:
-            return identifiers
-    return {"crm_ids": lead["crm_ids"]} if lead["crm_ids"] else {}
-
-
-def completed_event(
-    request: Mapping[str, Any], identifiers: Mapping[str, Any], enrichment: Enrichment, found: Found
-) -> dict[str, Any]:
-    """Return the ``enrichment_completed`` event with the data that ``enrichment.provider`` found."""
-    tenant, lead_id = request["tenant"], request["lead"]["lead_id"]
-    event_id = uuid.uuid5(_NAMESPACE, "\0".join((tenant, lead_id, enrichment.provider, request["event_id"])))
-    return {
-        "envelope": {
-            "event_id": str(event_id),
-            "tenant": tenant,
-            "occurred_at": enrichment.fetched_at,
-            "source": SOURCE + enrichment.provider,
-            "context": {},
-        },
-        "identifiers": {"external_id": "", "email": "", "phone": "", "anonymous_id": "", "crm_ids": {}, **identifiers},
-        "provider": enrichment.provider,
-        "likelihood": found.likelihood,
-        "request_event_id": request["event_id"],
-        **{name: value for name, value in found.fields.items() if name in FIELDS},
-    }
-
-
-def _describe(enrichment: Enrichment | None) -> tuple[What, Reason | None, str]:
-    if enrichment is None:
-        return What.SKIPPED, Reason.NO_IDENTIFIER, "the lead has no value that a provider can look up"
-    result = enrichment.result
-    if isinstance(result, Found):
-        return What.ENRICHED, None, enrichment.provider
-    if isinstance(result, LookupFailed):
-        detail = f"{enrichment.provider}: {result.detail}" if result.detail else enrichment.provider
-        return What.PARKED, result.reason, detail
-    return What.SKIPPED, Reason.NOT_FOUND, enrichment.provider
-
-
-def _trace(headers: Headers) -> Headers | None:
-    return [(name, value) for name, value in headers if name == "traceparent"] or None
+def _traceparent(headers: Headers) -> bytes:
+    found = [value for name, value in headers if name == "traceparent" and _TRACEPARENT.fullmatch(value or b"")]
+    return found[-1] if found else b""

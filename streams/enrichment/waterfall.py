@@ -4,6 +4,7 @@ Guarantees:
 
 - While a lookup is in progress or its result is cached, this process does not repeat it. A result that could not be
   cached, because Postgres is unavailable, stays in memory. It is cached at the next attempt and not paid for twice.
+- A provider whose circuit breaker is open is not called, and no request waits for it: the next provider follows.
 - All calls about one lead together take at most ``deadline_s`` seconds. Time spent waiting for a connection or for the
   rate limit does not count: it is back-pressure.
 """
@@ -16,12 +17,16 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from infra.clock import Clock, now_us
 from infra.outcomes import Reason
 from infra.retry import Backoff
+from streams.enrichment import STAGE
+from streams.enrichment.breaker import Breaker
 from streams.enrichment.cache import CachedResult, Lookup, ResultCache
 from streams.enrichment.providers import Found, LookupFailed, LookupResult, NotFound, Provider, ProviderConfig, Query
 
 _BACKOFF = Backoff(0.1, 3.0)
+_READY_S = 0.2  # interval of looking whether a breaker admits a call
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +54,7 @@ class Waterfall:
         deadline_s: seconds for all calls about one lead.
         clock: returns seconds; only differences count.
         sleep: waits for a number of seconds.
+        now: the time of the circuit breakers.
 
     """
 
@@ -60,12 +66,14 @@ class Waterfall:
         deadline_s: float = 30.0,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
+        now: Clock = now_us,
     ) -> None:
         self._providers = sorted(providers, key=lambda provider: (provider.config.rank, provider.name))
         self._results = results
         self._deadline_s = deadline_s
         self._clock = clock
         self._sleep = sleep
+        self._breakers = {provider.name: Breaker(STAGE, provider.name, provider.config, now) for provider in providers}
         self._connections = {provider.name: asyncio.Semaphore(provider.config.connections) for provider in providers}
         self._running: dict[tuple[str, bytes], asyncio.Task[CachedResult | LookupFailed]] = {}
         self._uncached: dict[tuple[str, bytes], Found | NotFound] = {}
@@ -78,8 +86,9 @@ class Waterfall:
             lead: every field of lead.avsc.
 
         Returns:
-            The first Found. Without one: the last failure, since a later request may succeed; otherwise the first
-            NotFound. None if the lead has no value that a provider can look up.
+            The first Found. Without one: a failure that may be over later, preferably of a call that was made;
+            otherwise a refusal; otherwise the first NotFound. None if the lead has no value that a provider can look
+            up.
 
         Raises:
             DependencyUnavailable: the cache is unavailable.
@@ -94,12 +103,19 @@ class Waterfall:
             lookup = Lookup(provider.name, tenant, lead["lead_id"], query)
             cached = await self._results.get(lookup) or await self._look_up_once(provider, lookup, budget)
             if isinstance(cached, LookupFailed):
-                enrichment = Enrichment(cached, provider.name)
+                this = Enrichment(cached, provider.name)
             elif isinstance(cached.result, Found):
                 return Enrichment(cached.result, provider.name, cached.fetched_at)
             else:
-                enrichment = enrichment or Enrichment(cached.result, provider.name, cached.fetched_at)
+                this = Enrichment(cached.result, provider.name, cached.fetched_at)
+            if enrichment is None or _weight(this.result) > _weight(enrichment.result):
+                enrichment = this
         return enrichment
+
+    async def ready(self) -> None:
+        """Wait until the breaker of at least one provider admits a call; return at once without providers."""
+        while self._breakers and not any(breaker.admits for breaker in self._breakers.values()):  # noqa: ASYNC110
+            await asyncio.sleep(_READY_S)  # the end of a breaker's time is no event
 
     async def _look_up_once(self, provider: Provider, lookup: Lookup, budget: _Budget) -> CachedResult | LookupFailed:
         """Look up, or wait for the result if the same lookup is in progress for another request."""
@@ -123,25 +139,49 @@ class Waterfall:
         return cached
 
     async def _look_up(self, provider: Provider, query: Query, budget: _Budget) -> LookupResult:
+        breaker = self._breakers[provider.name]
         attempt = 0
         while True:
             attempt += 1
-            # Limit calls here: many requests that wait inside the HTTP client for a connection cost it more CPU than
-            # the calls themselves.
-            async with self._connections[provider.name]:
-                await provider.wait_for_rate_limit()
-                started_at = self._clock()
-                try:
-                    async with asyncio.timeout(max(budget.left, 0)):
-                        result = await provider.look_up(query)
-                except TimeoutError:
-                    result = LookupFailed(Reason.TIMEOUT, retryable=True)
-                budget.left -= self._clock() - started_at
+            result = await self._call(provider, breaker, query, budget)
             pause = _BACKOFF.seconds(attempt)
-            if not isinstance(result, LookupFailed) or not result.retryable or budget.left <= pause:
+            again = isinstance(result, LookupFailed) and result.retryable and breaker.closed
+            if not again or budget.left <= pause:
                 return result
             await self._sleep(pause)
             budget.left -= pause
+
+    async def _call(self, provider: Provider, breaker: Breaker, query: Query, budget: _Budget) -> LookupResult:
+        if not breaker.admits:
+            return breaker.refusal()
+        # Limit calls here: many requests that wait inside the HTTP client for a connection cost it more CPU than the
+        # calls themselves.
+        async with self._connections[provider.name]:
+            if breaker.admits:  # it may have opened in the meantime
+                await provider.wait_for_rate_limit()
+            if budget.left <= 0:
+                return LookupFailed(Reason.TIMEOUT, retryable=True)
+            call = breaker.begin()
+            if call is None:
+                return breaker.refusal()
+            result: LookupResult = LookupFailed(Reason.TIMEOUT, retryable=True)
+            started_at = self._clock()
+            try:
+                async with asyncio.timeout(budget.left):
+                    result = await provider.look_up(query)
+            except TimeoutError:
+                pass
+            finally:
+                breaker.end(call, result)
+            budget.left -= self._clock() - started_at
+            return result
+
+
+def _weight(result: LookupResult) -> int:
+    """Return the precedence of a result over those of other providers, without one that has data."""
+    if not isinstance(result, LookupFailed):
+        return 0
+    return 1 if result.refused else 2 if result.until else 3
 
 
 def _days(config: ProviderConfig, result: Found | NotFound) -> float:

@@ -2,7 +2,9 @@
 
 Guarantees: those of the ledger, also during rebalances. A rebalance waits at most ``_REVOKE_S`` seconds for the records
 in flight and commits them; records that are not finished by then are processed again. Faust drops records that it
-fetched before a rebalance and does not seek back; the ledger detects the gap.
+fetched before a rebalance and does not seek back; the ledger detects the gap. Records are read as read_committed: those
+of aborted transactions are never seen, and an open transaction is no stall. Where retention has deleted records that
+were not read, consumption continues at the first record that is left, with a warning.
 
 This module overrides private members of Faust and aiokafka. docs/decisions/0004 lists which, why, and which tests
 detect a change of them.
@@ -21,7 +23,7 @@ from mode.utils.futures import notify
 
 from infra.runtime import log
 from streams.faust.offsets import Admission, OffsetLedger
-from streams.faust.ordered import OrderedPipe
+from streams.faust.ordered import OrderedPipe, exit_at_once
 
 _REVOKE_S = 8.0
 
@@ -29,19 +31,81 @@ _REVOKE_S = 8.0
 class _Thread(driver.AIOKafkaConsumerThread):
     """The thread that runs aiokafka's consumer."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._assignment: Any = None
+        self._read_to: dict[Any, int] = {}  # of the assignment: every record before it was returned, or never existed
+
+    def _create_worker_consumer(self, transport: Any) -> Any:
+        consumer = super()._create_worker_consumer(transport)
+        consumer._isolation_level = "read_committed"  # noqa: SLF001 - Faust sets it only together with its transactions
+        return consumer
+
+    def highwater(self, tp: Any) -> Any:
+        """Return the end of what can be read: an open transaction and what follows it cannot."""
+        return self._ensure_consumer().last_stable_offset(tp)
+
     async def seek_to_committed(self) -> Mapping[Any, int]:
-        """Seek to the committed offsets, and without one to the beginning, which aiokafka does not do."""
+        """Seek to the first offsets to read: see :meth:`_seek_to_start`."""
         offsets: Mapping[Any, int] = await self.call_thread(self._seek_to_start)
         return offsets
 
     async def _seek_to_start(self) -> dict[Any, int]:
+        """Seek to the committed offsets. Without one, or where it is no longer in the log, seek to the beginning."""
         consumer = self._ensure_consumer()
-        offsets = dict(await consumer.seek_to_committed())
-        unset = [tp for tp, offset in offsets.items() if not offset or offset < 0]
-        for tp, beginning in (await consumer.beginning_offsets(unset)).items() if unset else ():
-            consumer.seek(tp, beginning)
-            offsets[tp] = beginning
-        return offsets
+        partitions = list(consumer.assignment())
+        committed = {tp: await consumer.committed(tp) for tp in partitions}
+        beginnings = await consumer.beginning_offsets(partitions) if partitions else {}
+        ends = await consumer.end_offsets(partitions) if partitions else {}
+        starts = {tp: _start(committed[tp], beginnings[tp], ends[tp]) for tp in partitions}
+        moved = {tp: start for tp, start in starts.items() if committed[tp] not in (None, start)}
+        for tp, start in moved.items():
+            fields = {"partition": str(tp), "committed": committed[tp], "from": start}
+            log("faust").warning(
+                "the committed offset is not in the log; continuing at its start", extra={"fields": fields}
+            )
+        with suppress(IllegalStateError):  # a partition was revoked in the meantime
+            for tp, start in starts.items():
+                consumer.seek(tp, start)
+        self._assignment, self._read_to = _assignment(consumer), dict(starts)
+        if moved:
+            await self._commit(moved)
+        return starts
+
+    def seek(self, partition: Any, offset: int) -> None:
+        """Read ``partition`` from ``offset``; called in this thread."""
+        super().seek(partition, offset)
+        self._read_to[partition] = offset
+
+    async def _fetch_records(self, consumer: Any, *args: Any, **kwargs: Any) -> Any:
+        records = await super()._fetch_records(consumer, *args, **kwargs)
+        # No await from here on: the positions are those after ``records``.
+        if self.consumer.flow_active and (empty := self._empty_ranges(consumer, records)):
+            self.consumer.loop.call_soon_threadsafe(self.consumer.skip, empty)  # before the records are delivered
+        return records
+
+    def _empty_ranges(self, consumer: Any, records: Mapping[Any, Any]) -> dict[Any, list[tuple[int, int]]]:
+        """Return the ranges of offsets before the consumer's positions that hold no record, since the last call."""
+        assignment, found = _assignment(consumer), {}
+        if assignment is None or assignment is not self._assignment:
+            return {}
+        for tp, before in list(self._read_to.items()):
+            state = assignment.state_value(tp)
+            if state is None or not state.has_valid_position:
+                continue
+            if state.position < before:
+                exit_at_once(f"{tp}: the log ends before {before}; it was truncated or created anew")
+            ranges, next_offset = [], before
+            for record in records.get(tp, ()):
+                if record.offset > next_offset:
+                    ranges.append((next_offset, record.offset))
+                next_offset = record.offset + 1
+            if state.position > next_offset:
+                ranges.append((next_offset, state.position))
+            self._read_to[tp] = state.position
+            if ranges:
+                found[tp] = ranges
+        return found
 
     async def _commit(self, offsets: Mapping[Any, int]) -> bool:
         consumer = self._ensure_consumer()
@@ -73,6 +137,11 @@ class Consumer(driver.Consumer):
         offsets: Mapping[Any, int] = await super().seek_to_committed()
         self._ledger.start(offsets, assignment)
         return offsets
+
+    def skip(self, empty: Mapping[Any, list[tuple[int, int]]]) -> None:
+        """Note ranges of offsets that hold no record."""
+        for tp, ranges in empty.items():
+            self._ledger.skip(tp, ranges)
 
     async def _seek(self, partition: Any, offset: int) -> None:
         # Faust calls this in the event loop's thread, but the consumer must be used in its own.
@@ -147,7 +216,7 @@ class Consumer(driver.Consumer):
         """Do nothing: :mod:`streams.faust.watchdog` detects stalls; Faust's check races with the consumer's thread."""
 
     def progress(self) -> dict[Any, tuple[int, int]]:
-        """Return (committed offset, end offset) of each assigned partition whose end is known."""
+        """Return (committed offset, end of what can be read) of each assigned partition whose end is known."""
         offsets: dict[Any, tuple[int, int]] = {}
         for tp in self.assignment():
             with suppress(Exception):  # the consumer's thread may change the assignment at the same time
@@ -155,3 +224,13 @@ class Consumer(driver.Consumer):
                 if end is not None:
                     offsets[tp] = (self._committed_offset.get(tp) or 0, end)
         return offsets
+
+
+def _assignment(consumer: Any) -> Any:
+    subscription = consumer._subscription.subscription  # noqa: SLF001 - there is no public way to read a position at once
+    return None if subscription is None else subscription.assignment
+
+
+def _start(committed: int | None, beginning: int, end: int) -> int:
+    """Return the first offset to read. ``committed`` may be out of the log: by retention, or in a topic made anew."""
+    return beginning if committed is None or not beginning <= committed <= end else committed

@@ -5,14 +5,16 @@ Guarantees:
 - :meth:`OffsetLedger.committable` is never after a record that was accepted and is not acked. (Faust's own rule can
   commit records in flight: faust-streaming issue #606, pull request #707.)
 - Records are accepted in offset order, and none is skipped: a record is accepted only if it follows the last accepted
-  one. Otherwise the partition must be read again from there. A gap that is still there after three reads is skipped:
-  it is due to compaction, retention or transaction markers.
+  one, or if the offsets between them are known to hold no record (:meth:`OffsetLedger.skip`: transaction markers,
+  aborted transactions, compaction, retention). Otherwise the partition must be read again from there. A gap that is
+  still there after three reads is skipped.
+- The offset to commit also passes offsets that hold no record, so lag falls to 0 behind a transaction marker.
 - A record that was fetched before the last seek or before the last assignment is never accepted out of order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any
 
@@ -37,6 +39,7 @@ class OffsetLedger:
     def __init__(self) -> None:
         self._open: dict[Partition, set[int]] = {}
         self._next: dict[Partition, int] = {}
+        self._empty: dict[Partition, dict[int, int]] = {}  # start -> end of ranges of offsets without a record
         self._gap_reads: dict[tuple[Partition, int], int] = {}
         self._round = 0
         self._assignment = 0
@@ -56,7 +59,7 @@ class OffsetLedger:
         """Begin a new assignment: clear all partitions. No record is accepted before :meth:`start`."""
         self._round += 1
         self._assignment = self._round
-        for state in (self._open, self._next, self._gap_reads, self._first_valid_round):
+        for state in (self._open, self._next, self._empty, self._gap_reads, self._first_valid_round):
             state.clear()
 
     def start(self, offsets: Mapping[Partition, int], assignment: int) -> None:
@@ -64,6 +67,20 @@ class OffsetLedger:
         if assignment == self._assignment:
             for partition, offset in offsets.items():
                 self._next.setdefault(partition, offset)
+
+    def skip(self, partition: Partition, empty: Iterable[tuple[int, int]]) -> None:
+        """Note that the offsets from ``start`` to before ``end``, of each pair in ``empty``, hold no record."""
+        next_offset = self._next.get(partition, 0)
+        known = {start: end for start, end in self._empty.get(partition, {}).items() if start >= next_offset}
+        self._empty[partition] = known | dict(empty)
+        if partition in self._next:
+            self._set_next(partition, next_offset)
+
+    def _set_next(self, partition: Partition, offset: int) -> None:
+        empty = self._empty.get(partition)
+        while empty and (end := empty.pop(offset, None)) is not None:
+            offset = end
+        self._next[partition] = offset
 
     def expected(self, partition: Partition) -> int | None:
         """Return the offset of the next record to accept, or None before :meth:`start`."""
@@ -90,7 +107,7 @@ class OffsetLedger:
             fields = {"partition": str(partition), "from": expected, "to": offset}
             log("faust").warning("offsets without records are skipped", extra={"fields": fields})
         self._open.setdefault(partition, set()).add(offset)
-        self._next[partition] = offset + 1
+        self._set_next(partition, offset + 1)
         return Admission.ACCEPTED
 
     def ack(self, partition: Partition, offset: int) -> None:

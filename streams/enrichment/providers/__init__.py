@@ -33,6 +33,11 @@ class ProviderConfig(BaseModel):
     timeout_s: float = Field(2.0, gt=0, le=30, description="Timeout of one call, in seconds.")
     found_days: float = Field(90, gt=0, description="Days for which a result with data is cached.")
     not_found_days: float = Field(7, gt=0, description='Days for which the result "not found" is cached.')
+    breaker_failures: int = Field(5, ge=1, le=1000, description="Consecutive failed calls after which calls stop.")
+    breaker_s: float = Field(
+        30, gt=0, le=3600, description="Seconds without calls after that; doubles while they fail."
+    )
+    breaker_max_s: float = Field(300, gt=0, le=86_400, description="Maximum of breaker_s while it doubles.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +58,21 @@ class NotFound:
 
 @dataclass(frozen=True, slots=True)
 class LookupFailed:
-    """The call failed. ``retryable``: the same call may succeed soon. ``detail``: contains no lead data, no secret."""
+    """The call failed. ``detail``: contains no lead data, no secret.
+
+    ``retryable``: the same call may succeed within seconds. ``until``: no call was made, because the provider's circuit
+    breaker is open until then (microseconds since 1970); 0: a call was made.
+    """
 
     reason: Reason
     retryable: bool = False
     detail: str = field(default="")
+    until: int = 0
+
+    @property
+    def refused(self) -> bool:
+        """Whether the provider refuses this query for good. Every other failure may be over at a later time."""
+        return self.reason is Reason.REJECTED
 
 
 LookupResult = Found | NotFound | LookupFailed

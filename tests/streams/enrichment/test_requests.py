@@ -5,58 +5,26 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import subprocess
-import sys
-import urllib.request
 import uuid
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
 
-from infra.settings import child_environment
-from local.ports import free_port
 from operations import broker_topics
 from operations.migrate_postgres import migrate
 from schemas.codec import Codec
 from simulators.pdl import person
 from streams.enrichment.enrich import TOPIC
+from tests.streams.enrichment.pdl_process import PdlProcess
 from tests.streams.enrichment.requests import lead_id, request
 from tests.streams.faust.workers import Broker, Workers, wait_until
 
 CODEC = Codec()
 COUNT = 1500
 KILLS = 5
-
-
-@pytest.fixture
-def provider(tmp_path: Path) -> Iterator[str]:
-    """Run the simulator of People Data Labs as a process, without a rate limit; yield its URL."""
-    (tmp_path / "pdl.json").write_text(json.dumps({"per_minute": 1_000_000}))
-    port = free_port()
-    command = [sys.executable, "-m", "simulators", "pdl", "--port", str(port), "--state", str(tmp_path)]
-    process = subprocess.Popen(command, env=child_environment({}))
-    url = f"http://127.0.0.1:{port}"
-    try:
-        assert wait_until(lambda: bool(_get_json(f"{url}/_simulator/stats")), 30)
-        body = json.dumps({"latency_ms": 40}).encode()
-        urllib.request.urlopen(urllib.request.Request(f"{url}/_simulator/faults", body, method="POST"), timeout=5)  # noqa: S310 - a loopback address
-        yield url
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def _get_json(url: str) -> dict[str, int]:
-    try:
-        with urllib.request.urlopen(url, timeout=5) as result:  # noqa: S310 - a loopback address
-            got: dict[str, int] = json.loads(result.read())
-            return got
-    except OSError:
-        return {}
 
 
 def _is_found(number: int) -> bool:
@@ -67,9 +35,10 @@ def _is_found(number: int) -> bool:
 @pytest.mark.integration
 @pytest.mark.chaos
 def test_killed_workers_process_every_request_once(
-    lone_stack: Any, provider: str, tmp_path: Path, rng: random.Random
+    lone_stack: Any, provider: PdlProcess, tmp_path: Path, rng: random.Random
 ) -> None:
     stack = lone_stack
+    provider.faults(latency_ms=40)
     broker_topics.apply(stack.settings)
     asyncio.run(migrate(stack.settings.database_url))
     broker, tenant = Broker(stack.settings.kafka_bootstrap), f"t-{uuid.uuid4().hex[:12]}"
@@ -78,7 +47,7 @@ def test_killed_workers_process_every_request_once(
         "LEADSTREAM_HOME": str(tmp_path / "home"),
         "LEADSTREAM_KAFKA_BOOTSTRAP": stack.settings.kafka_bootstrap,
         "LEADSTREAM_DATABASE_URL": stack.settings.database_url,
-        "LEADSTREAM_PROVIDER_PDL_BASE_URL": provider,
+        "LEADSTREAM_PROVIDER_PDL_BASE_URL": provider.url,
         "LEADSTREAM_PROVIDER_PDL_API_KEY": "test",
         "LEADSTREAM_PROVIDER_PDL_REQUESTS_PER_MINUTE": "1000000",
     }
@@ -116,7 +85,7 @@ def test_killed_workers_process_every_request_once(
     assert len({json.dumps(r, sort_keys=True) for r in events}) == len(found), "with the same values"
 
     rows = asyncio.run(_rows(stack.settings.database_url, tenant))
-    spent = _get_json(f"{provider}/_simulator/stats")["credits_spent"]
+    spent = provider.stats()["credits_spent"]
     assert rows == COUNT
     assert spent - len(found) <= KILLS * 256, "only a call in flight at a kill can be paid for twice"
 

@@ -88,7 +88,9 @@ def lead(email: str = "a@example.com") -> dict[str, Any]:
 
 def waterfall(*providers: Any, results: Memory | None = None, clock: Clock | None = None) -> Waterfall:
     clock = clock or Clock()
-    return Waterfall(providers, results or Memory(), deadline_s=3, clock=clock, sleep=clock.sleep)
+    return Waterfall(
+        providers, results or Memory(), deadline_s=3, clock=clock, sleep=clock.sleep, now=lambda: int(clock.now * 1e6)
+    )
 
 
 @pytest.fixture

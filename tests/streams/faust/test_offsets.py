@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -114,6 +116,30 @@ def test_partitions_are_independent(reader: Reader) -> None:
     assert reader.ledger.committable(P1) == 3
 
 
+def test_offsets_known_to_hold_no_record_are_passed_without_reading_again(reader: Reader) -> None:
+    reader.ledger.skip(P0, [(10, 500), (501, 502)])
+    assert reader.ledger.committable(P0) == 500
+    assert reader.accepted(500, 502) == [500, 502]
+    assert reader.ack(502) == 500
+    assert reader.ack(500) == 503
+
+
+def test_a_marker_at_the_end_is_committed_when_all_records_before_it_are_acked(reader: Reader) -> None:
+    assert reader.accepted(10) == [10]
+    reader.ledger.skip(P0, [(11, 12)])
+    assert reader.ledger.committable(P0) == 10
+    assert reader.ack(10) == 12
+    assert reader.accepted(12) == [12]
+
+
+def test_a_marker_is_not_passed_before_the_records_that_were_fetched_before_it(reader: Reader) -> None:
+    fetched = reader.fetch(10, 11)
+    reader.ledger.skip(P0, [(12, 13)])
+    assert reader.ledger.committable(P0) == 10
+    reader.offer(fetched)
+    assert reader.ack(10, 11) == 13
+
+
 _STEPS = st.lists(
     st.one_of(
         st.tuples(st.just("drop"), st.integers(0, 3)),  # Faust drops so many fetched records
@@ -162,3 +188,37 @@ def test_records_are_accepted_in_order_and_never_committed_unacked_for_any_drops
         assert offset_to_commit is not None
         assert set(range(committed, offset_to_commit)) <= acked
         committed = offset_to_commit
+
+
+@given(
+    holes=st.sets(st.integers(0, 60), max_size=50),
+    fetches=st.lists(st.integers(1, 12), max_size=12),
+    order=st.randoms(use_true_random=False),
+)
+def test_with_any_offsets_without_records_all_records_are_accepted_at_once_and_the_end_is_committed(
+    holes: set[int], fetches: list[int], order: random.Random
+) -> None:
+    """The consumer notes the offsets without records of a fetch before its records, as streams.faust.consumer does."""
+    ledger, position = OffsetLedger(), 0
+    ledger.assign()
+    ledger.start({P0: 0}, ledger.assignment)
+    accepted: list[int] = []
+    for size in fetches:
+        records = [offset for offset in range(position, position + size) if offset not in holes]
+        empty, following = [], position
+        for offset in (*records, position + size):
+            if offset > following:
+                empty.append((following, offset))
+            following = offset + 1
+        ledger.skip(P0, empty)
+        position += size
+        for offset in records:
+            assert ledger.admit(P0, offset, ledger.round) is Admission.ACCEPTED
+            accepted.append(offset)
+            if order.random() < 0.5:
+                ledger.ack(P0, accepted.pop(order.randrange(len(accepted))))
+            committed = ledger.committable(P0)
+            assert committed == (min(accepted) if accepted else ledger.expected(P0))
+    for offset in accepted:
+        ledger.ack(P0, offset)
+    assert ledger.committable(P0) == position

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -75,6 +76,30 @@ class Broker:
         for key, value in records:
             producer.produce(topic, value, key)
         assert producer.flush(60) == 0
+
+    def in_transaction(self, topic: str, values: Iterable[bytes], *, end: str) -> Producer:
+        """Produce ``values`` to partition 0 in a transaction; ``commit`` or ``abort`` it, or leave it ``open``."""
+        producer = Producer({"bootstrap.servers": self._bootstrap, "transactional.id": f"test-{uuid.uuid4().hex}"})
+        producer.init_transactions(30)
+        producer.begin_transaction()
+        for value in values:
+            producer.produce(topic, value, b"key", 0)
+        producer.flush(30)
+        if end == "commit":
+            producer.commit_transaction(30)
+        elif end == "abort":
+            producer.abort_transaction(30)
+        return producer
+
+    def delete_before(self, topic: str, offset: int) -> None:
+        """Delete the records of partition 0 before ``offset``, as retention does."""
+        self._admin.delete_records([TopicPartition(topic, 0, offset)])[TopicPartition(topic, 0)].result(30)
+
+    def commit(self, group: str, topic: str, offset: int) -> None:
+        """Commit ``offset`` of partition 0 for a group without members."""
+        partitions = [TopicPartition(topic, 0, offset)]
+        request = [ConsumerGroupTopicPartitions(group, partitions)]
+        self._admin.alter_consumer_group_offsets(request)[group].result(30)
 
     def ends(self, topic: str) -> dict[int, int]:
         consumer = self._consumer()

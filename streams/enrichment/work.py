@@ -1,0 +1,129 @@
+"""Repeats the requests of ``enrichment_work`` until they are answered, refused or expired.
+
+Guarantees, in addition to those of the engine (:mod:`infra.postgres.leased`):
+
+- Rows are claimed only while a provider's circuit breaker admits a call; a row that was not called for because of a
+  breaker keeps its number of attempts.
+- A request is never dropped silently: after ``expire_days`` its outcome is ``skipped`` with the reason ``expired``,
+  also while no provider is available.
+- Each attempt uses the lead as it is then. A lead that was erased since the request is not looked up.
+
+Crash: before its row is deleted, a request is repeated; it gives the same event (see
+:class:`streams.enrichment.answers.EventRecords`), unless the lead's identifiers were changed in between.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from infra.clock import DAY_US, Clock, now_us
+from infra.kafka.outcome_records import OutcomeRecords
+from infra.kafka.producer import Output
+from infra.kafka.sizes import fits
+from infra.outcomes import Reason, What
+from infra.postgres.leased_rows import Done, Lease, Parked
+from infra.retry import Retry
+from infra.runtime import Stop
+from schemas.lead import parse_lead
+from streams.enrichment.answers import UNIDENTIFIED, EventRecords, describe, identifiers_of, open_failure
+from streams.enrichment.providers import Found
+from streams.enrichment.waterfall import Waterfall
+from streams.enrichment.work_table import EnrichmentWorkTable, WorkRow
+
+_EXPIRE_ROWS = 500  # of one statement
+
+Deliver = Callable[[Sequence[Output]], Awaitable[None]]
+
+
+class WorkConfig(BaseModel):
+    """Settings LEADSTREAM_ENRICHMENT_*, of the requests that no provider could answer yet."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    expire_days: float = Field(3, gt=0, le=365, description="Days after which an open request is not tried any more.")
+    backoff_s: float = Field(5, gt=0, le=3600, description="Mean wait before the second attempt, in seconds; doubles.")
+    backoff_max_s: float = Field(300, gt=0, le=86_400, description="Maximum of the mean wait between two attempts.")
+    in_flight: int = Field(16, ge=1, le=500, description="Open requests that one process repeats at the same time.")
+    poll_s: float = Field(0.5, gt=0, le=60, description="Interval of looking for due requests, in seconds.")
+    lease_s: float = Field(
+        120, ge=70, le=3600, description="Time after which the work of a killed process is repeated."
+    )
+    sweep_s: float = Field(30, gt=0, le=3600, description="Interval of looking for expired requests, in seconds.")
+
+    @property
+    def expire_us(self) -> int:
+        """``expire_days`` in microseconds."""
+        return int(self.expire_days * DAY_US)
+
+
+class OpenRequests:
+    """Repeats open requests; the engine calls :meth:`handle` with leases of one row.
+
+    ``deliver`` publishes the lead events.
+    """
+
+    def __init__(self, waterfall: Waterfall, events: EventRecords, deliver: Deliver, *, clock: Clock = now_us) -> None:
+        self._waterfall = waterfall
+        self._events = events
+        self._deliver = deliver
+        self._clock = clock
+
+    async def handle(self, lease: Lease[WorkRow]) -> list[tuple[WorkRow, Done | Parked]]:
+        """Repeat the request of ``lease`` unless it has expired or its lead was erased; return its result.
+
+        Raises:
+            DependencyUnavailable: Postgres or Kafka is unavailable.
+
+        """
+        (row,) = lease.rows
+        return [(row, await self._repeat(row))]
+
+    async def _repeat(self, row: WorkRow) -> Done | Parked:
+        if not row.lead or self._clock() >= row.expires_at:
+            return Done(What.SKIPPED, Reason.EXPIRED if row.lead else Reason.ERASED, row.last_error)
+        lead = parse_lead(row.lead)
+        if not identifiers_of(lead):
+            return Done(*UNIDENTIFIED)
+        enrichment = await self._waterfall.enrich(row.subject.tenant, lead)
+        what, reason, detail = describe(enrichment)
+        if failure := open_failure(enrichment):
+            until = min(failure.until, row.expires_at) if failure.until else None
+            return Parked(failure.reason, detail, until=until, attempts=0 if failure.until else 1)
+        if enrichment is not None and isinstance(enrichment.result, Found):
+            event = self._events.build(row.subject, lead, enrichment, row.traceparent.encode())
+            if not fits(event):
+                return Done(What.SKIPPED, Reason.TOO_LARGE, enrichment.provider)
+            await self._deliver([event])
+        return Done(what, reason, detail)
+
+
+async def expire(
+    table: EnrichmentWorkTable,
+    records: OutcomeRecords,
+    deliver: Deliver,
+    *,
+    retry: Retry,
+    stop: Stop,
+    every_s: float,
+) -> None:
+    """Delete expired requests and publish their outcomes, every ``every_s`` seconds, until ``stop``."""
+    while not stop.requested:
+        expired = await retry.until_available(lambda: table.expire(_EXPIRE_ROWS))
+        outcomes = [
+            records.build(
+                What.SKIPPED,
+                Reason.EXPIRED,
+                tenant=each.subject.tenant,
+                event_id=each.subject.event_id,
+                lead_id=each.subject.lead_id,
+                version=each.subject.version,
+                source=each.subject.source,
+                detail=each.last_error,
+            )
+            for each in expired
+        ]
+        await retry.until_available(lambda outcomes=outcomes: deliver(outcomes))  # type: ignore[misc]
+        if len(expired) < _EXPIRE_ROWS:
+            await stop.wait(every_s)
