@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 PY := $(BIN)/python
 # The first of these interpreters on PATH that is at least 3.11. To use another one: make test PYTHON=/path/to/python3.12
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 python3; do \
-	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $$python && break; done)
+	"$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && command -v $$python && break; done)
 READY := $(VENV)/.ready
 PIP := $(PY) -m pip --disable-pip-version-check --no-input
 
@@ -61,8 +61,8 @@ setup: $(READY) ## Create the virtual environment
 $(READY): requirements/dev.txt pyproject.toml
 	@test -n "$(PYTHON)" || { echo "leadstream needs Python 3.11 or newer, and PATH has none (python3.11 to" \
 		"python3.14, python3). Install one, or run: make $(MAKECMDGOALS) PYTHON=/path/to/python" >&2; exit 1; }
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11" >&2; exit 1; }
-	@test -x $(PY) || { echo "creating $(VENV) with $(PYTHON)" && $(PYTHON) -m venv $(VENV); } || { echo "$(PYTHON) cannot \
+	@'$(PYTHON)' -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "$(PYTHON) is older than Python 3.11" >&2; exit 1; }
+	@test -x $(PY) || { echo "creating $(VENV) with $(PYTHON)" && '$(PYTHON)' -m venv $(VENV); } || { echo "$(PYTHON) cannot \
 		create virtual environments: install its venv package (Debian: python3-venv)" >&2; rm -rf $(VENV); exit 1; }
 	@echo "installing the locked requirements into $(VENV) (only now; takes about a minute)"
 	@$(PIP) install --quiet --requirement requirements/dev.txt
