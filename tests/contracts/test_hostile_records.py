@@ -101,7 +101,10 @@ class World:
                     ends += 1
                     continue
                 own = dict((message.headers() or [])[-_OWN_HEADERS:])
-                place = [(own.get(PREFIX + name) or b"").decode() for name in ("topic", "partition", "offset")]
+                place = [
+                    (own.get(PREFIX + name) or b"").decode("utf-8", "replace")
+                    for name in ("topic", "partition", "offset")
+                ]
                 if place[1].lstrip("-").isdecimal():
                     found[place[0], int(place[1]), int(place[2])] = message
         consumer.close()
