@@ -26,6 +26,7 @@ from streams.enrichment.cache import CachedResult, Lookup, ResultCache
 from streams.enrichment.providers import Found, LookupFailed, LookupResult, NotFound, Provider, ProviderConfig, Query
 
 _BACKOFF = Backoff(0.1, 3.0)
+_ATTEMPTS = 3  # of one request at one provider; below breaker_failures, so that a single request opens no breaker
 _READY_S = 0.2  # interval of looking whether a breaker admits a call
 
 
@@ -73,6 +74,7 @@ class Waterfall:
         self._deadline_s = deadline_s
         self._clock = clock
         self._sleep = sleep
+        self._now = now
         self._breakers = {provider.name: Breaker(STAGE, provider.name, provider.config, now) for provider in providers}
         self._connections = {provider.name: asyncio.Semaphore(provider.config.connections) for provider in providers}
         self._running: dict[tuple[str, bytes], asyncio.Task[CachedResult | LookupFailed]] = {}
@@ -112,6 +114,11 @@ class Waterfall:
                 enrichment = this
         return enrichment
 
+    def closed_after_s(self) -> float:
+        """Return the seconds until every breaker admits a call, as far as is known; 0 if all are closed."""
+        opened = [breaker.refusal().until for breaker in self._breakers.values() if not breaker.closed]
+        return max(0.0, (max(opened) - self._now()) / 1e6) if opened else 0.0
+
     async def ready(self) -> None:
         """Wait until the breaker of at least one provider admits a call; return at once without providers."""
         while self._breakers and not any(breaker.admits for breaker in self._breakers.values()):  # noqa: ASYNC110
@@ -146,7 +153,7 @@ class Waterfall:
             result = await self._call(provider, breaker, query, budget)
             pause = _BACKOFF.seconds(attempt)
             again = isinstance(result, LookupFailed) and result.retryable and breaker.closed
-            if not again or budget.left <= pause:
+            if not again or attempt == _ATTEMPTS or budget.left <= pause:
                 return result
             await self._sleep(pause)
             budget.left -= pause

@@ -32,6 +32,7 @@ from streams.enrichment.providers import Found
 from streams.enrichment.waterfall import Waterfall
 from streams.enrichment.work_table import EnrichmentWorkTable, WorkRow
 
+_BEHIND_S = 1.0  # between the end of a breaker's time and the next attempt of the row that has failed
 _EXPIRE_ROWS = 500  # of one statement
 
 Deliver = Callable[[Sequence[Output]], Awaitable[None]]
@@ -89,8 +90,11 @@ class OpenRequests:
         enrichment = await self._waterfall.enrich(row.subject.tenant, lead)
         what, reason, detail = describe(enrichment)
         if failure := open_failure(enrichment):
-            until = min(failure.until, row.expires_at) if failure.until else None
-            return Parked(failure.reason, detail, until=until, attempts=0 if failure.until else 1)
+            if failure.until:
+                return Parked(failure.reason, detail, until=min(failure.until, row.expires_at), attempts=0)
+            # Due after the rows that wait for the breaker: the next probe must be the call of another one, since a
+            # provider may fail for this lead only.
+            return Parked(failure.reason, detail, at_least_s=self._waterfall.closed_after_s() + _BEHIND_S)
         if enrichment is not None and isinstance(enrichment.result, Found):
             event = self._events.build(row.subject, lead, enrichment, row.traceparent.encode())
             if not fits(event):

@@ -123,9 +123,28 @@ async def test_the_next_provider_is_asked_while_the_breaker_of_the_first_is_open
 async def test_open_requests_are_not_repeated_before_the_breaker_admits_a_probe() -> None:
     clock = Clock()
     tested = waterfall(Scripted("a", DOWN), clock=clock)
-    await tested.enrich("acme", lead())
+    for n in range(2):
+        await tested.enrich("acme", lead(f"a{n}@example.com"))
     ready = asyncio.ensure_future(tested.ready())
     await asyncio.sleep(0.5)
     assert not ready.done()
     clock.now += 1000
     await asyncio.wait_for(ready, 5)
+
+
+async def test_a_provider_that_fails_for_one_lead_only_keeps_its_breaker_closed() -> None:
+    failing = Scripted("a", DOWN)
+    tested = waterfall(failing)
+    await tested.enrich("acme", lead("poison@example.com"))
+    assert failing.calls < failing.config.breaker_failures
+    assert tested.closed_after_s() == 0
+
+
+async def test_the_time_until_the_breakers_admit_a_call_is_known() -> None:
+    clock = Clock()
+    tested = waterfall(Scripted("a", DOWN), clock=clock)
+    for n in range(2):
+        await tested.enrich("acme", lead(f"a{n}@example.com"))
+    assert 15 <= tested.closed_after_s() <= 45
+    clock.now += 60
+    assert tested.closed_after_s() <= 1
