@@ -17,6 +17,7 @@ import pytest
 from local.attached import AttachedStack
 from local.ports import HOST, local_connection
 from tests.local.conftest import processes_of
+from tests.local.test_real import leadstream
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(300)]
 PARTS = ("--parts", "postgres,clickhouse,redis")
@@ -84,6 +85,8 @@ def test_passwords_are_in_private_files_only(running: AttachedStack) -> None:
     for file in running.home.iterdir():
         if file.is_file() and any(password in file.read_text("utf-8") for password in passwords):
             assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
+    shown = {option: leadstream(running.home, "status", *option).stdout for option in ((), ("--json",))}
+    assert all(password not in shown[()] and password in shown["--json",] for password in passwords)
     for process in processes_of(running.home):
         with suppress(psutil.Error):
             if process.username() == "nobody":  # other processes of this user can read its environment
