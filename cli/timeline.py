@@ -22,8 +22,8 @@ _COORDINATES = re.compile(r"([a-z0-9._-]+)[/ ](\d{1,9})[/ ](\d{1,18})")
 _MAX_EVENTS = 500  # of one lead, newest first
 
 _EVENTS = """
-SELECT tenant, event_type, toString(lead_id) AS lead, version, event_id, source, own, topic, partition, offset, changes,
-       arrayMap(x -> toString(x), merged) AS merged_leads, toUnixTimestamp64Micro(occurred_at) AS occurred_us,
+SELECT tenant, event_type, toString(original_lead_id) AS lead, version, event_id, source, own, topic, partition, offset,
+       changes, arrayMap(x -> toString(x), merged) AS merged_leads, toUnixTimestamp64Micro(occurred_at) AS occurred_us,
        toUnixTimestamp64Micro(received_at) AS received_us, toUnixTimestamp64Micro(decided_at) AS decided_us
 FROM lead_events WHERE {where} ORDER BY decided_us DESC, version DESC LIMIT {limit}
 """
@@ -47,7 +47,7 @@ WITH RECURSIVE up AS (
 SELECT l.lead_id, l.tenant, l.version, l.merged_into FROM leads l JOIN family USING (lead_id)
 """
 _CRM = """
-SELECT destination, wanted_version, synced_version, remote_id, attempts, last_error, synced_at
+SELECT destination, wanted_version, synced_version, remote_id, attempts, last_error, detail, synced_at
 FROM crm_sync WHERE lead_id = ANY($1::uuid[]) AND (remote_id <> '' OR wanted_version > synced_version)
 ORDER BY destination
 """
@@ -176,7 +176,7 @@ class TimelineReader:
     async def _lead(self, lead_id: str) -> Timeline | None:
         timeline = await self._head("lead", lead_id, "")
         lead_ids = [timeline.lead_id, *timeline.merged]
-        events = await self._events("lead_id IN {ids:Array(UUID)}", ids=lead_ids)
+        events = await self._events("original_lead_id IN {ids:Array(UUID)}", ids=lead_ids)
         outcomes = await self._outcomes("lead_id IN {ids:Array(String)}", ids=lead_ids)
         if not timeline.version and not events and not outcomes:
             return None

@@ -87,7 +87,8 @@ def _print(timeline: Timeline) -> None:
     console.print(table, markup=False)
     for row in timeline.crm:
         synced = row["synced_version"] >= row["wanted_version"]
-        state = "up to date" if synced else f"pending ({row['last_error'] or 'no error so far'})"
+        error = ": ".join(filter(None, (row["last_error"], row["detail"]))) or "no error so far"
+        state = "up to date" if synced else f"pending ({error})"
         versions = f"version {row['synced_version']} of {row['wanted_version']} synced"
         remote_id = row["remote_id"] or "none"
         console.print(f"{row['destination']}: {state}, {versions}, remote id {remote_id}", markup=False)

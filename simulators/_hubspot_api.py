@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.responses import Response
 
-from simulators._hubspot_contacts import UNIQUE, Contacts
+from simulators._hubspot_contacts import ADDITIONAL, UNIQUE, Contacts, addresses
 from simulators._hubspot_responses import (
     ErrorBody,
     error_body,
@@ -23,7 +23,7 @@ _PROPERTIES = {
     *("email", "phone", "mobilephone", "firstname", "lastname", "company", "website", "jobtitle", "country", "state"),
     *("city", "zip", "address", "industry", "lifecyclestage", "hs_lead_status", "leadstream_lead_id"),
     *("leadstream_status", "leadstream_owner", "leadstream_employees", "leadstream_score"),
-    *("leadstream_first_touch_source", "leadstream_last_touch_source"),
+    *("leadstream_first_touch_source", "leadstream_last_touch_source", ADDITIONAL),
 }
 _ERROR_STATUS = {"CONFLICT": 409, "OBJECT_NOT_FOUND": 404}
 
@@ -40,7 +40,7 @@ class ContactsApi:
         return self._write(inputs, create=True)
 
     def update(self, inputs: list[Any]) -> Response:
-        """Update contacts by id."""
+        """Update contacts by id or by a unique property."""
         return self._write(inputs, create=False)
 
     def _write(self, inputs: list[Any], *, create: bool) -> Response:
@@ -57,7 +57,8 @@ class ContactsApi:
             self._stats["rejected"] += 1
             if not errors_per_input:
                 return json_response(_ERROR_STATUS.get(input_error["category"], 400), input_error)
-            errors.append(input_error | {"context": {"objectWriteTraceId": [each["objectWriteTraceId"]]}})
+            trace = {"objectWriteTraceId": [each["objectWriteTraceId"]]}
+            errors.append(input_error | {"context": input_error.get("context", {}) | trace})
         if not errors_per_input:
             results = [self._save(each, self._check(each, create=create)[0]) for each in inputs]
         body = {"status": "COMPLETE", "results": results, "startedAt": timestamp(), "completedAt": timestamp()}
@@ -70,9 +71,10 @@ class ContactsApi:
         email = properties.get("email")
         if email and not _EMAIL.fullmatch(email):
             return "", invalid_property("INVALID_EMAIL", "email", f"Email address {email} is invalid")
-        found = self._contacts.find(str(each["id"]), each.get("idProperty", "") if create else "")
+        found = self._contacts.find(str(each["id"]), each.get("idProperty", ""))
         if not found and not create:
-            return "", error_body("OBJECT_NOT_FOUND", "Could not get some CONTACT objects, they may be deleted")
+            error = error_body("OBJECT_NOT_FOUND", "Could not get some CONTACT objects, they may be deleted")
+            return "", error | {"context": {"ids": [str(each["id"])]}}
         if other := self._contacts.conflict(found, properties):
             return "", error_body("CONFLICT", f"Contact already exists. Existing ID: {other}")
         return found, None
@@ -112,7 +114,10 @@ class ContactsApi:
         return Response(status_code=204)
 
     def merge(self, primary: str, merged: str) -> Response:
-        """Merge two contacts: the values of ``primary`` win. From then on the id ``merged`` also finds ``primary``."""
+        """Merge two contacts: the values of ``primary`` win. From then on the id ``merged`` also finds ``primary``.
+
+        The e-mail addresses of ``merged`` become additional ones.
+        """
         by_id = self._contacts.by_id
         if primary not in by_id or merged not in by_id or primary == merged:
             message = "Unable to merge objects: one does not exist or was merged before"
@@ -120,7 +125,12 @@ class ContactsApi:
         merged_values = by_id[merged]
         self._contacts.remove(merged, primary)
         primary_values = by_id[primary]
-        self._contacts.save(primary, {k: v for k, v in merged_values.items() if v and not primary_values.get(k)})
+        additional = [*addresses(primary_values)[1:], *addresses(merged_values)]
+        kept = {k: v for k, v in merged_values.items() if v and not primary_values.get(k) and k != ADDITIONAL}
+        email = (primary_values | kept).get("email", "")
+        if others := [each for each in additional if each.lower() != email.lower()]:
+            kept[ADDITIONAL] = ";".join(others)
+        self._contacts.save(primary, kept)
         self._stats["merges"] += 1
         return json_response(200, self._contact(primary))
 
@@ -155,7 +165,7 @@ def _batch_error(inputs: list[Any], *, create: bool) -> ErrorBody | None:
     ids = [str(each["id"]) for each in inputs]
     if len(set(ids)) < len(ids):
         return error_body("VALIDATION_ERROR", "Duplicate IDs found in batch input: IDs must be unique")
-    if create and any(each.get("idProperty") not in UNIQUE for each in inputs):
+    if any(each.get("idProperty", "") not in (UNIQUE if create else ("", *UNIQUE)) for each in inputs):
         return error_body("VALIDATION_ERROR", "Unable to perform update/upsert by non-unique 0-1 property")
     for each in inputs:
         if unknown := each["properties"].keys() - _PROPERTIES:

@@ -1,4 +1,7 @@
-"""The stored contacts of the HubSpot simulator: unique values, merges, and a file that survives restarts."""
+"""The stored contacts of the HubSpot simulator: unique values, merges, and a file that survives restarts.
+
+An e-mail address is unique among the primary and the additional addresses (``hs_additional_emails``) of all contacts.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ from typing import Any
 import orjson
 
 UNIQUE = ("email", "leadstream_lead_id")
+ADDITIONAL = "hs_additional_emails"  # separated by ;
 
 Contact = dict[str, str]
 
@@ -93,20 +97,30 @@ class Contacts:
 
     def _set(self, contact_id: str, properties: Contact) -> None:
         contact = self.by_id.setdefault(contact_id, {})
-        for name in UNIQUE:
-            if name in properties:
-                self._index(name, contact.get(name, ""), properties[name], contact_id)
+        self._unindex(contact)
         contact.update(properties)
+        if contact.get(ADDITIONAL):
+            primary = contact.get("email", "").lower()
+            contact[ADDITIONAL] = ";".join(each for each in contact[ADDITIONAL].split(";") if each.lower() != primary)
+        for name in UNIQUE:
+            self._ids[name] |= dict.fromkeys(_keys(contact, name), contact_id)
 
-    def _index(self, name: str, before: str, after: str, contact_id: str) -> None:
-        if name == "email":
-            before, after = before.lower(), after.lower()
-        if before and before != after:
-            self._ids[name].pop(before, None)
-        if after:
-            self._ids[name][after] = contact_id
+    def _unindex(self, contact: Contact) -> None:
+        for name in UNIQUE:
+            for key in _keys(contact, name):
+                self._ids[name].pop(key, None)
 
     def _remove(self, contact_id: str) -> None:
-        contact = self.by_id.pop(contact_id, {})
-        for name in UNIQUE:
-            self._index(name, contact.get(name, ""), "", contact_id)
+        self._unindex(self.by_id.pop(contact_id, {}))
+
+
+def addresses(contact: Contact) -> list[str]:
+    """Return the e-mail addresses of ``contact``, the primary one first."""
+    return [each for each in (contact.get("email", ""), *contact.get(ADDITIONAL, "").split(";")) if each]
+
+
+def _keys(contact: Contact, name: str) -> list[str]:
+    """Return the values of the unique property ``name`` that find ``contact``."""
+    if name == "email":
+        return [each.lower() for each in addresses(contact)]
+    return [contact[name]] if contact.get(name) else []

@@ -5,8 +5,8 @@ in these points:
 
 - A batch has at most 100 inputs, each key once. An unknown property fails the batch. With a unique objectWriteTraceId
   on every input, errors are per input (status 207); otherwise one wrong input fails the batch and nothing is written.
-- E-mail addresses and unique properties are unique. ``new`` is true if an upsert created the contact. After a merge
-  the id of the merged contact finds the surviving one.
+- E-mail addresses, also additional ones, and unique properties are unique. ``new`` is true if an upsert created the
+  contact. After a merge the id of the merged contact finds the surviving one, and its address is an additional one.
 - A private app has 190 calls in any 10 seconds and 650,000 calls a day. The bodies and headers of 401 and 429.
 
 Endpoints for tests, under ``/_simulator``, without token and limits: ``GET stats``; ``POST faults`` with

@@ -69,12 +69,12 @@ class Lease(Generic[Row]):
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The row is finished: :meth:`LeasedTable.finish` writes ``value``. Emits ``what``.
+    """The row is finished: :meth:`LeasedTable.finish` writes ``value``. Emits ``what``; None: nothing happened.
 
     ``version``: of the lead, if it differs from the subject's.
     """
 
-    what: What
+    what: What | None
     reason: Reason | None = None
     detail: str = ""
     version: int = 0
@@ -86,7 +86,7 @@ class Parked:
     """The row waits until ``until`` (microseconds, or NEVER), or for its backoff, at least ``at_least_s`` seconds.
 
     Emits PARKED, once for each new reason. ``attempts``: 0 if the row did not cause the failure (for example a paused
-    provider). ``version``: the version of the lead that was sent.
+    provider). ``version``: the version of the lead that was sent. ``value``: for :meth:`LeasedTable.park` of the table.
     """
 
     reason: Reason
@@ -95,6 +95,7 @@ class Parked:
     at_least_s: float = 0
     attempts: int = 1
     version: int = 0
+    value: Any = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,7 +92,9 @@ class Settle(Generic[Row]):
             return []
         rows, exact = [row for row, _ in done], self._table.finish_is_exact
         written = await self._write(lambda: self._table.finish(lease, done), rows, exact=exact)
-        return [self._outcome(row, each.what, each.reason, each) for row, each in done if row.key in written]
+        return [
+            self._outcome(row, each.what, each.reason, each) for row, each in done if each.what and row.key in written
+        ]
 
     async def _park(self, lease: Lease[Row], parked: Sequence[tuple[Row, Parked]]) -> list[Output]:
         if not parked:

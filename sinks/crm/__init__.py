@@ -5,7 +5,7 @@ A connector file defines ``NAME``, ``Config`` (a :class:`SyncConfig`) and ``conn
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -45,7 +45,8 @@ class Snapshot:
     """A lead as of ``version``. ``attributes``: the fields of lead.avsc that are set.
 
     ``remote_id``: the CRM's id of the lead's record, or "" if unknown. ``erased``: the lead was erased, so the CRM must
-    clear every field that is not in ``attributes``.
+    clear every field that is not in ``attributes``. ``cleared``: names of properties that were sent before and have no
+    value any more, so the CRM must clear them.
     """
 
     lead_id: str
@@ -54,6 +55,7 @@ class Snapshot:
     attributes: Mapping[str, Any]
     remote_id: str = ""
     erased: bool = False
+    cleared: Collection[str] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +84,8 @@ class SyncFailed:
     """The CRM did not accept the call. ``verdict``: what to do; if PAUSE, for ``wait_s`` seconds (0: by backoff).
 
     ``detail``: the CRM's error code, never its message, which can contain values of the lead. ``remote_id``: id of the
-    CRM record that conflicts with the lead, or "".
+    CRM record that conflicts with the lead, or "". ``owner_id``: what that record has as its lead's id ("": nothing);
+    None: unknown.
     """
 
     verdict: Verdict
@@ -90,6 +93,7 @@ class SyncFailed:
     wait_s: float = 0
     detail: str = ""
     remote_id: str = ""
+    owner_id: str | None = None
 
 
 SyncResult = Synced | SyncFailed
@@ -105,8 +109,18 @@ class Connector(Protocol):
         """Wait until the CRM's rate limit allows a call."""
         ...
 
+    def properties(self, snapshot: Snapshot) -> Mapping[str, str]:
+        """Return property name -> value: what :meth:`upsert` sends for the fields of ``snapshot`` that have a value.
+
+        Pure and fast: it is called for every version of every lead. If it is what was sent last, nothing is sent.
+        """
+        ...
+
     async def upsert(self, records: Sequence[Snapshot]) -> Sequence[SyncResult]:
         """Create or update the records of up to ``batch_max`` different leads. Never raises.
+
+        A lead with a ``remote_id`` gets no second record: if that record was merged into another lead's, this is a
+        conflict with it; if it was deleted, the lead gets a new one.
 
         Returns:
             One result for each lead, in the same order.

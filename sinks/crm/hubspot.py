@@ -5,8 +5,10 @@ archive, merge), "Error handling" (multi-status, 423, 429, 477), "Usage details"
 midnight of the account's time zone, errors below 5 % of the day's requests). "Contact already exists. Existing ID: N":
 HubSpot/hubspot-api-nodejs#545.
 
-Both the e-mail address and ``leadstream_lead_id`` of a contact are unique in an account. Upserts are keyed by the
-latter, so a repeated call creates no second contact. Contacts are not searched for before: the search index lags.
+The e-mail addresses (also the additional ones) and ``leadstream_lead_id`` of a contact are unique in an account. All
+writes are keyed by the latter, so a repeated call creates no second contact: a lead without a known contact is
+upserted, one with a contact is updated. If no contact has the lead's id any more, the contact id tells why: the contact
+was deleted, or a user merged it into another lead's contact. Contacts are not searched for: the search index lags.
 
 Set-up: a private app with the scopes crm.objects.contacts and crm.schemas.contacts, read and write; the properties of
 :data:`PROPERTIES` and ``leadstream_lead_id`` (single-line text, unique values). Missing properties are logged at start.
@@ -14,8 +16,7 @@ Set-up: a private app with the scopes crm.objects.contacts and crm.schemas.conta
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -27,11 +28,11 @@ from infra.errors import Verdict
 from infra.http import Bucket, Unreachable, send
 from infra.outcomes import Reason
 from sinks.crm import RetiredLead, Snapshot, SyncConfig, Synced, SyncFailed, SyncResult
-from sinks.crm.responses import as_text, by_status, in_halves, json_object
+from sinks.crm.hubspot_replies import ID_PROPERTY, error_without_lead, lead_of, meaning_of, results_of
+from sinks.crm.responses import as_text, by_status, ends_calls, in_halves, json_object
 
 NAME = "hubspot"
 BATCH_MAX = 100
-ID_PROPERTY = "leadstream_lead_id"
 
 
 class Config(SyncConfig):
@@ -43,8 +44,9 @@ class Config(SyncConfig):
     daily_pause_s: float = Field(900, ge=60, le=86_400, description="Pause at the account's daily limit, in seconds.")
 
 
-# Lead field -> contact property. A field that is not set is not sent: a HubSpot user may have filled it in. For an
-# erased lead it is sent as "", which clears it. Only HubSpot's GDPR delete also removes the property's history.
+# Lead field -> contact property. A field without a value is not sent: a HubSpot user may have filled it in. It is sent
+# as "", which clears it, if it had a value before, and for an erased lead. Only HubSpot's GDPR delete also removes the
+# property's history.
 PROPERTIES = {
     "email": "email",
     "phone": "phone",
@@ -65,31 +67,9 @@ PROPERTIES = {
     "last_touch_source": "leadstream_last_touch_source",
 }
 
-# Meaning of an error: by validation error code, then by category, then by status (by_status for the other statuses).
-_CODES = {
-    "PROPERTY_DOESNT_EXIST": SyncFailed(Verdict.PAUSE, Reason.MISCONFIGURED, 60),
-    "READ_ONLY_VALUE": SyncFailed(Verdict.PAUSE, Reason.MISCONFIGURED, 60),
-    "INVALID_EMAIL": SyncFailed(Verdict.DEAD, Reason.REJECTED),
-}
-_CATEGORIES = {
-    "CONFLICT": SyncFailed(Verdict.RETRY, Reason.CONFLICT),
-    "INVALID_AUTHENTICATION": SyncFailed(Verdict.PAUSE, Reason.UNAUTHORIZED, 60),
-    "EXPIRED_AUTHENTICATION": SyncFailed(Verdict.PAUSE, Reason.UNAUTHORIZED, 60),
-    "MISSING_SCOPES": SyncFailed(Verdict.PAUSE, Reason.UNAUTHORIZED, 60),
-    "VALIDATION_ERROR": SyncFailed(Verdict.DEAD, Reason.REJECTED),
-}
-_STATUSES = {
-    401: SyncFailed(Verdict.PAUSE, Reason.UNAUTHORIZED, 60),  # the token of a private app cannot be refreshed
-    423: SyncFailed(Verdict.PAUSE, Reason.RATE_LIMITED, 2),  # locked: retry after 2 s
-    477: SyncFailed(Verdict.PAUSE, Reason.UNAVAILABLE, 300),  # the account is being moved to another data centre
-}
 _POLICIES = {"SECONDLY": 1.0, "TEN_SECONDLY_ROLLING": 10.0}  # rate limit -> pause in seconds; DAILY: daily_pause_s
-# In a message of status 400, "Unable to perform update/upsert by non-unique 0-1 property": ID_PROPERTY is not unique.
-_ID_NOT_UNIQUE = "non-unique"
-_CODE = re.compile(r'"error":\s*"([A-Z_]+)"')
-_EXISTING = re.compile(r"Existing ID: (\d+)")
-_NO_RESULT = SyncFailed(Verdict.RETRY, Reason.UNAVAILABLE, detail="no_result")  # status 2xx without the lead's result
 _PATH = "/crm/v3/objects/contacts"
+_NAMES = frozenset(PROPERTIES.values())
 
 
 def connect(config: Config, http: httpx.AsyncClient) -> HubSpot:
@@ -113,31 +93,72 @@ class HubSpot:
         """Wait until the rate limit allows a call."""
         await self._bucket.ready()
 
+    def properties(self, snapshot: Snapshot) -> Mapping[str, str]:
+        """Return the mapped properties that have a value; of an erased lead, all."""
+        values = {name: as_text(snapshot.attributes.get(field)) for field, name in PROPERTIES.items()}
+        return values if snapshot.erased else {name: value for name, value in values.items() if value}
+
     async def upsert(self, records: Sequence[Snapshot]) -> Sequence[SyncResult]:
-        """Upsert up to 100 contacts in one call; if it fails because of one of them, in several."""
-        inputs = {record.lead_id: _input(record) for record in records}
-        results = await self._write("batch/upsert", inputs)
-        results |= await self._adopt(inputs, results)
+        """Write up to 100 contacts: one call for known ones, one for new ones; several if an input makes one fail."""
+        inputs = {record.lead_id: self._input(record) for record in records}
+        known = {record.lead_id: record.remote_id for record in records if record.remote_id}
+        results = await self._write("batch/update", {lead_id: inputs[lead_id] for lead_id in known})
+        new = {lead_id: each for lead_id, each in inputs.items() if lead_id not in known}
+        stop = next((result for result in results.values() if ends_calls(result)), None)
+        results |= dict.fromkeys(new, stop) if stop else await self._write("batch/upsert", new)
+        for lead_id, remote_id in known.items():
+            if _reason(results[lead_id]) is Reason.NOT_FOUND:
+                results[lead_id] = stop or await self._restore(remote_id, lead_id, inputs[lead_id])
+                stop = results[lead_id] if ends_calls(results[lead_id]) else stop
+        results |= await self._adopt(inputs, results, known)
         return [results[record.lead_id] for record in records]
 
-    async def _adopt(self, inputs: Mapping[str, Any], results: Mapping[str, SyncResult]) -> dict[str, SyncResult]:
-        """Update the existing contacts that conflict with leads and belong to no lead: manually created or imported."""
-        conflicting = {
-            lead_id: result.remote_id
+    def _input(self, record: Snapshot) -> dict[str, Any]:
+        cleared = {name: "" for name in record.cleared if name in _NAMES}
+        properties = {**cleared, **self.properties(record), ID_PROPERTY: record.lead_id}
+        lead = {"idProperty": ID_PROPERTY, "id": record.lead_id, "objectWriteTraceId": record.lead_id}
+        return lead | {"properties": properties}
+
+    async def _restore(self, remote_id: str, lead_id: str, each: Mapping[str, Any]) -> SyncResult:
+        """Write a lead whose contact no longer has its id: the contact was deleted, merged, or the id was removed."""
+        contact = await self._send("GET", f"{_PATH}/{remote_id}?properties={ID_PROPERTY}")
+        if isinstance(contact, SyncFailed):
+            if contact.reason is not Reason.NOT_FOUND:
+                return contact
+            return (await self._write("batch/upsert", {lead_id: each}))[lead_id]
+        found, owner = lead_of(contact)
+        if owner not in ("", lead_id):  # merged into another lead's contact: neither overwritten nor created again
+            return SyncFailed(Verdict.RETRY, Reason.CONFLICT, detail="MERGED", remote_id=found, owner_id=owner)
+        return (await self._write("batch/update", {lead_id: _by_id(found, lead_id, each["properties"])}))[lead_id]
+
+    async def _adopt(
+        self, inputs: Mapping[str, Any], results: Mapping[str, SyncResult], known: Collection[str]
+    ) -> dict[str, SyncResult]:
+        """Update the existing contacts that conflict with leads and belong to no lead: manually created or imported.
+
+        A conflict with another lead's contact, or of a lead that has its own contact, gets its owner.
+        """
+        conflicts = {
+            lead_id: result
             for lead_id, result in results.items()
             if isinstance(result, SyncFailed) and result.reason is Reason.CONFLICT and result.remote_id
         }
-        if not conflicting:
-            return {}
-        owners = await self._read(sorted(set(conflicting.values())))
+        unowned = {lead_id: result for lead_id, result in conflicts.items() if result.owner_id is None}
+        owners = await self._read(sorted({result.remote_id for result in unowned.values()}))
         if isinstance(owners, SyncFailed):
             return {}
         updates: dict[str, Any] = {}
-        for lead_id, remote_id in conflicting.items():
-            adopted = any(update["id"] == remote_id for update in updates.values())
-            if not adopted and remote_id in owners and owners[remote_id] in ("", lead_id):
-                updates[lead_id] = _by_id(remote_id, lead_id, inputs[lead_id]["properties"])
-        return await self._write("batch/update", updates)
+        decided: dict[str, SyncResult] = {}
+        for lead_id, result in unowned.items():
+            owner = owners.get(result.remote_id)
+            adopted = any(update["id"] == result.remote_id for update in updates.values())
+            if owner is None or adopted:
+                continue
+            if owner not in ("", lead_id) or (lead_id in known and not owner):
+                decided[lead_id] = replace(result, owner_id=owner)
+            else:
+                updates[lead_id] = _by_id(result.remote_id, lead_id, inputs[lead_id]["properties"])
+        return decided | await self._write("batch/update", updates)
 
     async def retire(self, leads: Sequence[RetiredLead]) -> Sequence[SyncResult]:
         """Archive the contacts of deleted leads; merge those of merged leads into the survivor's contact.
@@ -148,8 +169,17 @@ class HubSpot:
         known = await self._read([lead.lead_id for lead in leads if not lead.remote_id], by=ID_PROPERTY)
         if isinstance(known, SyncFailed):
             return [known] * len(leads)
+        existing = await self._read([lead.remote_id for lead in leads if lead.remote_id])
+        if isinstance(existing, SyncFailed):
+            return [existing] * len(leads)
         by_lead = {lead_id: remote_id for remote_id, lead_id in known.items()}
-        remote_ids = {lead.lead_id: lead.remote_id or by_lead.get(lead.lead_id, "") for lead in leads}
+        # Not a contact that was deleted, or that a user merged into the contact of another lead.
+        remote_ids = {
+            lead.lead_id: lead.remote_id
+            if existing.get(lead.remote_id) in ("", lead.lead_id, lead.survivor_id)
+            else by_lead.get(lead.lead_id, "")
+            for lead in leads
+        }
         results: dict[str, SyncResult] = {}
         deleted = [lead.lead_id for lead in leads if not lead.survivor_id and remote_ids[lead.lead_id]]
         if deleted:
@@ -201,7 +231,7 @@ class HubSpot:
         if isinstance(reply, SyncFailed):
             return reply
         contacts = reply.get("results") or ()
-        return {str(c["id"]): (c.get("properties") or {}).get(ID_PROPERTY) or "" for c in contacts}
+        return dict(map(lead_of, contacts))
 
     async def _write(self, path: str, inputs: Mapping[str, Any]) -> dict[str, SyncResult]:
         """Write ``inputs``, by lead id (also the trace id). If one input makes the call fail, write them in halves."""
@@ -210,11 +240,12 @@ class HubSpot:
         reply = await self._post(path, {"inputs": list(inputs.values())})
         if isinstance(reply, SyncFailed):
             results: dict[str, SyncResult] = dict.fromkeys(inputs, reply)
-            unclear = dict(inputs) if reply.verdict is Verdict.DEAD or reply.reason is Reason.CONFLICT else {}
+            one_input = reply.verdict is Verdict.DEAD or reply.reason in (Reason.CONFLICT, Reason.NOT_FOUND)
+            unclear = dict(inputs) if one_input else {}
         else:
-            results = _results(reply)
+            results = results_of(reply, inputs)
             missing = {lead_id: each for lead_id, each in inputs.items() if lead_id not in results}
-            results |= dict.fromkeys(missing, _error_without_trace(reply))
+            results |= dict.fromkeys(missing, error_without_lead(reply))
             unclear = missing if reply.get("errors") else {}
         if len(unclear) <= 1:
             return results
@@ -233,7 +264,7 @@ class HubSpot:
 
     def _classify(self, response: httpx.Response, reply: Mapping[str, Any]) -> SyncFailed:
         if response.status_code != httpx.codes.TOO_MANY_REQUESTS:
-            return _error(reply, response.status_code)
+            return meaning_of(reply, response.status_code)
         policy = str(reply.get("policyName", ""))
         if policy == "DAILY":
             return SyncFailed(Verdict.PAUSE, Reason.QUOTA, self._config.daily_pause_s, policy)
@@ -241,58 +272,9 @@ class HubSpot:
         return replace(failed, wait_s=_POLICIES.get(policy, failed.wait_s), detail=policy)
 
 
-def _input(record: Snapshot) -> dict[str, Any]:
-    properties = {
-        name: as_text(record.attributes.get(field))
-        for field, name in PROPERTIES.items()
-        if field in record.attributes or record.erased
-    }
-    properties[ID_PROPERTY] = record.lead_id
-    return {
-        "idProperty": ID_PROPERTY,
-        "id": record.lead_id,
-        "objectWriteTraceId": record.lead_id,
-        "properties": properties,
-    }
+def _reason(result: SyncResult) -> Reason | None:
+    return result.reason if isinstance(result, SyncFailed) else None
 
 
 def _by_id(remote_id: str, lead_id: str, properties: Mapping[str, str]) -> dict[str, Any]:
     return {"id": remote_id, "objectWriteTraceId": lead_id, "properties": {**properties, ID_PROPERTY: lead_id}}
-
-
-def _results(reply: Mapping[str, Any]) -> dict[str, SyncResult]:
-    results: dict[str, SyncResult] = {}
-    for error in reply.get("errors") or ():
-        traces = (error.get("context") or {}).get("objectWriteTraceId") or ()
-        results |= dict.fromkeys([traces] if isinstance(traces, str) else traces, _error(error))
-    for contact in reply.get("results") or ():
-        lead_id = contact.get("objectWriteTraceId") or (contact.get("properties") or {}).get(ID_PROPERTY)
-        if lead_id:
-            results[lead_id] = Synced(str(contact["id"]))
-    return results
-
-
-def _error_without_trace(reply: Mapping[str, Any]) -> SyncFailed:
-    errors = [e for e in reply.get("errors") or () if not (e.get("context") or {}).get("objectWriteTraceId")]
-    return _error(errors[0]) if errors else _NO_RESULT
-
-
-def _error(error: Mapping[str, Any], status: int = 400) -> SyncFailed:
-    message, category = str(error.get("message", "")), str(error.get("category", ""))
-    if _ID_NOT_UNIQUE in message:
-        return SyncFailed(Verdict.PAUSE, Reason.MISCONFIGURED, 60, ID_PROPERTY)
-    codes = _CODE.findall(message) or [str(e.get("code")) for e in error.get("errors") or () if e.get("code")]
-    meanings = [_CODES[code] for code in codes if code in _CODES]
-    if category in _CATEGORIES:
-        meanings.append(_CATEGORIES[category])
-    if status in _STATUSES:
-        meanings.append(_STATUSES[status])
-    meaning = meanings[0] if meanings else by_status(status)
-    existing = _EXISTING.search(message)
-    return SyncFailed(
-        meaning.verdict,
-        meaning.reason,
-        meaning.wait_s,
-        codes[0] if codes else category,
-        existing[1] if existing else "",
-    )

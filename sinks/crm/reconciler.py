@@ -6,7 +6,10 @@ Guarantees, in addition to those of the engine (:mod:`infra.postgres.leased`):
   one call, and an older version is never sent after a newer one.
 - A lead is in at most one call at a time, across all workers: a call is cancelled half a lease after its rows were
   claimed. So the clocks of two workers may differ by up to half a lease.
-- A lead that the CRM rejects is parked until a newer version is wanted.
+- A version that changes nothing that the CRM gets, such as a page view, costs no call and emits no outcome.
+- A property that was sent before and has no value any more is cleared. Others that have no value are not sent.
+- A lead that the CRM rejects is parked until a newer version is wanted. So is a lead in conflict with the record of
+  another lead, unless that record is going to change; it is also due when that other lead is written or retired.
 - Records of merged or deleted leads are retired *before* their survivors are written: the survivor may have the merged
   lead's e-mail address, and a CRM may require it to be unique.
 
@@ -18,7 +21,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
 from infra.errors import Verdict
@@ -27,6 +30,8 @@ from infra.postgres.leased_pause import Pause
 from infra.postgres.leased_rows import NEVER, Done, Lease, Parked, Released
 from infra.runtime import log
 from sinks.crm import Connector, RetiredLead, Snapshot, SyncFailed, SyncResult
+from sinks.crm.conflicts import conflict, uuids
+from sinks.crm.fingerprints import Fingerprint, fingerprint
 from sinks.crm.sync_table import CanonicalLead, CrmSyncTable, RecordRetired, RecordWritten, SyncRow
 
 _DEFER_S = 0.1  # delay of a survivor whose merged lead is leased by another worker
@@ -39,12 +44,13 @@ _Settled = list[tuple[SyncRow, Done | Parked | Released]]
 class _Plan:
     """The rows of a lease by the action that they need, in the order of the actions.
 
-    ``deferred``: survivors of a lead that another worker has leased. ``outdated``: the canonical record has a lower
-    version than the wanted one, which is a defect.
+    ``unchanged``: what the CRM gets is what it was sent last. ``deferred``: survivors of a lead that another worker has
+    leased. ``outdated``: the canonical record has a lower version than the wanted one, which is a defect.
     """
 
     retire: list[tuple[SyncRow, RetiredLead]] = field(default_factory=list)
     upsert: list[tuple[SyncRow, Snapshot]] = field(default_factory=list)
+    unchanged: list[tuple[SyncRow, Snapshot]] = field(default_factory=list)
     deferred: list[SyncRow] = field(default_factory=list)
     outdated: list[SyncRow] = field(default_factory=list)
 
@@ -66,6 +72,7 @@ class Reconciler:
         plan = await self._plan(lease)
         settled: _Settled = [(row, Parked(Reason.UNAVAILABLE)) for row in plan.outdated]
         settled += [(row, Released(_DEFER_S)) for row in plan.deferred]
+        settled += [(row, _unchanged(row, snapshot)) for row, snapshot in plan.unchanged]
         settled += await self._retire(plan, lease.deadline)
         if self._pause.active:
             return settled + [(row, Released()) for row, _ in plan.upsert]
@@ -87,6 +94,7 @@ class Reconciler:
             else:
                 plan.upsert.append((row, _snapshot(row, lead)))
         await self._add_losers(lease, plan)
+        self._compare(plan)
         return plan
 
     async def _add_losers(self, lease: Lease[SyncRow], plan: _Plan) -> None:
@@ -102,6 +110,21 @@ class Reconciler:
                 plan.retire.append((loser.row, _merged(loser.row, loser.survivor_id, remote_ids[loser.survivor_id])))
         plan.deferred = [row for row, _ in plan.upsert if row.key in deferred]
         plan.upsert = [(row, snapshot) for row, snapshot in plan.upsert if row.key not in deferred]
+
+    def _compare(self, plan: _Plan) -> None:
+        """Keep in ``plan.upsert`` what differs from what was sent, with the properties to clear."""
+        merging = {lead.survivor_id for _, lead in plan.retire}  # a merge changes the survivor's record
+        upserts, plan.upsert = plan.upsert, []
+        for row, snapshot in upserts:
+            sent = row.sent or {}
+            now = self._fingerprint(snapshot)
+            if row.sent == now and not row.unsure and row.key not in merging:
+                plan.unchanged.append((row, snapshot))
+            else:
+                plan.upsert.append((row, replace(snapshot, cleared=sent.keys() - now.keys())))
+
+    def _fingerprint(self, snapshot: Snapshot) -> Fingerprint:
+        return fingerprint(snapshot.lead_id, self._crm.properties(snapshot))
 
     async def _retire(self, plan: _Plan, deadline: float) -> _Settled:
         settled: _Settled = []
@@ -120,12 +143,18 @@ class Reconciler:
         if not plan.upsert:
             return []
         results = await self._call(self._crm.upsert, [snapshot for _, snapshot in plan.upsert], deadline)
-        return [
-            (row, _failure(result, snapshot.version))
-            if isinstance(result, SyncFailed)
-            else (row, Done(What.SYNCED, version=snapshot.version, value=RecordWritten(result.remote_id)))
-            for (row, snapshot), result in zip(plan.upsert, results, strict=True)
-        ]
+        owner_ids = {r.owner_id for r in results if isinstance(r, SyncFailed) and r.owner_id}
+        owners = await self._table.owners(uuids(owner_ids)) if owner_ids else {}
+        settled: _Settled = []
+        for (row, snapshot), result in zip(plan.upsert, results, strict=True):
+            if not isinstance(result, SyncFailed):
+                written = RecordWritten(result.remote_id, self._fingerprint(snapshot))
+                settled.append((row, Done(What.SYNCED, version=snapshot.version, value=written)))
+            elif result.owner_id is not None:
+                settled.append((row, conflict(row, snapshot.version, result, owners)))
+            else:
+                settled.append((row, _failure(result, snapshot.version)))
+        return settled
 
     async def _call(
         self,
@@ -157,6 +186,10 @@ def _failure(failed: SyncFailed, version: int) -> Parked | Released:
         return Released()
     until = NEVER if failed.verdict is Verdict.DEAD else None
     return Parked(failed.reason, failed.detail, until=until, version=version)
+
+
+def _unchanged(row: SyncRow, snapshot: Snapshot) -> Done:
+    return Done(None, version=snapshot.version, value=RecordWritten(row.remote_id, row.sent))
 
 
 def _merged(row: SyncRow, survivor_id: str, survivor_remote_id: str) -> RetiredLead:

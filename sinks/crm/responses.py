@@ -70,10 +70,11 @@ async def in_halves(
     for size in (len(inputs) // 2, len(inputs)):
         half = {lead_id: inputs[lead_id] for lead_id in islice(lead_ids, size)}
         results |= await write(half)
-        if stop := next((results[lead_id] for lead_id in half if _ends_calls(results[lead_id])), None):
+        if stop := next((results[lead_id] for lead_id in half if ends_calls(results[lead_id])), None):
             return results | dict.fromkeys(lead_ids, stop)
     return results
 
 
-def _ends_calls(result: SyncResult) -> bool:
+def ends_calls(result: SyncResult) -> bool:
+    """Return whether no further call may be made: the CRM requests a pause, or does not respond in time."""
     return isinstance(result, SyncFailed) and (result.verdict is Verdict.PAUSE or result.reason is Reason.TIMEOUT)

@@ -7,7 +7,6 @@ committed. A repeated batch changes nothing. The CRM is not called here, so a sl
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
@@ -18,9 +17,11 @@ from infra.kafka.processor import Outputs
 from infra.kafka.producer import Output
 from infra.outcomes import Dead, Problem, Reason
 from schemas.codec import Codec, DecodeError
+from sinks import record_checks
 from sinks.crm.sync_table import CrmSyncTable, WantedVersion
 
 RECORD = "crm_wanted"
+_TEXTS = {"tenant": 200}  # maximum characters
 
 
 @dataclass(slots=True)
@@ -71,8 +72,6 @@ def _read(codec: Codec, payload: bytes) -> WantedVersion | Dead:
     if decoded.type != RECORD:
         return Dead(Reason.UNKNOWN_EVENT_TYPE, (Problem("", f"this topic is for records of type {RECORD}"),))
     record = decoded.record
-    try:
-        uuid.UUID(record["lead_id"])
-    except ValueError:
-        return Dead(Reason.INVALID_FIELD, (Problem("/lead_id", "must be a UUID"),))
-    return WantedVersion(record["lead_id"], record["tenant"], record["version"], record["decided_at"])
+    if dead := record_checks.check(record, texts=_TEXTS, time="decided_at"):
+        return dead
+    return WantedVersion(record["lead_id"].lower(), record["tenant"], record["version"], record["decided_at"])

@@ -78,6 +78,8 @@ _SENDER_REFUSED = SendFailed(Verdict.RETRY, Reason.MISCONFIGURED, 60)  # the cau
 _NO_CONNECTION = SendFailed(Verdict.PAUSE, Reason.UNAVAILABLE)
 _NO_RESPONSE = SendFailed(Verdict.PAUSE, Reason.TIMEOUT)
 _NOT_SUPPORTED = SendFailed(Verdict.PAUSE, Reason.MISCONFIGURED, 60)  # such as a server without the required STARTTLS
+# What the standard library's parser of headers raises for invalid values: all of these have been seen.
+_INVALID = (ValueError, MessageError, LookupError, AttributeError, RecursionError)
 _PERMANENT = 500
 _SERVER_CLOSES = 421
 _ADDRESS = re.compile(r"""([^\s@,;:<>()\[\]\\"]{1,64})@([^\s@,;:<>()\[\]\\"]{1,253})""")
@@ -113,7 +115,7 @@ class Email:
         try:
             sender, to = parse_sender(message.sender or self._config.from_address), parse_address(message.to)
             mail = compose(message, sender, to)
-        except (ValueError, MessageError, LookupError) as error:
+        except _INVALID as error:
             return SendFailed(Verdict.DEAD, Reason.REJECTED, detail=type(error).__name__)
         while self._idle:
             result = await self._converse(self._idle.pop(), sender, to, mail, before_sending)
@@ -186,7 +188,7 @@ def compose(message: OutgoingMessage, sender: Address, to: Address) -> bytes:
     """Return the mail as bytes.
 
     Raises:
-        ValueError, MessageError, LookupError: a value is not valid in a header, or would add a header.
+        One of _INVALID: a value is not valid in a header, or would add a header.
 
     """
     mail = EmailMessage(policy=_UTF8_HEADERS if _needs_utf8(sender, to) else _HEADERS)
@@ -218,7 +220,9 @@ def parse_sender(text: str) -> Address:
         ValueError: ``text`` is not exactly one address.
 
     """
-    header = SMTP.header_factory("from", text) if text.isprintable() else None
+    header = None
+    with suppress(*_INVALID):
+        header = SMTP.header_factory("from", text) if text.isprintable() else None
     if header is None or header.defects or len(header.addresses) != 1 or not header.addresses[0].domain:
         raise ValueError("must be one address, such as Example Ltd <hello@example.com>")
     address: Address = header.addresses[0]

@@ -8,7 +8,6 @@ With ``once_per: lead``, a later event's request for the same message is not sto
 from __future__ import annotations
 
 import asyncio
-import uuid
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
@@ -20,12 +19,14 @@ from infra.kafka.processor import Outputs
 from infra.kafka.producer import Output
 from infra.outcomes import Dead, Problem, Reason, What
 from schemas.codec import Codec, DecodeError
+from sinks import record_checks
 from sinks.messages.messages_table import MessageRequest, MessagesTable
 
 TOPIC = "leads.messages-requested"
 RECORD = "message_request"
-_TEXTS = ("message_id", "tenant", "event_id", "campaign", "channel", "purpose")
-_LATEST = 4_102_444_800_000_000  # 2100-01-01 in microseconds
+# Maximum characters. message_id is a key of an index, whose entries are limited to 2,704 bytes.
+_TEXTS = dict.fromkeys(("tenant", "campaign", "channel", "purpose", "once_per"), 200)
+_TEXTS |= {"message_id": 500, "event_id": 500, "to": 1_000, "sender": 1_000, "subject": 2_000, "body": 1_048_576}
 
 
 @dataclass(slots=True)
@@ -104,16 +105,12 @@ def _read(codec: Codec, message: Message) -> MessageRequest | Dead:
     if decoded.type != RECORD:
         return Dead(Reason.UNKNOWN_EVENT_TYPE, (Problem("", f"this topic is for records of type {RECORD}"),))
     record = decoded.record
-    try:
-        uuid.UUID(record["lead_id"])
-    except ValueError:
-        return Dead(Reason.INVALID_FIELD, (Problem("/lead_id", "must be a UUID"),))
-    if any("\0" in record[name] for name in _TEXTS) or not 0 <= record["requested_at"] < _LATEST:
-        return Dead(Reason.INVALID_FIELD, (Problem("", "a text has a NUL character, or requested_at is out of range"),))
+    if dead := record_checks.check(record, texts=_TEXTS, time="requested_at", required="message_id"):
+        return dead
     return MessageRequest(
         message_id=record["message_id"],
         tenant=record["tenant"],
-        lead_id=record["lead_id"],
+        lead_id=record["lead_id"].lower(),
         event_id=record["event_id"],
         campaign=record["campaign"],
         channel=record["channel"],

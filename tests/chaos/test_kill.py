@@ -114,7 +114,8 @@ async def test_nothing_is_lost_or_doubled_when_intake_and_the_sink_are_killed(
             await eventually(accepted, 180)
             await eventually(told, 180)
             in_clickhouse = await server.query(
-                "SELECT event_id, toString(lead_id) AS lead, version FROM lead_events WHERE tenant = {t:String}",
+                "SELECT event_id, toString(original_lead_id) AS lead, version FROM lead_events"
+                " WHERE tenant = {t:String}",
                 t=unique,
             )
         in_postgres = await pool.fetch(

@@ -113,6 +113,28 @@ async def test_a_merge_redirects_the_merged_id_and_cannot_be_repeated(client: ht
     assert (await upsert(client, contact("a", email="b@example.com"))).status_code == 200
 
 
+async def test_a_merged_contacts_address_becomes_an_additional_one_and_stays_unique(client: httpx.AsyncClient) -> None:
+    await upsert(client, contact("a", email="a@example.com"), contact("b", email="B@example.com"))
+    await client.post(f"{BASE}/merge", json={"primaryObjectId": "1", "objectIdToMerge": "2"})
+    found = (await client.get(f"{BASE}/b@example.com", params={"idProperty": "email"})).json()
+    assert (found["id"], found["properties"]["hs_additional_emails"]) == ("1", "B@example.com")
+    (error,) = (await upsert(client, contact("b", "t", email="b@example.com"))).json()["errors"]
+    assert (error["category"], error["message"]) == ("CONFLICT", "Contact already exists. Existing ID: 1")
+    assert (await upsert(client, contact("a", email="b@example.com"))).status_code == 200
+    assert (await client.get(f"{BASE}/1")).json()["properties"]["hs_additional_emails"] == ""
+    assert (await upsert(client, contact("b", email="a@example.com"))).json()["results"][0]["new"] is True
+
+
+async def test_an_update_by_a_unique_property_creates_nothing(client: httpx.AsyncClient) -> None:
+    await upsert(client, contact("a"))
+    inputs = [contact("a", "ta", phone="1"), contact("z", "tz", phone="2")]
+    body = (await client.post(f"{BASE}/batch/update", json={"inputs": inputs})).json()
+    assert [(r["id"], r["new"]) for r in body["results"] if r] == [("1", False)]
+    (error,) = body["errors"]
+    assert (error["category"], error["context"]) == ("OBJECT_NOT_FOUND", {"ids": ["z"], "objectWriteTraceId": ["tz"]})
+    assert (await stats(client))["records"] == 1
+
+
 async def test_archiving_releases_the_unique_values(client: httpx.AsyncClient) -> None:
     await upsert(client, contact("a", email="a@example.com"))
     for _ in range(2):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from sinks.crm import RetiredLead, Snapshot, Synced, SyncResult
 
@@ -24,6 +24,9 @@ class FakeCrm:
 
     async def ready(self) -> None:
         return
+
+    def properties(self, snapshot: Snapshot) -> Mapping[str, str]:
+        return {"version": str(snapshot.version)}  # every version changes something
 
     async def upsert(self, records: Sequence[Snapshot]) -> Sequence[SyncResult]:
         self.now.update(r.lead_id for r in records)

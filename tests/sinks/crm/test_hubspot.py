@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def no_traces(body: dict[str, Any]) -> None:
         each.pop("objectWriteTraceId", None)
 
 
-async def test_fields_are_mapped_and_only_those_that_are_set(tmp_path: Path) -> None:
+async def test_fields_are_mapped_and_only_those_that_have_a_value(tmp_path: Path) -> None:
     async with account(tmp_path) as (crm, wire, _):
         await crm.upsert([lead("a", email="a@example.com", first_name="", score=0.1 + 0.2, employees=12, consent={})])
     (each,) = wire.calls()[0]["inputs"]
@@ -76,7 +77,6 @@ async def test_fields_are_mapped_and_only_those_that_are_set(tmp_path: Path) -> 
         "properties": {
             "leadstream_lead_id": "a",
             "email": "a@example.com",
-            "firstname": "",
             "leadstream_score": "0.3",
             "leadstream_employees": "12",
         },
@@ -205,3 +205,53 @@ def test_the_token_is_required_and_never_shown() -> None:
         Settings.load({}).section("crm_hubspot", hubspot.Config)
     config = Settings.load({"LEADSTREAM_CRM_HUBSPOT_TOKEN": "pat-secret"}).section("crm_hubspot", hubspot.Config)
     assert "secret" not in repr(config)
+
+
+ADA, ANN = "0198c1f2-7b1e-7c9a-8d7e-00000000000a", "0198c1f2-7b1e-7c9a-8d7e-00000000000b"
+
+
+@pytest.mark.parametrize(
+    ("message", "context"),
+    [
+        ("Contact already exists. Existing ID: 10", {}),
+        ("Contact already exists", {"existingId": ["10"]}),
+    ],
+)
+async def test_case_c3_the_contact_in_the_way_and_its_lead_are_named(message: str, context: dict[str, Any]) -> None:
+    def handler(request: httpx.Request) -> httpx.Response:
+        if request.url.path == UPSERT:
+            error = {"category": "CONFLICT", "message": message, "context": {"objectWriteTraceId": [ADA], **context}}
+            return httpx.Response(207, json={"status": "COMPLETE", "results": [], "numErrors": 1, "errors": [error]})
+        owner = {"id": "10", "properties": {"leadstream_lead_id": ANN, "email": "ann@example.com"}}
+        return httpx.Response(200, json={"results": [owner]})
+
+    async with http.client(CONFIG.base_url, transport=httpx.MockTransport(handler)) as client:
+        (result,) = await hubspot.connect(CONFIG, client).upsert([lead(ADA, email="ada@example.com")])
+    assert result == SyncFailed(Verdict.RETRY, Reason.CONFLICT, detail="CONFLICT", remote_id="10", owner_id=ANN)
+
+
+async def test_missing_contacts_that_an_error_names_only_by_id_are_created_again(tmp_path: Path) -> None:
+    async with account(tmp_path, no_traces) as (crm, _, client):
+        leads = [lead(f"l{i}", email=f"p{i}@example.com") for i in range(4)]
+        made = [r.remote_id for r in await crm.upsert(leads) if isinstance(r, Synced)]
+        await client.post("/crm/v3/objects/contacts/batch/archive", json={"inputs": [{"id": i} for i in made[:2]]})
+        known = [replace(each, remote_id=remote_id) for each, remote_id in zip(leads, made, strict=True)]
+        assert await crm.upsert(known) == [Synced("5"), Synced("6"), Synced("3"), Synced("4")]
+
+
+async def test_a_limit_ends_the_calls_for_missing_contacts(tmp_path: Path) -> None:
+    async with account(tmp_path) as (crm, wire, client):
+        await client.post("/_simulator/limits", json={"per_10s": 1})
+        results = await crm.upsert([replace(lead(f"l{i}"), remote_id=str(i + 1)) for i in range(10)])
+    assert {(r.verdict, r.reason) for r in results if isinstance(r, SyncFailed)} == {
+        (Verdict.PAUSE, Reason.RATE_LIMITED)
+    }
+    assert len(results) == 10
+    assert len([path for path, _ in wire.seen if path.startswith("/crm")]) == 2
+
+
+async def test_what_was_sent_and_is_no_property_of_the_mapping_any_more_is_not_cleared(tmp_path: Path) -> None:
+    async with account(tmp_path) as (crm, wire, _):
+        await crm.upsert([replace(lead("a", email="a@example.com"), cleared=("jobtitle", "former_property"))])
+    (each,) = wire.calls()[0]["inputs"]
+    assert each["properties"] == {"jobtitle": "", "email": "a@example.com", "leadstream_lead_id": "a"}

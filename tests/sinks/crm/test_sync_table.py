@@ -46,6 +46,7 @@ async def _each_statement(table: CrmSyncTable) -> None:
     synced, retired, parked, released, rest = (lease.rows[start : start + 20] for start in range(0, 100, 20))
     await table.claim_losers(lease, [row.key for row in lease.rows])
     await table.leads([row.key for row in lease.rows])
+    await table.owners([row.key for row in lease.rows])
     written = [(row, Done(What.SYNCED, version=1, value=RecordWritten("1"))) for row in synced]
     gone = [(row, Done(What.SYNCED, value=RecordRetired({rest[0].key: "2"}))) for row in retired]
     assert len(await table.finish(lease, [*written, *gone])) == 40
