@@ -80,9 +80,9 @@ WITH requested AS MATERIALIZED (
     UNION ALL SELECT * FROM same_lead WHERE message_id NOT IN (SELECT message_id FROM same)
 ), inserted AS (
     INSERT INTO messages_sent (message_id, tenant, lead_id, event_id, campaign, channel, purpose, topic, partition,
-                               "offset", requested_at, request, next_attempt_at)
+                               "offset", requested_at, request, next_attempt_at, once_per)
     SELECT message_id, tenant, lead_id, event_id, campaign, channel, purpose, topic, partition,
-           "offset", requested_at, request, $14
+           "offset", requested_at, request, $14, CASE WHEN once_per = 'event' THEN 'event' ELSE 'lead' END
     FROM requested WHERE message_id NOT IN (SELECT message_id FROM earlier) ORDER BY message_id
     ON CONFLICT (message_id) DO NOTHING
 )

@@ -34,7 +34,7 @@ class Event(NamedTuple):
     event_id: str
     source: str
     occurred_at: int
-    at: int  # occurred_at, but not after received_at: the time for precedence
+    at: int  # the time for precedence: occurred_at, but not after received_at
     key: str  # from event_key()
     content: int  # from content_hash()
     identities: tuple[Identity, ...]  # from identities()

@@ -20,6 +20,7 @@ from streams.intake.event import Event, content_hash, event_key, identities
 
 # Version, trace id, parent id, flags: 55 bytes. No version ff, no id of zeros.
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
+_WRONG_CLOCK_US = 60_000_000
 _MILLISECOND_US = 999  # the broker's timestamp is cut off to milliseconds
 
 
@@ -55,7 +56,7 @@ def validate(decoded: Decoded, message: Message, now: int, max_ahead: int) -> Ev
         event_id,
         envelope["source"],
         envelope["occurred_at"],
-        min(envelope["occurred_at"], received_at + _MILLISECOND_US),
+        _time_for_precedence(envelope["occurred_at"], received_at),
         event_key(tenant, event_id),
         content_hash(kind.name, envelope["source"], record),
         identities(tenant, record["identifiers"]),
@@ -68,6 +69,17 @@ def validate(decoded: Decoded, message: Message, now: int, max_ahead: int) -> Ev
         message,
         traceparent(headers) if headers else None,
     )
+
+
+def _time_for_precedence(occurred_at: int, received_at: int) -> int:
+    """Return ``occurred_at``, but not after the broker's time of the record: a clock that is ahead gains nothing.
+
+    A clock that is more than a minute ahead is wrong: when the event occurred is unknown. Its event counts as a minute
+    old, so that it loses against everything that was said at about the same time.
+    """
+    if occurred_at > received_at + _WRONG_CLOCK_US:
+        return received_at - _WRONG_CLOCK_US
+    return min(occurred_at, received_at + _MILLISECOND_US)
 
 
 def traceparent(headers: Sequence[tuple[str, bytes | None]]) -> bytes | None:

@@ -145,6 +145,8 @@ def test_a_clock_that_is_ahead_wins_against_nothing_that_was_received_later() ->
     right = received(payload("lead_updated", "e-2", at=NOW + HOUR, title="Right", **ADA), NOW + 2 * HOUR, 1)
     for order in ((wrong, right), (right, wrong)):
         assert merged(*order).attributes["title"] == "Right"
+    same_time = received(payload("lead_updated", "e-4", at=NOW - 1_000_000, title="Said before", **ADA), NOW, 3)
+    assert merged(same_time, wrong).attributes["title"] == "Said before"
     erased = received(payload("lead_erased", "e-3", at=NOW + 3 * HOUR, **ADA), NOW + 3 * HOUR, 2)
     assert merged(wrong, erased).attributes == {}
     assert merged(erased, wrong, right).attributes == {}
