@@ -180,7 +180,9 @@ async def _deliver(
         settings,
         group=stage,
         topics=[message_requests.TOPIC],
-        processor=MessageRequests(table, codec, records, channel=name, stage=stage, wake=wake),
+        processor=MessageRequests(
+            table, codec, records, channel=name, stage=stage, wake=wake, channels=[*plugins.discover("sinks.messages")]
+        ),
         stop=stop,
         limits=BatchLimits(settings.batch_size, settings.batch_bytes, settings.batch_linger_ms),
         deliverer=deliverer,

@@ -25,7 +25,7 @@ from infra.outcomes import Reason, What
 from infra.postgres.leased_pause import Pause
 from infra.postgres.leased_rows import Done, Lease, Parked, Released
 from infra.runtime import log
-from schemas.codec import Codec
+from schemas.codec import Codec, DecodeError
 from sinks.messages import (
     Channel,
     DeliveryConfig,
@@ -83,7 +83,10 @@ class MessageDelivery:
         return await self._send(lease, row)
 
     async def _send(self, lease: Lease[MessageRow], row: MessageRow) -> _Result:
-        request = self._codec.decode(row.request).record
+        try:
+            request = self._codec.decode(row.request).record
+        except DecodeError as error:  # the schema that it was consumed with is not known any more
+            return _finished(row, "failed", What.DEAD, error.dead.reason)
         message = OutgoingMessage(
             request["message_id"], request["to"], request["sender"], request["subject"], request["body"]
         )

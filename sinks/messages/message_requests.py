@@ -2,13 +2,14 @@
 
 Guarantees: when :meth:`MessageRequests.apply` returns, each message of the batch has a row and the offsets may be
 committed. A repeated batch changes nothing. No provider is called here, so a slow provider does not delay the topic.
+A request for a channel that does not exist is dead; one for another channel is left to that channel's consumer.
 With ``once_per: lead``, a later event's request for the same message is not stored and is reported as skipped.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Collection, Sequence
 from dataclasses import dataclass, field
 
 from confluent_kafka import Message
@@ -38,7 +39,10 @@ class RequestedBatch:
 
 
 class MessageRequests:
-    """The batch loop's processor. Sets ``wake`` when it has stored work for the engine of this process."""
+    """The batch loop's processor. Sets ``wake`` when it has stored work for the engine of this process.
+
+    ``channels``: the names of all channels of this installation; empty: unknown.
+    """
 
     def __init__(
         self,
@@ -49,6 +53,7 @@ class MessageRequests:
         channel: str,
         stage: str,
         wake: asyncio.Event,
+        channels: Collection[str] = (),
     ) -> None:
         self._table = table
         self._codec = codec
@@ -56,6 +61,7 @@ class MessageRequests:
         self._channel = channel
         self._stage = stage
         self._wake = wake
+        self._channels = channels
 
     def prepare(self, messages: Sequence[Message]) -> RequestedBatch:
         """Decode ``messages`` and keep the requests for this channel."""
@@ -66,6 +72,10 @@ class MessageRequests:
                 batch.dead.append(dead_letter(message, self._stage, request))
             elif request.channel == self._channel:
                 batch.requests.append(request)
+            elif self._channels and request.channel not in self._channels:
+                names = ", ".join(self._channels)
+                dead = Dead(Reason.INVALID_FIELD, (Problem("/channel", f"no such channel; there are: {names}"),))
+                batch.dead.append(dead_letter(message, self._stage, dead))
         return batch
 
     async def apply(self, prepared: RequestedBatch) -> AsyncGenerator[Outputs, None]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -115,3 +117,19 @@ async def test_readers_who_join_with_nulls_get_the_same(server: ClickHouse) -> N
     await events.put([events.event(a, 1), events.event(b, 2, a)])
     statement = "SELECT DISTINCT toString(lead_id) AS lead FROM lead_events WHERE tenant = {t:String}"
     assert await events.query(f"{statement} SETTINGS join_use_nulls = 1") == [{"lead": b}]
+
+
+async def test_the_queries_of_the_guide_give_one_person(server: ClickHouse) -> None:
+    guide = Path(__file__).parents[2] / "docs" / "guides" / "merged-leads.md"
+    people, joined, of_one = re.findall(r"```sql\n(.*?)```", guide.read_text("utf-8"), re.DOTALL)
+    events = Events(server)
+    a, b, c = ids(3)
+    await events.put([events.event(a, 1), events.event(b, 2, a), events.event(c, 2, b)])
+    assert [{name: int(n) for name, n in row.items()} for row in await events.query(people)] == [
+        {"events": 3, "people": 1}
+    ]
+    ((email, count, _),) = [tuple(row.values()) for row in await events.query(joined)]
+    assert (email, int(count)) == ("3@example.com", 3)
+    rows = await server.query(of_one, t=events.tenant, lead=c)
+    assert sorted(row["original_lead_id"] for row in rows) == sorted([a, b, c])
+    assert {row["lead_id"] for row in rows} == {c}

@@ -78,3 +78,27 @@ async def test_times_at_the_edges_are_stored(world: Any) -> None:
     assert await outputs_of(processor.apply(processor.prepare([message]))) == []
     await world.sync().once()
     assert await world.row(LEAD) is None, "the lead does not exist: its row is retired"
+
+
+HOSTILE_LEADS: dict[str, dict[str, Any]] = {
+    "a lead of 1 MiB": {"custom": {f"k{i}": "v" * 8192 for i in range(128)}},
+    "a text of 1 MiB": {"title": "t" * 1_048_576},
+    "objects and arrays": {"title": {"a": [1]}, "email": [], "score": {}},
+    "large numbers": {"score": 1.7e308, "employees": 2**63 - 1},
+    "texts for numbers": {"score": "high", "employees": ""},
+    "nulls": dict.fromkeys(("title", "email", "score")),
+    "truth values": {"title": True, "score": False},
+    "control characters": {"title": "a\r\nb\x01\u2028", "phone": "\x7f"},
+    "emoji and astral": {"first_name": "\U0001f600" * 100, "last_name": "\uffff"},
+    "unknown fields": {"no_such_field": "x", "": "y", "a.b": "z"},
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE_LEADS)
+async def test_whatever_a_lead_holds_it_has_a_result_and_the_next_lead_is_synced(world: Any, name: str) -> None:
+    bad = await world.lead(**HOSTILE_LEADS[name])
+    good = await world.lead(email=f"{uuid.uuid4()}@example.com")
+    await world.sync().once()
+    assert (await world.row(good))["synced_version"] == 1
+    assert {o["what"] for o in world.outcomes if o["lead_id"] == bad} <= {"synced", "parked"}
+    assert len([o for o in world.outcomes if o["lead_id"] == bad]) == 1

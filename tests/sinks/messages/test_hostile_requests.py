@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 
+from sinks.messages.message_requests import MessageRequests
 from sinks.messages.plain_text import plain_text
+from tests.conftest import outputs_of
 from tests.events import CODEC
 
 LEAD = "0198c1f2-7b1e-7c9a-8d7e-00000000000a"
@@ -83,6 +86,29 @@ async def test_what_is_no_request_is_dead(world: Any, value: bytes | None) -> No
     assert (output.topic, output.value) == ("leads.dead", value)
     await world.delivery().once()
     assert world.reported() == [("sent", "")]
+
+
+@pytest.mark.integration
+async def test_a_channel_that_does_not_exist_is_dead_and_another_one_is_not(world: Any) -> None:
+    lead_id = await world.lead()
+    channels = [world.name, "slack"]
+    requests = MessageRequests(
+        world.table(), CODEC, world.records, channel=world.name, stage="s", wake=asyncio.Event(), channels=channels
+    )
+    batch = [world.request(lead_id, channel=channel) for channel in ("pigeon", "slack", "", "email\r\n", world.name)]
+    outputs = await outputs_of(requests.apply(requests.prepare(batch)))
+    assert [output.value for output in outputs] == [batch[i].value() for i in (0, 2, 3)]
+    assert {dict(output.headers or ())["leadstream.reason"] for output in outputs} == {b"invalid_field"}
+    await world.delivery().once()
+    assert world.reported() == [("sent", "")]
+
+
+@pytest.mark.integration
+async def test_a_stored_request_that_cannot_be_decoded_any_more_is_dead(world: Any) -> None:
+    bad, _ = [await world.requested() for _ in range(2)]
+    await world.pool.execute("UPDATE messages_sent SET request = 'x' WHERE message_id = $1", bad)
+    await world.delivery(max_connections=2).once()
+    assert sorted(world.reported()) == [("dead", "not_avro"), ("sent", "")]
 
 
 @pytest.mark.integration
