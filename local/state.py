@@ -1,9 +1,11 @@
 """The files of the state folder: which process runs, where it listens, and with which settings.
 
 ``supervisor.lock``  locked while a supervisor runs, so that a folder has at most one
-``stack.json``       what runs and where; replaced atomically; stays after a failed start
+``stack.json``       what runs and where, with passwords: readable by the owner only; replaced atomically; stays after
+                     a failed start
 ``stack.env``        the settings that connect to the stack; readable by the owner only; removed by a stop
 ``ports.json``       the ports; reused by the next start while they are free
+``*.secret``         the passwords of parts and simulators; each readable by the owner only
 ``processes.json``   the processes that were started, see :mod:`local.orphans`
 """
 

@@ -24,12 +24,12 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from infra.runtime import EX_CONFIG
+from infra.runtime import EX_CONFIG, run_together
 from infra.settings import Settings, SettingsError, child_environment
 from local import state
 from local.child import Child
 from local.control import VERBS, CommandRefusedError, ControlSocket
-from local.diagnosis import log_tail
+from local.diagnosis import advice, log_tail
 from local.launch import launch_command
 from local.orphans import StartedProcesses
 from local.plan import PARTS, StackPlan, make_plan
@@ -112,15 +112,17 @@ class Supervisor:
         await asyncio.gather(*(child.wait_ready() for child in (*simulators, *workers)), return_exceptions=True)
 
     async def _start_parts(self) -> None:
-        try:
-            async with asyncio.TaskGroup() as group:  # the first failure cancels the start of the other parts
-                for factory in self._plan.parts.values():
-                    group.create_task(self._start_part(factory))
-        except* StackError as errors:
-            raise StackError("\n".join(map(str, errors.exceptions))) from None
+        # The first failure cancels the start of the other parts.
+        await run_together(*(self._start_part(name, factory) for name, factory in self._plan.parts.items()))
 
-    async def _start_part(self, factory: Callable[[], ProcessSpec]) -> None:
-        await self._start_child(await asyncio.to_thread(factory)).wait_ready()
+    async def _start_part(self, name: str, factory: Callable[[], ProcessSpec]) -> None:
+        try:
+            spec = await asyncio.to_thread(factory)
+        except OSError as error:  # such as a full disk, or a folder that another user owns
+            raise StackError(
+                f"{name} cannot start: {error}{'; ' if (fix := advice(str(error))) else ''}{fix}"
+            ) from error
+        await self._start_child(spec).wait_ready()
 
     def _start_child(self, spec: ProcessSpec) -> Child:
         log = self._logs / f"{spec.name}.log"
@@ -205,7 +207,7 @@ class Supervisor:
         }
         path = self._home / "stack.json"
         try:
-            state.write_atomically(path, json.dumps(document, indent=1))
+            state.write_atomically(path, json.dumps(document, indent=1), 0o600)  # the addresses hold passwords
         except OSError as error:  # such as a full disk: the processes run, `leadstream status` shows an old state
             sys.stderr.write(f"cannot write {path}: {error.strerror}; `leadstream status` may be out of date\n")
 
@@ -247,6 +249,10 @@ def main(arguments: Iterable[str] | None = None) -> None:
         raise SystemExit(EX_CONFIG) from None
     except StackError as error:
         sys.stderr.write(f"{error}\n")
+        raise SystemExit(1) from None
+    except OSError as error:  # of the state folder, or of a file in it
+        fix = advice(str(error))
+        sys.stderr.write(f"the state folder cannot be used: {error}{'; ' if fix else ''}{fix}\n")
         raise SystemExit(1) from None
 
 

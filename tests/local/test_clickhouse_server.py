@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import clickhouse_connect
 import fastavro
@@ -20,11 +21,13 @@ import pytest
 from clickhouse_connect.driver.exceptions import DatabaseError
 
 from infra.clickhouse.client import ClickHouse
+from local.clickhouse_access import USER
 from local.ports import free_port, http_ready
 from tests.conftest import eventually
 
 pytestmark = pytest.mark.integration
 
+PASSWORD = "p:ü %2F'\"\\"
 _NEWLINES = {"type": "record", "name": "r", "fields": [{"name": "n", "type": "int"}, {"name": "b", "type": "bytes"}]}
 
 
@@ -34,11 +37,15 @@ class Server:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.port = free_port()
-        self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60, trust_env=False)
+        self.password_file = path.with_name("password")
+        self.password_file.write_text(PASSWORD, "utf-8")
+        address = f"http://127.0.0.1:{self.port}"
+        self.http = httpx.Client(base_url=address, auth=(USER, PASSWORD), timeout=60, trust_env=False)
         self.process: subprocess.Popen[bytes] | None = None
 
     def command(self, port: int) -> list[str]:
-        return [sys.executable, "-m", "local.clickhouse_server", "--path", str(self.path), "--port", str(port)]
+        options = ["--path", str(self.path), "--port", str(port), "--password-file", str(self.password_file)]
+        return [sys.executable, "-m", "local.clickhouse_server", *options]
 
     async def start(self) -> None:
         self.process = subprocess.Popen(self.command(self.port))  # noqa: ASYNC220 - Popen does not wait
@@ -90,7 +97,9 @@ def test_clickhouse_connect_writes_and_reads(server: Server, table: Callable[...
     name = table(
         "id UInt64, name String, at DateTime64(6, 'UTC'), tags Map(String, Array(Int32)), score Nullable(Float64)"
     )
-    client = clickhouse_connect.get_client(host="127.0.0.1", port=server.port, compress=compress)
+    client = clickhouse_connect.get_client(
+        host="127.0.0.1", port=server.port, username=USER, password=PASSWORD, compress=compress
+    )
     try:
         rows = [[n, "zoë\n\n" * 30, n * 1_000_000, {"a": [n, -n]}, None if n % 2 else n / 3] for n in range(3000)]
         client.insert(name, rows, column_names=["id", "name", "at", "tags", "score"])
@@ -107,7 +116,9 @@ def test_clickhouse_connect_writes_and_reads(server: Server, table: Callable[...
 
 async def test_clickhouse_connect_async_runs_many_at_once(server: Server, table: Callable[..., str]) -> None:
     name = table("id UInt64")
-    client = await clickhouse_connect.get_async_client(host="127.0.0.1", port=server.port)
+    client = await clickhouse_connect.get_async_client(
+        host="127.0.0.1", port=server.port, username=USER, password=PASSWORD
+    )
     try:
         await asyncio.gather(*(client.insert(name, [[n]], column_names=["id"]) for n in range(30)))
         answers = await asyncio.gather(*(client.query(f"SELECT count() FROM {name} WHERE id < {n}") for n in range(30)))
@@ -181,7 +192,7 @@ def test_a_database_applies_to_one_request(server: Server, unique: str) -> None:
 
 @pytest.mark.parametrize("value", ["'); DROP TABLE x; --", "a\\b\\n", "tab\tnewline\nreturn\r", "zoë {v:String}", "\\"])
 async def test_parameters_are_never_part_of_the_statement(server: Server, value: str) -> None:
-    async with ClickHouse(f"http://127.0.0.1:{server.port}/default") as client:
+    async with ClickHouse(f"http://{USER}:{quote(PASSWORD)}@127.0.0.1:{server.port}/default") as client:
         assert await client.query("SELECT {v:String} AS v", v=value) == [{"v": value}]
 
 
@@ -251,7 +262,8 @@ def test_a_repeated_deduplication_token_changes_nothing_in_views(server: Server,
 
 async def test_inserts_do_not_wait_for_a_long_query(server: Server, table: Callable[..., str]) -> None:
     name = table("n Int32, b String")
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{server.port}", timeout=120, trust_env=False) as http:
+    address = f"http://127.0.0.1:{server.port}"
+    async with httpx.AsyncClient(base_url=address, auth=(USER, PASSWORD), timeout=120, trust_env=False) as http:
         slow = "SELECT count() FROM numbers(1000000000000) WHERE NOT ignore(sipHash64(number))"
         slow += " SETTINGS max_execution_time=8"
         long = [asyncio.ensure_future(http.post("/", content=slow)) for _ in range(4)]  # all connections for queries
