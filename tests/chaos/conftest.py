@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ _REPORT = pytest.StashKey[str]()
 
 
 @pytest.fixture(scope="session")
-def chaos(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Result]:
+def chaos(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Result:
     """Break a whole installation while events are under way, and return what happened."""
     if request.config.getoption("--stack") == "containers":
         pytest.skip("kills the processes of the embedded stack")
@@ -32,7 +31,7 @@ def chaos(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             request.config.stash[_REPORT] = report = markdown(result)
             if file := request.config.getoption("--chaos-report"):
                 Path(file).write_text(report, "utf-8")
-        yield result
+    return result
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -30,6 +30,7 @@ VICTIMS = (
     *("kafka", "postgres", "clickhouse", "redis"),
 )
 WORD = "chaos"
+ENDED = " (the worker had ended)"
 _CLOCK = "intake-2"  # the process that a worker with a wrong clock replaces
 _FULL_S = 60.0
 _RECOVERY_S = 180.0
@@ -143,6 +144,8 @@ class Run:
 
     def _stop_worker(self) -> None:
         if self._worker is not None:
+            if self._worker.process.poll() is not None:
+                self._note("clock step", f"the end of it{ENDED}")
             self._worker.stop()
             self._worker = None
             send_command(self._state["control"], "start", _CLOCK)
@@ -199,7 +202,7 @@ class Run:
         if self._worker is not None:
             self._worker.step(step_s)
             alive = self._worker.process.poll() is None
-            self._note("clock step", f"to {step_s:+d} s" + ("" if alive else " (the worker had ended)"))
+            self._note("clock step", f"to {step_s:+d} s{'' if alive else ENDED}")
 
     def _note(self, fault: str, what: str) -> None:
         at = time.monotonic() - self._began

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.chaos.run import VICTIMS, Result
+from tests.chaos.run import ENDED, VICTIMS, Result
 
 pytestmark = [pytest.mark.chaos, pytest.mark.integration, pytest.mark.timeout(5400)]
 
@@ -20,6 +20,7 @@ def test_the_other_faults_were_there(chaos: Result, fault: str) -> None:
     if fault in chaos.skipped:
         pytest.skip(chaos.skipped[fault])
     assert chaos.faults[fault]
+    assert not [when for when in chaos.faults[fault] if ENDED in when]
 
 
 @pytest.mark.parametrize(
