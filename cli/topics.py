@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
 def apply(*, as_json: _JSON = False) -> None:
     """Create and alter topics so that the broker has the topics and settings of infra/kafka/topics.toml.
 
-    Exit code 1 when a topic has more partitions than in the file, which Kafka cannot correct.
+    Exit code 1 when a topic has more partitions than in the file, which Kafka cannot correct, or too few replicas.
     """
     from infra.kafka import topics  # noqa: PLC0415 - the Kafka client costs every other command its import
     from operations import broker_topics  # noqa: PLC0415
@@ -43,7 +43,7 @@ def apply(*, as_json: _JSON = False) -> None:
         print(f"{'corrected  ' if d.correctable else 'unchanged  '}{describe(d)}")
     if not found and not as_json:
         print("Nothing to do.")
-    if any(d.what == "shrink" for d in found):
+    if any(d.what in {"shrink", "replicas"} for d in found):
         raise typer.Exit(1)
 
 
@@ -73,5 +73,7 @@ def describe(d: Difference) -> str:
         "partitions": f"{d.topic}: {counts} (new records of a key may go to another partition)",
         "config": f"{d.topic}: {d.setting} is {d.actual or 'not set'}, must be {d.wanted}",
         "shrink": f"{d.topic}: {counts}; Kafka cannot remove partitions: change the file",
+        "replicas": f"{d.topic}: has {d.actual} replicas, must have {d.wanted}; place them with "
+        "kafka-reassign-partitions.sh, then run `leadstream topics apply`",
         "unknown": f"{d.topic}: is not in the file: delete the topic or add it to the file",
     }[d.what]

@@ -32,6 +32,13 @@ class KafkaSettings(BaseModel):
         min_length=3,
         description="Kafka brokers for the first connection: host:port, separated by commas.",
     )
+    kafka_replication: int = Field(
+        0,
+        ge=0,
+        le=32,
+        description="Replicas of each topic that `leadstream topics apply` creates; 3 survives the loss of one broker "
+        "with its disk. 0: the broker's default.replication.factor.",
+    )
     kafka_security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = Field(
         "PLAINTEXT", description="Protection of connections to Kafka: SSL is TLS, SASL adds authentication."
     )

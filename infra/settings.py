@@ -46,6 +46,11 @@ class Settings(KafkaSettings):
 
     home: Path = Field(Path(".leadstream"), description="State folder: holds all data of an embedded stack.")
 
+    kafka_flush: bool = Field(
+        False,
+        description="Whether an embedded broker writes each record to disk before it acknowledges it. Without it an "
+        "accepted event survives the end of any process, SIGKILL of the broker included, but not a power cut.",
+    )
     schema_registry_url: str = Field(
         "",
         pattern=r"^(https?://.+)?$",

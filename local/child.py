@@ -136,6 +136,8 @@ class Child:
             process = await self._spawn()
         except OSError as error:  # no memory or no disk space: it may be temporary
             return f"could not be started: {error.strerror}"
+        except StackError as error:
+            return f"could not be started: {error}"
         if process is None:
             return "was stopped"
         checks = asyncio.create_task(self._check_readiness())
@@ -161,6 +163,8 @@ class Child:
         async with self._spawning:
             if not self._keep_running:
                 return None
+            if self.spec.prepare is not None:
+                await asyncio.to_thread(self.spec.prepare)
             if self._log.exists() and self._log.stat().st_size > _MAX_LOG_BYTES:
                 self._log.replace(self._log.with_suffix(".log.1"))
             with self._log.open("ab") as out:

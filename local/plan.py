@@ -12,6 +12,7 @@ from pathlib import Path
 
 from infra import processes
 from infra.settings import Settings
+from local.brokers import Cluster, choose_count, cluster_id, controller, names_of
 from local.clickhouse import clickhouse
 from local.kafka import kafka
 from local.ports import HOST, accepts_connections, http_ready
@@ -94,7 +95,13 @@ class StackPlan:
 
 
 def make_plan(
-    home: Path, settings: Settings, *, parts: Iterable[str], pipeline: bool, without: Iterable[str]
+    home: Path,
+    settings: Settings,
+    *,
+    parts: Iterable[str],
+    pipeline: bool,
+    without: Iterable[str],
+    brokers: int | None = None,
 ) -> StackPlan:
     """Decide what the stack of the state folder ``home`` consists of.
 
@@ -107,14 +114,17 @@ def make_plan(
         parts: the parts to start, of PARTS.
         pipeline: whether to start simulators and workers.
         without: names of processes that are not started.
+        brokers: number of Kafka brokers; None: that of the state folder, or one if it is new.
 
     Raises:
-        StackError: a name in ``parts`` or ``without`` does not exist, or there is no free port.
+        StackError: a name in ``parts`` or ``without`` does not exist, there is no free port, or the state folder was
+            created with another number of brokers.
 
     """
     excluded = frozenset(without)
     listed = processes.load_processes()
-    known = {*PARTS, *listed, *(f"simulator-{name}" for name in SIMULATORS)}
+    broker_names = names_of(choose_count(home, brokers))
+    known = {*PARTS, *broker_names, *listed, *(f"simulator-{name}" for name in SIMULATORS)}
     if unknown := (excluded | set(parts)) - known:
         raise StackError(f"no such process: {', '.join(sorted(unknown))}; there are: {', '.join(sorted(known))}")
     simulated = [
@@ -131,29 +141,46 @@ def make_plan(
         if not process.section or process.section in simulated_sections or settings.configured(process.section)
     ]
     chosen = [name for name in PARTS if name in set(parts) - excluded]
-    ports = _ports(home, settings, chosen, simulated, workers)
+    started_brokers = broker_names if "kafka" in chosen else ()
+    ports = _ports(
+        home, settings, [*chosen, *started_brokers[1:], *map(controller, started_brokers), *simulated], workers
+    )
+    cluster = Cluster(home, broker_names, ports, cluster_id(home, len(broker_names)), settings.kafka_flush)
+    addresses = _addresses(home, ports, [*chosen, *(["api"] if "api" in ports else []), *simulated])
+    if started_brokers:
+        addresses["kafka"] = {"bootstrap": cluster.bootstrap}
     return StackPlan(
-        environment=_environment(home, ports, chosen, simulated),
-        addresses=_addresses(home, ports, chosen, simulated),
-        parts=_part_factories(home, ports, chosen),
+        environment=_environment(home, ports, chosen, simulated, addresses),
+        addresses=addresses,
+        parts={
+            name: factory for name, factory in _part_factories(home, ports, chosen, cluster) if name not in excluded
+        },
         simulators=tuple(_simulators(home, ports, simulated)),
         workers=tuple(_workers(settings, ports, workers)),
     )
 
 
-def _ports(
-    home: Path, settings: Settings, parts: list[str], simulated: list[str], workers: list[processes.Process]
-) -> dict[str, int]:
-    names = [*parts, *(["kafka-controller"] if "kafka" in parts else []), *simulated]
-    names += [
-        name if process.name == "api" else f"health-{name}" for process in workers for name in _replica_names(process)
+def _ports(home: Path, settings: Settings, services: list[str], workers: list[processes.Process]) -> dict[str, int]:
+    names = [
+        *services,
+        *(
+            name if process.name == "api" else f"health-{name}"
+            for process in workers
+            for name in _replica_names(process)
+        ),
     ]
     set_by_user = "api_port" in settings.model_fields_set and settings.api_port
     return assign_ports(home, names, {"api": settings.api_port} if set_by_user and "api" in names else {})
 
 
-def _environment(home: Path, ports: Mapping[str, int], parts: list[str], simulated: list[str]) -> dict[str, str]:
-    values = {_SETTINGS[name]: _address(home, name, ports[name]) for name in parts}
+def _environment(
+    home: Path,
+    ports: Mapping[str, int],
+    parts: list[str],
+    simulated: list[str],
+    addresses: Mapping[str, Mapping[str, str]],
+) -> dict[str, str]:
+    values = {_SETTINGS[name]: next(iter(addresses[name].values())) for name in parts}
     if "api" in ports:
         values["API_PORT"] = str(ports["api"])
     for name in simulated:
@@ -163,10 +190,7 @@ def _environment(home: Path, ports: Mapping[str, int], parts: list[str], simulat
     return {"LEADSTREAM_HOME": str(home)} | {f"LEADSTREAM_{name}": value for name, value in values.items()}
 
 
-def _addresses(
-    home: Path, ports: Mapping[str, int], parts: list[str], simulated: list[str]
-) -> dict[str, dict[str, str]]:
-    services = [*parts, *(["api"] if "api" in ports else []), *simulated]
+def _addresses(home: Path, ports: Mapping[str, int], services: list[str]) -> dict[str, dict[str, str]]:
     return {name: {_ADDRESSES[name][0]: _address(home, name, ports[name])} for name in services}
 
 
@@ -175,14 +199,19 @@ def _address(home: Path, service: str, port: int) -> str:
     return template.format(port=port, secret=_secret(home, service) if "{secret}" in template else "")
 
 
-def _part_factories(home: Path, ports: Mapping[str, int], parts: list[str]) -> dict[str, Callable[[], ProcessSpec]]:
+def _part_factories(
+    home: Path, ports: Mapping[str, int], parts: list[str], cluster: Cluster
+) -> Iterator[tuple[str, Callable[[], ProcessSpec]]]:
     factories: dict[str, Callable[[], ProcessSpec]] = {
-        "kafka": lambda: kafka(home, ports["kafka"], ports["kafka-controller"]),
         "postgres": lambda: postgres(home, ports["postgres"], _secret(home, "postgres")),
         "clickhouse": lambda: clickhouse(home, ports["clickhouse"], _secret_file(home, "clickhouse")),
         "redis": lambda: redis(home, ports["redis"], _secret(home, "redis")),
     }
-    return {name: factories[name] for name in parts}
+    for name in parts:
+        if name == "kafka":
+            yield from ((broker, partial(kafka, cluster, broker)) for broker in cluster.names)
+        else:
+            yield name, factories[name]
 
 
 def _simulators(home: Path, ports: Mapping[str, int], names: list[str]) -> Iterator[ProcessSpec]:

@@ -31,6 +31,9 @@ class ProcessSpec:
     nice: int = 0  # added to the supervisor's niceness: a higher value is a lower scheduling priority
     stop_signal: int = SIGTERM
     stop_s: float = 15
+    prepare: Callable[[], None] | None = (
+        None  # called in a thread before each start; blocks; raises StackError or OSError
+    )
     # Sent by the kernel when the supervisor dies. No process is left to kill one that hangs, so it is SIGKILL: every
     # part recovers from it.
     death_signal: int = SIGKILL

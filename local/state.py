@@ -6,6 +6,7 @@
 ``stack.env``        the settings that connect to the stack; readable by the owner only; removed by a stop
 ``ports.json``       the ports; reused by the next start while they are free
 ``*.secret``         the passwords of parts and simulators; each readable by the owner only
+``kafka.json``       the number of Kafka brokers and the id that they share
 ``processes.json``   the processes that were started, see :mod:`local.orphans`
 """
 

@@ -1,7 +1,7 @@
 """The supervisor: starts, checks and stops every process of the embedded stack and of the pipeline.
 
-``python -m local.supervisor [--parts A,B] [--no-pipeline] [--without NAME ...]`` runs until SIGTERM or SIGINT. A second
-signal kills all processes at once.
+``python -m local.supervisor [--parts A,B] [--no-pipeline] [--without NAME ...] [--brokers N]`` runs until SIGTERM or
+SIGINT. A second signal kills all processes at once.
 
 Guarantees:
 
@@ -231,6 +231,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
     parser.add_argument(
         "--without", action="append", default=[], metavar="NAME", help="do not start this process; repeatable"
     )
+    parser.add_argument("--brokers", type=int, help="number of Kafka brokers of a new state folder: 1 (default) or 3")
     options = parser.parse_args(None if arguments is None else list(arguments))
     try:
         home = Settings.load().home.resolve()
@@ -242,6 +243,7 @@ def main(arguments: Iterable[str] | None = None) -> None:
                 parts=options.parts.split(",") if options.parts else PARTS,
                 pipeline=not (options.no_pipeline or options.parts),
                 without=options.without,
+                brokers=options.brokers,
             )
             raise SystemExit(asyncio.run(Supervisor(home, plan).run(until_eof=options.until_eof)))
     except SettingsError as error:

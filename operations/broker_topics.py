@@ -27,7 +27,7 @@ from confluent_kafka.admin import (
 from infra.errors import DependencyUnavailable
 from infra.kafka.client import admin as admin_client
 from infra.kafka.client import metadata
-from infra.kafka.topics import Topic, TopicsError, load_topics
+from infra.kafka.topics import IN_SYNC, Topic, TopicsError, load_topics
 from infra.kafka_settings import KafkaSettings
 
 PREFIX = "leads."
@@ -42,7 +42,8 @@ class Difference:
     """One difference between the file and the broker.
 
     ``what`` is ``missing``, ``partitions`` (fewer than in the file), ``config``, ``shrink`` (more partitions than in
-    the file; not corrected, because Kafka cannot remove partitions) or ``unknown`` (on the broker, not in the file).
+    the file; not corrected, because Kafka cannot remove partitions), ``replicas`` (fewer than the setting; not
+    corrected, because the new replicas have to be placed) or ``unknown`` (on the broker, not in the file).
     """
 
     topic: str
@@ -64,7 +65,8 @@ def diff(settings: KafkaSettings, topics: Mapping[str, Topic] | None = None) -> 
         DependencyUnavailable: Kafka is unavailable, or refuses the login.
 
     """
-    return _compare(admin_client(settings, "topics"), load_topics() if topics is None else topics)
+    wanted = load_topics() if topics is None else topics
+    return _compare(admin_client(settings, "topics"), wanted, settings.kafka_replication)
 
 
 def apply(settings: KafkaSettings, topics: Mapping[str, Topic] | None = None) -> list[Difference]:
@@ -77,19 +79,23 @@ def apply(settings: KafkaSettings, topics: Mapping[str, Topic] | None = None) ->
     """
     wanted = load_topics() if topics is None else topics
     admin = admin_client(settings, "topics")
-    found = _compare(admin, wanted)
-    _create(admin, [wanted[d.topic] for d in found if d.what == "missing"])
+    replicas = settings.kafka_replication
+    found = _compare(admin, wanted, replicas)
+    _create(admin, [wanted[d.topic] for d in found if d.what == "missing"], replicas)
     _grow(admin, [wanted[d.topic] for d in found if d.what == "partitions"])
     _alter(admin, [d for d in found if d.what == "config"])
     _await_leaders(admin, wanted)
-    # Another process with another version of the file may have created a topic after the comparison.
+    # A new topic has no min.insync.replicas yet, because the broker decided the number of its replicas. And another
+    # process with another version of the file may have created a topic after the comparison.
     if any(d.what == "missing" for d in found):
-        _alter(admin, [d for d in _compare(admin, wanted) if d.what == "config"])
+        _alter(admin, [d for d in _compare(admin, wanted, replicas) if d.what == "config"])
     return found
 
 
-def _compare(admin: AdminClient, wanted: Mapping[str, Topic]) -> list[Difference]:
-    there = {name: len(meta.partitions) for name, meta in _metadata(admin).items() if name.startswith(PREFIX)}
+def _compare(admin: AdminClient, wanted: Mapping[str, Topic], replication: int) -> list[Difference]:
+    shown = {name: meta.partitions for name, meta in _metadata(admin).items() if name.startswith(PREFIX)}
+    there = {name: len(partitions) for name, partitions in shown.items()}
+    replicas = {name: min(len(p.replicas) for p in partitions.values()) for name, partitions in shown.items()}
     settings = _settings(admin, [name for name in wanted if name in there])
     found: list[Difference] = []
     for name, topic in wanted.items():
@@ -99,9 +105,11 @@ def _compare(admin: AdminClient, wanted: Mapping[str, Topic]) -> list[Difference
         if there[name] != topic.partitions:
             what = "partitions" if there[name] < topic.partitions else "shrink"
             found.append(Difference(name, what, "partitions", str(topic.partitions), str(there[name])))
+        if replicas[name] < replication:
+            found.append(Difference(name, "replicas", "replicas", str(replication), str(replicas[name])))
         found += [
             Difference(name, "config", setting, value, settings[name].get(setting, ""))
-            for setting, value in topic.config.items()
+            for setting, value in topic.config_with(replicas[name]).items()
             if settings[name].get(setting) != value
         ]
     return found + [Difference(name, "unknown") for name in sorted(there.keys() - wanted.keys())]
@@ -125,9 +133,14 @@ def _settings(admin: AdminClient, names: Sequence[str]) -> dict[str, dict[str, s
         raise _classified(error, "settings") from error
 
 
-def _create(admin: AdminClient, topics: Sequence[Topic]) -> None:
+def _create(admin: AdminClient, topics: Sequence[Topic], replication: int) -> None:
     if topics:
-        new = [NewTopic(t.name, t.partitions, -1, config=dict(t.config)) for t in topics]
+        new = [
+            NewTopic(
+                t.name, t.partitions, replication or -1, config={k: v for k, v in t.config.items() if k != IN_SYNC}
+            )
+            for t in topics
+        ]
         _await_all(admin.create_topics(new, request_timeout=_REQUEST_S), KafkaError.TOPIC_ALREADY_EXISTS)
 
 

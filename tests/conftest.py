@@ -56,6 +56,7 @@ class Stack:
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--stack", choices=("embedded", "containers"), default="embedded", help="where the stack runs")
     parser.addoption("--chaos", choices=("short", "full"), default="short", help="how long processes are killed for")
+    parser.addoption("--chaos-report", metavar="FILE", help="write the report of the kills as Markdown to this file")
     parser.addoption("--seed", type=int, help="of every random choice of the tests; default: another one in each run")
 
 

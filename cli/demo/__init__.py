@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cli.stack import Brokers, bring_up
 from infra.settings import Settings
 
 
@@ -25,6 +26,7 @@ def demo(
     rate: Annotated[int, typer.Option(min=0, help="Events per second; 0: as fast as possible.")] = 1000,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the counts to this file as JSON.")] = None,
     quiet: Annotated[bool, typer.Option(help="Show no live progress.")] = False,
+    brokers: Brokers = None,
 ) -> None:
     """Send generated lead events through the pipeline and check every count.
 
@@ -32,10 +34,9 @@ def demo(
     Exit code 1 when a count in one store does not match the count in another.
     """
     from cli.demo.run import run  # noqa: PLC0415 - its imports are slow, and only this command needs them
-    from cli.stack import bring_up  # noqa: PLC0415
 
     started_at = time.monotonic()
-    places = bring_up(Settings.load().home, without=[])
+    places = bring_up(Settings.load().home, without=[], brokers=brokers)
     counts: dict[str, Any] = asyncio.run(
         run(Settings.load(), places, events=events, seed=seed, rate=rate, quiet=quiet, started_at=started_at)
     )

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from infra import processes
 
 FILE = Path(__file__).with_name("topics.toml")
+IN_SYNC = "min.insync.replicas"
 _NAME = re.compile(r"leads\.[a-z0-9][a-z0-9._-]*\*?")
 
 
@@ -34,6 +35,13 @@ class Topic(BaseModel):
     partitions: int = Field(ge=1, le=1000)
     config: Mapping[str, str]
     expand: str = ""
+
+    def config_with(self, replicas: int) -> dict[str, str]:
+        """Return the settings of a topic that has ``replicas``: min.insync.replicas is at most their number."""
+        wanted = dict(self.config)
+        if IN_SYNC in wanted:
+            wanted[IN_SYNC] = str(min(int(wanted[IN_SYNC]), replicas))
+        return wanted
 
 
 def load_topics(path: Path = FILE, root: Path = processes.ROOT) -> dict[str, Topic]:

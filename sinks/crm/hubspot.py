@@ -164,7 +164,7 @@ class HubSpot:
         """Archive the contacts of deleted leads; merge those of merged leads into the survivor's contact.
 
         A merge keeps the timelines of both contacts. If the survivor has no contact, the merged lead's contact becomes
-        the survivor's. A lead whose contact id is unknown is looked up by its key.
+        the survivor's. A lead or survivor whose contact id is unknown is looked up by its key.
         """
         known = await self._read([lead.lead_id for lead in leads if not lead.remote_id], by=ID_PROPERTY)
         if isinstance(known, SyncFailed):
@@ -185,7 +185,15 @@ class HubSpot:
         if deleted:
             reply = await self._post("batch/archive", {"inputs": [{"id": remote_ids[lead]} for lead in deleted]})
             results |= dict.fromkeys(deleted, reply if isinstance(reply, SyncFailed) else Synced())
-        survivors = {lead.survivor_id: lead.survivor_remote_id for lead in leads}
+        # The response to the call that created a survivor's contact may have been lost.
+        unknown = {lead.survivor_id for lead in leads if lead.survivor_id and not lead.survivor_remote_id}
+        found = await self._read(sorted(unknown), by=ID_PROPERTY)
+        if isinstance(found, SyncFailed):
+            return [results.get(lead.lead_id, found) for lead in leads]
+        by_survivor = {lead_id: remote_id for remote_id, lead_id in found.items()}
+        survivors = {
+            lead.survivor_id: lead.survivor_remote_id or by_survivor.get(lead.survivor_id, "") for lead in leads
+        }
         for lead in leads:
             if lead.survivor_id and remote_ids[lead.lead_id]:
                 result = await self._merge(remote_ids[lead.lead_id], lead.survivor_id, survivors[lead.survivor_id])

@@ -109,6 +109,30 @@ def test_settings_that_the_file_does_not_name_are_left(settings: Settings, wante
 
 
 @pytest.mark.integration
+def test_min_insync_replicas_is_at_most_the_number_of_replicas(settings: Settings, wanted: Any) -> None:
+    topics = wanted("a", min_insync_replicas="2")
+    apply(settings, topics)
+    assert shown(settings, next(iter(topics)))[1]["min.insync.replicas"] == "1"
+    assert mine(diff(settings, topics), topics) == []
+
+
+@pytest.mark.integration
+def test_a_replication_that_the_brokers_cannot_have_is_refused_or_reported(settings: Settings, wanted: Any) -> None:
+    three = settings.model_copy(update={"kafka_replication": 3})
+    topics = wanted("a")
+    with pytest.raises(TopicsError, match=next(iter(topics))):
+        apply(three, topics)
+    apply(settings, topics)
+    found = mine(apply(three, topics), topics)
+    assert [(d.what, d.wanted, d.actual, d.correctable) for d in found] == [("replicas", "3", "1", False)]
+
+
+def test_no_topic_is_written_with_fewer_replicas_in_sync_than_the_file_has() -> None:
+    for topic in load_topics().values():
+        assert [topic.config_with(n)["min.insync.replicas"] for n in (1, 2, 3)] == ["1", "2", "2"], topic.name
+
+
+@pytest.mark.integration
 def test_an_unknown_topic_is_reported_and_left(settings: Settings, wanted: Any) -> None:
     stray = wanted("stray")
     apply(settings, stray)

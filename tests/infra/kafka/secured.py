@@ -19,6 +19,7 @@ from confluent_kafka.admin import ScramCredentialInfo, ScramMechanism, UserScram
 
 from infra.kafka import client
 from infra.kafka_settings import KafkaSettings
+from local.brokers import Cluster
 from local.kafka import kafka
 from local.ports import free_port
 from local.process_spec import ProcessSpec
@@ -64,11 +65,13 @@ def secured_broker(home: Path) -> Iterator[Secured]:
     """Run the broker, with a user for each mechanism, for the body of the ``with``."""
     ports = [free_port() for _ in range(4)]
     plain, controller, sasl, sasl_ssl = ports
-    part = kafka(home, plain, controller)
+    part = kafka(
+        Cluster(home, ("kafka",), {"kafka": plain, "kafka-controller": controller}, "leadstream-test-cluste"), "kafka"
+    )
     ca = _certificate(home)
     _add_listeners(home, plain, sasl, sasl_ssl)
     with (home / "kafka.log").open("wb") as log, _token_endpoint() as token_url:
-        process = subprocess.Popen(part.command, stdout=log, stderr=log)
+        process = subprocess.Popen(part.command, stdout=log, stderr=log, cwd=part.folder)
         try:
             asyncio.run(_ready(part))
             _add_scram_user(f"127.0.0.1:{plain}")

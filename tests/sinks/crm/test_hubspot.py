@@ -132,6 +132,17 @@ async def test_a_manually_created_contact_becomes_the_leads_contact(tmp_path: Pa
     assert len(wire.calls("/crm/v3/objects/contacts/batch/read")) == 1
 
 
+async def test_a_contact_of_the_survivor_whose_id_was_never_received_is_found_by_its_key(tmp_path: Path) -> None:
+    async with account(tmp_path) as (crm, _, _client):
+        await crm.upsert([lead("survivor"), lead("loser", email="a@example.com")])  # nobody received the responses
+        conflict = (await crm.upsert([lead("survivor", email="a@example.com")]))[0]
+        assert isinstance(conflict, SyncFailed)
+        assert conflict.reason is Reason.CONFLICT
+        retired = (await crm.retire([RetiredLead("loser", "", "survivor", "")]))[0]
+        assert isinstance(retired, Synced)
+        assert await crm.upsert([lead("survivor", email="a@example.com")]) == [Synced(retired.remote_id)]
+
+
 async def test_if_the_survivors_contact_was_deleted_the_losers_contact_becomes_its(tmp_path: Path) -> None:
     async with account(tmp_path) as (crm, _, client):
         results = await crm.upsert([lead("survivor"), lead("loser", email="a@example.com")])
