@@ -7,8 +7,9 @@ contain personal data, stays on the topic.
 
 Guarantees: inserts are at-least-once, and readers see each row once. A repeated batch has the same deduplication token
 and is not inserted again. A payload that is not a record of its topic's schema becomes a dead letter. If ClickHouse
-rejects a container, it is split in halves until the rejected record is alone. If ClickHouse rejects even an empty
-container (no such table, no permission), the sink stops.
+rejects a container, its records are decoded: those with odd ids or JSON are inserted one by one and the others
+together, and what is still rejected is split in halves until the rejected record is alone. If ClickHouse rejects even
+an empty container (no such table, no permission), the sink stops.
 
 Crash: the same records may be cut into other batches afterwards, with other tokens. The views with the public names
 then show each row once, by its identity (see the migrations).
@@ -23,6 +24,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 
+import orjson
 from confluent_kafka import Message
 
 from infra.clickhouse.client import ClickHouse, ClickHouseError
@@ -31,7 +33,8 @@ from infra.kafka.dead_letters import TOPIC as DEAD
 from infra.kafka.processor import Outputs
 from infra.kafka.producer import Output
 from infra.outcomes import Dead, Problem, Reason
-from schemas.codec import HEADER, MARKER, Codec, container, container_header
+from schemas.codec import HEADER, MARKER, Codec, DecodeError, container, container_header
+from schemas.lead import is_uuid
 from schemas.registry import Registry, registry
 
 STAGE = "sink-clickhouse"
@@ -49,9 +52,10 @@ class _Group:
     messages: list[Message]
     payloads: list[bytes]
 
-    def part(self, start: int, end: int) -> _Group:
-        """Return the messages at the indexes ``start`` to ``end`` (exclusive) as a group."""
-        return _Group(self.table, self.head, self.messages[start:end], self.payloads[start:end])
+    def chosen(self, indexes: Sequence[int]) -> _Group:
+        """Return the messages at ``indexes`` as a group."""
+        messages, payloads = ([items[index] for index in indexes] for items in (self.messages, self.payloads))
+        return _Group(self.table, self.head, messages, payloads)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,7 @@ class ClickHouseSink:
 
     def __init__(self, server: ClickHouse, codec: Codec, schemas: Registry | None = None) -> None:
         self._server = server
+        self._codec = codec
         known = schemas or registry()
         self._dead_letter = codec.encoder("dead_letter")
         names = (*_RECORDS.values(), "dead_letter")
@@ -129,10 +134,39 @@ class ClickHouseSink:
                 await self._server.insert(group.table, "Avro", group.head)
                 problem = Problem("", f"ClickHouse rejected the record with error code {error.code}")
                 return [dead_letter(group.messages[0], STAGE, Dead(Reason.REJECTED, (problem,)), "ClickHouseError")]
-            half = len(group.messages) // 2
-            first, second = group.part(0, half), group.part(half, len(group.messages))
-            return await self._insert(_packed(first)) + await self._insert(_packed(second))
+            parts, dead = self._split(group)
+            return dead + [output for part in parts for output in await self._insert(_packed(part))]
         return []
+
+    def _split(self, group: _Group) -> tuple[list[_Group], list[Output]]:
+        """Return the parts of a rejected group to insert instead, and the dead letters of what cannot be decoded.
+
+        Each record with odd ids or JSON is a part of its own, and the others are one; if there are none, two halves.
+        """
+        found: dict[str, list[int]] = {"fine": [], "odd": [], "undecodable": []}
+        for index, payload in enumerate(group.payloads):
+            found[self._quality(payload)].append(index)
+        problem = Problem("", "the payload is not a record of its schema")
+        dead = [
+            dead_letter(group.messages[index], STAGE, Dead(Reason.REJECTED, (problem,)))
+            for index in found["undecodable"]
+        ]
+        fine = found["fine"]
+        if len(fine) == len(group.messages):
+            return [group.chosen(fine[: len(fine) // 2]), group.chosen(fine[len(fine) // 2 :])], dead
+        return [group.chosen(indexes) for indexes in (fine, *([index] for index in found["odd"])) if indexes], dead
+
+    def _quality(self, payload: bytes) -> str:
+        try:
+            record = self._codec.decode(payload).record
+        except DecodeError:
+            return "undecodable"
+        try:
+            ids = [record["lead_id"], *record["merged"]] if "merged" in record else []
+            sound = all(map(is_uuid, ids)) and isinstance(orjson.loads(record.get("lead", "{}")), dict)
+        except ValueError:
+            sound = False
+        return "fine" if sound else "odd"
 
     def _row(self, message: Message) -> bytes:
         headers = {
@@ -160,7 +194,7 @@ class ClickHouseSink:
 def _parts(group: _Group) -> list[_Group]:
     count = len(group.messages)
     size = math.ceil(count / math.ceil(count / _INSERT_ROWS))
-    return [group.part(start, start + size) for start in range(0, count, size)]
+    return [group.chosen(range(start, min(start + size, count))) for start in range(0, count, size)]
 
 
 def _packed(group: _Group) -> _Insert:

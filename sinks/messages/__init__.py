@@ -26,7 +26,7 @@ class DeliveryConfig(WorkConfig):
         4, ge=1, le=64, description="Maximum number of messages that are sent at the same time."
     )
     lease_s: float = Field(
-        300,
+        60,
         ge=5,
         le=3600,
         description="Length of a lease on claimed messages, in seconds. Sending is cancelled after half of it. After a "
