@@ -27,6 +27,7 @@ def events(draw: st.DrawFn, size: int = 8) -> list[Event]:
             st.sampled_from(
                 [
                     "lead_updated",
+                    "crm_record_changed",
                     "form_submitted",
                     "enrichment_completed",
                     "consent_changed",
@@ -40,6 +41,12 @@ def events(draw: st.DrawFn, size: int = 8) -> list[Event]:
             common["employees"] = draw(st.none() | st.integers(1, 3))
         if kind == "lead_updated":
             common["custom"] = draw(st.dictionaries(st.sampled_from(["plan", "tier"]), WORDS, max_size=2))
+        if kind == "crm_record_changed":  # not the values of other sources: what is an echo depends on the order
+            common |= {"crm": "hubspot", "record_id": "1", "first_name": draw(st.sampled_from(["", "C", "R", "M"]))}
+            common |= {"email": "", "crm_ids": {"hubspot": draw(st.sampled_from(["1", "2"]))}}
+        if kind in ("lead_updated", "crm_record_changed") and not common.get("first_name"):
+            common["cleared"] = draw(st.sampled_from([[], ["first_name"], ["first_name", "custom.plan"]]))
+            common["custom"] = {}
         if kind == "enrichment_completed":
             common["provider"] = "pdl"
         if kind == "consent_changed":
