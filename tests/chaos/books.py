@@ -123,8 +123,8 @@ async def clickhouse_equals_postgres(pool: asyncpg.Pool, server: ClickHouse, wor
         "SELECT lead_id::text, version, event_id FROM lead_history WHERE tenant LIKE $1 AND lead_id::text LIKE $2"
     )
     events_there = (
-        "SELECT toString(lead_id) AS lead_id, version, event_id FROM lead_events"
-        " WHERE startsWith(tenant, {word:String}) AND startsWith(toString(lead_id), {digit:String})"
+        "SELECT toString(original_lead_id) AS lead_id, version, event_id FROM lead_events"
+        " WHERE startsWith(tenant, {word:String}) AND startsWith(toString(original_lead_id), {digit:String})"
     )
     # lead_history and leads are compared without the columns that ClickHouse does not have.
     leads_here = (

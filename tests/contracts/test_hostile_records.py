@@ -140,7 +140,9 @@ def good(topic: str, unique: str, **changes: Any) -> Hostile:
 async def processed(world: World, topic: str, unique: str) -> int:
     """Return how many good records of the tenant have had their effect."""
     if topic == "leads.received":
-        row = await world.postgres.fetchval("SELECT count(*) FROM lead_history WHERE tenant = $1", unique)
+        row = await world.postgres.fetchval(
+            "SELECT count(*) FROM lead_history WHERE tenant = $1 AND source = 'web'", unique
+        )
         return int(row)
     statements = {
         "leads.changed": "SELECT count() AS n FROM lead_events WHERE tenant = {t:String}",
