@@ -116,7 +116,9 @@ class Assignment:
             before = dict(self._current)  # only a call to the consumer changes it, and none is running
             more = self._consume(count, wait)
             if self._current != before:
-                found = [m for m in found if m.error() or before.get(_partition(m)) == self._current.get(_partition(m))]
+                found = [
+                    m for m in found if before.get(_partition(m)) == self._current.get(_partition(m)) or _failed(m)
+                ]
             if more:
                 added = sum(map(limits.bytes_of, more))
                 self._mean_bytes = max(added / len(more), self._mean_bytes / 2)
@@ -271,6 +273,10 @@ def _is_end(message: Message) -> bool:
     """Return whether ``message`` is the report that the end of a partition was reached."""
     error = message.error()
     return error is not None and error.code() == KafkaError._PARTITION_EOF  # noqa: SLF001 - librdkafka's own name
+
+
+def _failed(message: Message) -> bool:
+    return message.error() is not None and not _is_end(message)
 
 
 def _partition(message: Message) -> Partition:

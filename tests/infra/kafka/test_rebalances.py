@@ -10,7 +10,7 @@ from itertools import pairwise
 from typing import Any
 
 import pytest
-from confluent_kafka import Message, TopicPartition
+from confluent_kafka import KafkaError, Message, TopicPartition
 from prometheus_client import REGISTRY
 
 from infra.errors import ClientFailed
@@ -115,6 +115,18 @@ class Rebalancing:
 
     def assignment(self) -> list[TopicPartition]:
         return []
+
+
+def test_the_end_of_a_partition_before_a_rebalance_is_not_committed() -> None:
+    """Otherwise the offset after records that were dropped would be committed."""
+    record = Message("t", 0, 7, None, b"x", None, None, None)
+    end = Message("t", 0, 8, None, None, None, KafkaError(KafkaError._PARTITION_EOF), None)
+    assignment = Assignment(Rebalancing([record, end], [], back=True), "group", Status())
+    assignment.subscribe(["t"])
+
+    fetched = assignment.poll(LIMITS)
+
+    assert (fetched.messages, fetched.next_offsets) == ([], {})
 
 
 @pytest.mark.parametrize("back", [True, False])
