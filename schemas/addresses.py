@@ -8,12 +8,12 @@ from functools import lru_cache
 import idna
 from email_validator import EmailNotValidError, validate_email
 
+_MAX_TEXT = 1000  # characters, with surrounding white space
 MAX_EMAIL = 254  # characters; RFC 5321, 4.5.3.1.3
 # Permissive on purpose: each mail server decides which local parts (the part before the @) it accepts.
 _SHAPE = re.compile(r"[^\s@]{1,64}@[^\s@.]+(?:\.[^\s@.]+)+")
 
 
-@lru_cache(maxsize=65_536)
 def normal_email(text: str) -> str:
     """Return the normal form of an e-mail address, or "" when ``text`` is not an e-mail address.
 
@@ -23,6 +23,11 @@ def normal_email(text: str) -> str:
 
     Source: RFC 5321 (limits), RFC 6531 (non-ASCII addresses), RFC 5891 (IDNA 2008), UTS 46 (domain mapping).
     """
+    return _normal_email(text) if len(text) <= _MAX_TEXT else ""  # the cache must not keep long texts
+
+
+@lru_cache(maxsize=65_536)
+def _normal_email(text: str) -> str:
     address = text.strip()
     if not 0 < len(address) <= MAX_EMAIL:
         return ""

@@ -11,18 +11,20 @@ from difflib import get_close_matches
 from typing import Any
 
 from infra.outcomes import Problem
+from schemas.blanks import is_blank
 from schemas.registry import EventType
 
 CLEARED = "cleared"
 _IDENTIFIERS = ("email", "phone")  # the identity stays with the lead; only the field of the lead is cleared
 _MAX_NAMES = 200
+_MAX_KEY = 200  # characters
 _MAX_HINT = 100  # characters of a name for which a similar one is looked for
 
 
 def cleared_field(kind: EventType, name: str) -> str:
     """Return the field of the lead that ``name`` clears, ``map.key`` for a key of a map, or "" for a wrong name."""
     own, in_map, key = name.partition(".")
-    if (own in kind.maps) != bool(in_map):
+    if (own in kind.maps) != bool(in_map) or (in_map and not 0 < len(key) <= _MAX_KEY):
         return ""
     if not in_map and own in _IDENTIFIERS:
         return own
@@ -39,7 +41,8 @@ def problems_of_cleared(kind: EventType, record: Mapping[str, Any]) -> Iterator[
     for index, name in enumerate(names):
         path = f"/{CLEARED}/{index}"
         if not cleared_field(kind, name):
-            near = get_close_matches(name[:_MAX_HINT], [*kind.lead_fields, *_IDENTIFIERS], 1)
+            names_there = [field for field in (*kind.lead_fields, *_IDENTIFIERS) if field not in kind.maps]
+            near = get_close_matches(name[:_MAX_HINT], names_there, 1)
             hint = (
                 f"did you mean {near[0]}?" if near else "use the name of a field, or of a map and its key: custom.key"
             )
@@ -53,4 +56,4 @@ def _has_value(record: Mapping[str, Any], name: str) -> bool:
         return bool(record["identifiers"][name])
     own, in_map, key = name.partition(".")
     value = record[own].get(key) if in_map else record[own]
-    return value is not None and value != ""
+    return value is not None and not (isinstance(value, str) and is_blank(value))

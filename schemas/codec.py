@@ -27,12 +27,19 @@ from fastavro.schema import fingerprint, to_parsing_canonical_form
 from fastavro.validation import ValidationError, validate
 
 from infra.outcomes import Dead, Problem, Reason
-from schemas.foreign_schemas import ForeignSchemaError, TimeConversions, check_foreign_schema, time_conversions
+from schemas.foreign_schemas import (
+    ForeignSchemaError,
+    TimeConversions,
+    check_foreign_schema,
+    nullable_reader,
+    time_conversions,
+)
 from schemas.json_form import from_json
 from schemas.registry import RecordType, Registry, registry, without_logical_types
 
 MARKER = b"\xc3\x01"  # the first two bytes of single-object encoding
 HEADER = 10  # bytes of a single-object header: marker and fingerprint
+_BOM = b"\xef\xbb\xbf"  # some programs write it before JSON
 _CONFLUENT_HEADER = 5  # bytes: 00 and the schema id
 _SYNC = b"leadstream-block"  # the sync marker between the blocks of a container file, 16 bytes
 
@@ -115,6 +122,7 @@ class Codec:
             DependencyUnavailable: a schema must be fetched from the external registry, and it is unavailable.
 
         """
+        payload = payload.removeprefix(_BOM)
         first = payload[:1]
         if first == b"\xc3":
             reader = self._by_header.get(payload[:HEADER])
@@ -183,7 +191,9 @@ class Codec:
         digest = bytes.fromhex(fingerprint(to_parsing_canonical_form(schema), "CRC-64-AVRO"))
         if same := self._by_header.get(MARKER + digest):  # equal but for its logical types
             return replace(same, times=times) if times.by_path else same
-        return _DatumReader(name, parse_schema(without_logical_types(schema)), current.parsed_schema, times)
+        reader, defaults = nullable_reader(schema, current.full_schema)
+        written, wanted = (parse_schema(without_logical_types(each)) for each in (schema, reader))
+        return _DatumReader(name, written, wanted, replace(times, defaults=defaults))
 
     def _decode_json(self, payload: bytes) -> Decoded:
         kind, found = from_json(payload, self._schemas)

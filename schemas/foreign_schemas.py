@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from copy import copy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
-_MAX_SCHEMA = 1 << 20  # characters
+_MAX_SCHEMA = 1 << 17  # characters
+_MAX_FIXED = 1 << 20  # bytes
+_MAX_NODES = 2_000  # types of a schema
+_MAX_EMPTY = 64  # fields of one record that take no bytes
 _MAX_DEPTH = 32
 _OURS = "timestamp-micros"
 _DAY_US = 86_400_000_000
@@ -23,7 +27,10 @@ _CONVERSIONS: Mapping[str, Callable[[int], int]] = {
     "date": lambda value: value * _DAY_US,
 }
 _MAX_NAMES = 200  # characters
-_HARMLESS = frozenset({"", "uuid"})  # no logical type, and one of ordinary text
+# All logical types of Avro that change what a value means. Others are ignored, as Avro's specification demands.
+_MEANINGFUL = frozenset({*_CONVERSIONS, _OURS, "decimal", "duration", "time-millis", "time-micros"}) | {
+    f"local-timestamp-{unit}" for unit in ("millis", "micros", "nanos")
+}
 _NAMED = frozenset({"record", "error", "enum", "fixed"})
 _PRIMITIVES = frozenset({"null", "boolean", "int", "long", "float", "double", "bytes", "string"})
 
@@ -36,18 +43,32 @@ class ForeignSchemaError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class TimeConversions:
-    """The times of a writer schema that have other units: their paths, with the conversions to microseconds."""
+    """What to change in records of a writer schema, by path.
+
+    ``by_path``: the conversions of times in other units to microseconds. ``defaults``: the values of fields that the
+    writer may leave null and the reader may not.
+    """
 
     by_path: Mapping[Path, Callable[[int], int]]
+    defaults: Mapping[Path, Any] = field(default_factory=dict)
 
     def apply(self, record: dict[str, Any]) -> None:
-        """Convert the times of a record that was read, in place."""
+        """Change a record that was read, in place."""
+        for path, default in self.defaults.items():
+            holder = _holder(record, path)
+            if holder[path[-1]] is None:
+                holder[path[-1]] = copy(default)
         for path, convert in self.by_path.items():
-            holder: Any = record
-            for name in path[:-1]:
-                holder = holder[name]
+            holder = _holder(record, path)
             if isinstance(value := holder[path[-1]], int):
                 holder[path[-1]] = convert(value)
+
+
+def _holder(record: dict[str, Any], path: Path) -> dict[str, Any]:
+    holder: Any = record
+    for name in path[:-1]:
+        holder = holder[name]
+    return cast("dict[str, Any]", holder)
 
 
 def check_foreign_schema(text: str) -> dict[str, Any]:
@@ -71,12 +92,15 @@ def check_foreign_schema(text: str) -> dict[str, Any]:
 class _Checker:
     defined: dict[str, bool] = field(default_factory=dict)  # full name -> takes at least one byte
     open: set[str] = field(default_factory=set)
+    nodes: int = 0
 
     def visit(self, node: Any, namespace: str, depth: int) -> bool:
         """Check ``node``; return whether each of its values takes at least one byte."""
-        if depth > _MAX_DEPTH:
-            raise ForeignSchemaError(f"the schema is nested more than {_MAX_DEPTH} levels deep")
+        self._limit(depth)
         if isinstance(node, list):
+            names = [branch for branch in node if isinstance(branch, str)]
+            if len(names) != len(set(names)):
+                raise ForeignSchemaError("a union has the same type twice")
             for branch in node:
                 self.visit(branch, namespace, depth + 1)
             return True
@@ -92,6 +116,13 @@ class _Checker:
                 raise ForeignSchemaError(f"the items of a type {kind} take no bytes")
             return True
         return self.visit(kind, namespace, depth + 1)
+
+    def _limit(self, depth: int) -> None:
+        self.nodes += 1
+        if self.nodes > _MAX_NODES:
+            raise ForeignSchemaError(f"the schema has more than {_MAX_NODES} types")
+        if depth > _MAX_DEPTH:
+            raise ForeignSchemaError(f"the schema is nested more than {_MAX_DEPTH} levels deep")
 
     def _use(self, name: str, namespace: str) -> bool:
         if name in _PRIMITIVES:
@@ -114,7 +145,7 @@ class _Checker:
             takes = bool(node.get("symbols"))
         elif node["type"] == "fixed":
             size = node.get("size")
-            if type(size) is not int or not 0 < size <= _MAX_SCHEMA:
+            if type(size) is not int or not 0 < size <= _MAX_FIXED:
                 raise ForeignSchemaError("a fixed type needs a size of 1 to 1,048,576 bytes")
             takes = True
         else:
@@ -129,8 +160,8 @@ class _Checker:
         self.open.add(full)
         takes = [self.visit(own.get("type"), namespace, depth + 1) for own in fields]
         self.open.discard(full)
-        if not any(takes):
-            raise ForeignSchemaError("a record takes no bytes")
+        if not any(takes) or takes.count(False) > _MAX_EMPTY:
+            raise ForeignSchemaError("a record takes no bytes, or has many fields that take none")
         return True
 
 
@@ -148,6 +179,35 @@ def time_conversions(writer: dict[str, Any], reader: dict[str, Any]) -> TimeConv
     return TimeConversions(dict(_conversions(writer, reader, (), _definitions(writer))))
 
 
+def nullable_reader(writer: dict[str, Any], reader: dict[str, Any]) -> tuple[dict[str, Any], dict[Path, Any]]:
+    """Return ``reader`` with null permitted where a checked ``writer`` may write it and ``reader`` has a default.
+
+    Returns:
+        The schema to read with, and the default of each such field: null means the default, as in JSON.
+
+    """
+    defaults: dict[Path, Any] = {}
+    return _nullable(writer, reader, (), _definitions(writer), defaults), defaults
+
+
+def _nullable(
+    writer: dict[str, Any], reader: dict[str, Any], path: Path, named: Mapping[str, Any], defaults: dict[Path, Any]
+) -> dict[str, Any]:
+    theirs = {own.get("name"): [_resolved(each, named) for each in _branches(own["type"])] for own in writer["fields"]}
+    fields: list[dict[str, Any]] = []
+    for own in reader["fields"]:
+        branches, place = theirs.get(own["name"], []), (*path, str(own["name"]))
+        records = [branch for branch in branches if _is_record(branch)]
+        if _is_record(own["type"]) and records:
+            fields.append(own | {"type": _nullable(records[0], own["type"], place, named, defaults)})
+        elif "null" in branches and "default" in own and not isinstance(own["type"], list):
+            defaults[place] = own["default"]
+            fields.append(own | {"type": [own["type"], "null"]})
+        else:
+            fields.append(own)
+    return reader | {"fields": fields}
+
+
 def _conversions(
     writer: dict[str, Any], reader: dict[str, Any], path: Path, named: Mapping[str, Any]
 ) -> Iterator[tuple[Path, Callable[[int], int]]]:
@@ -163,7 +223,7 @@ def _conversions(
                     yield from _conversions(branch, wanted, place, named)
             continue
         unit = _unit(wanted)
-        units = {_unit(branch) or unit for branch in branches if branch != "null"} - _HARMLESS
+        units = {_unit(branch) or unit for branch in branches if branch != "null"} & (_MEANINGFUL | {unit})
         if units <= {unit}:
             continue
         if unit != _OURS or len(units) > 1 or not units <= _CONVERSIONS.keys():

@@ -161,6 +161,9 @@ def _array(convert_item: Converter) -> Converter:
         if not isinstance(value, list):
             problems.append(Problem(path, "must be an array of strings"))
             return None
+        if len(value) > _MAX_KEYS:
+            problems.append(Problem(path, f"must not have more than {_MAX_KEYS} items"))
+            return None
         return [convert_item(item, f"{path}/{index}", problems) for index, item in enumerate(value)]
 
     return convert

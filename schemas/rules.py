@@ -17,6 +17,7 @@ import phonenumbers
 
 from infra.outcomes import Dead, Problem, Reason
 from schemas.addresses import normal_email
+from schemas.blanks import is_blank
 from schemas.cleared import CLEARED, problems_of_cleared
 from schemas.registry import EventType
 
@@ -24,13 +25,9 @@ EARLIEST = 946_684_800_000_000  # 2000-01-01 in microseconds
 _TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _EVENT_ID = re.compile(r"[!-~][ -~]{0,199}")
 _MAX_ID = 200  # characters
+_MAX_TENANT = 63  # characters
 _MAX_STRING = 8192  # characters
 _MAX_KEYS = 200  # of one map
-# White space, and characters that are shown as nothing: control and format characters, fillers, variation selectors.
-_INVISIBLE = re.compile(
-    "[\\s\\x00-\\x1f\\x7f-\\x9f\\u00ad\\u034f\\u061c\\u115f\\u1160\\u17b4\\u17b5\\u180b-\\u180f\\u200b-\\u200f\\u202a-\\u202e"
-    "\\u2060-\\u206f\\u2800\\u3164\\ufe00-\\ufe0f\\ufeff\\uffa0\\ufff0-\\ufffb\\U000e0000-\\U000e0fff]*"
-)
 
 
 def check_event(kind: EventType, record: dict[str, Any], now: int, max_ahead: int) -> bytes | Dead:
@@ -100,13 +97,12 @@ def _passes_fast_path(kind: EventType, envelope: dict[str, Any], body: dict[str,
     )
 
 
-def is_blank(text: str) -> bool:
-    """Return whether ``text`` is empty or shows nothing: such a value says nothing about a lead."""
-    return _INVISIBLE.fullmatch(text) is not None
+def _is_tenant(tenant: str) -> bool:
+    return len(tenant) <= _MAX_TENANT and _matches_tenant(tenant)  # the cache must not keep long texts
 
 
 @lru_cache(4096)
-def _is_tenant(tenant: str) -> bool:
+def _matches_tenant(tenant: str) -> bool:
     return _TENANT.fullmatch(tenant) is not None
 
 
@@ -127,9 +123,13 @@ def _has_identifier(identifiers: dict[str, Any]) -> bool:
     return any(others) or bool(e164(identifiers["phone"]))
 
 
-@lru_cache(maxsize=65_536)
 def e164(phone: str) -> str:
     """Return ``phone`` in E.164 form, or "" when it is not a possible number with a country code."""
+    return _e164(phone) if len(phone) <= _MAX_ID else ""  # the cache must not keep long texts
+
+
+@lru_cache(maxsize=65_536)
+def _e164(phone: str) -> str:
     try:
         number = phonenumbers.parse(phone, None)
     except phonenumbers.NumberParseException:

@@ -27,6 +27,7 @@ from schemas.rules import check_event
 
 TOPIC = "leads.received"
 _SOURCE = "api"
+_BOM = b"\xef\xbb\xbf"
 _MAX_PENDING_BYTES = 64 << 20  # maximum bytes of events that wait for the broker, in this process
 _MAX_MEMBERS = 1000  # an object with more of them is invalid, and not worth a copy
 # JSON is at most 6 times as long as the same event in Avro (\u0001 for one byte), white space aside.
@@ -102,6 +103,7 @@ class Checker:
 
     def line(self, line: bytes) -> Checked:
         """Check the text of one event: a line of NDJSON, an element of an array, or a whole body."""
+        line = line.removeprefix(_BOM)  # files that were joined have one in the middle
         if self.is_too_large(line):
             return InvalidEvent("", self._too_large(len(line)))
         try:

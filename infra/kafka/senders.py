@@ -54,14 +54,17 @@ class DeadBySender:
     def __init__(self, stage: str, clock: Callable[[], float] = time.monotonic) -> None:
         self._stage = stage
         self._clock = clock
+        self._labels: set[str] = set()
         self._windows: dict[str, _Window] = {}
         self._log = log(stage)
 
     def count(self, sender: str) -> None:
         """Count one dead record; log an error when its sender has sent many within a minute."""
+        label = sender if sender in self._labels or len(self._labels) < _MAX_SENDERS else _OTHER
+        self._labels.add(label)
+        metrics.DEAD_LETTERS.labels(self._stage, label).inc()
         if sender not in self._windows and len(self._windows) >= _MAX_SENDERS:
-            sender = _OTHER
-        metrics.DEAD_LETTERS.labels(self._stage, sender).inc()
+            self._forget()
         window = self._windows.setdefault(sender, _Window(self._clock()))
         if self._clock() >= window.since + _WINDOW_S:
             window.since, window.records, window.logged = self._clock(), 0, False
@@ -72,3 +75,9 @@ class DeadBySender:
             self._log.error(
                 "a sender sends many records that are dead; see `leadstream dead list`", extra={"fields": fields}
             )
+
+    def _forget(self) -> None:
+        """Forget the senders whose minute is over, or all of them: many names are no flood of one sender."""
+        now = self._clock()
+        current = {name: window for name, window in self._windows.items() if now < window.since + _WINDOW_S}
+        self._windows = current if len(current) < _MAX_SENDERS else {}

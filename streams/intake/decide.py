@@ -24,10 +24,12 @@ from streams.intake.decision import (
     Oversize,
 )
 from streams.intake.dedupe import Receipt
-from streams.intake.echo import REPORTING, PastValues, echoes
-from streams.intake.event import Event, Identity
+from streams.intake.echo import PastValues, echoes
+from streams.intake.event import ERASURE, Event, Identity
 from streams.intake.identity import Identified
-from streams.intake.merge import ERASURE, Lead, Touch, absorb, merge
+from streams.intake.merge import REPORTING, Lead, Touch, absorb, merge, values_of
+
+_PROVENANCE = 4  # maximum size of a lead's provenance, hidden values included, as a multiple of that of its attributes
 
 
 def touches_needed(events: Sequence[Event], identified: Identified, leads: Mapping[str, LeadRow]) -> set[str]:
@@ -41,6 +43,11 @@ def touches_needed(events: Sequence[Event], identified: Identified, leads: Mappi
 def reported_leads(events: Sequence[Event], identified: Identified) -> set[str]:
     """Return the stored leads whose newest changes :func:`decide` needs: those with a report of a CRM."""
     return _reported(events, identified) - identified.created
+
+
+def reported_fields(events: Sequence[Event]) -> set[str]:
+    """Return the fields of the lead that the reports of a CRM among ``events`` are about."""
+    return {name for event in events if event.type.authority == REPORTING for name, _ in values_of(event)}
 
 
 def _reported(events: Sequence[Event], identified: Identified) -> set[str]:
@@ -61,6 +68,9 @@ def decide(known: DecisionInput, limits: Limits) -> Decision:
             return Decision(known.now, cut=len(work.changes) / len(known.events.new))
     if work.oversize:
         return Decision(known.now, oversize=_certain(work.oversize, work.changes, known.owners))
+    redelivered, cut = _past_changes(known, limits.part_bytes - work.bytes)
+    if cut:
+        return Decision(known.now, cut=cut)
     created = known.identified.created
     return Decision(
         known.now,
@@ -68,7 +78,7 @@ def decide(known: DecisionInput, limits: Limits) -> Decision:
         [_row(lead) for lead_id, lead in work.changed.items() if lead_id in created],
         [_row(lead) for lead_id, lead in work.changed.items() if lead_id not in created],
         work.merges,
-        [_past_change(event, receipt, known) for event, receipt in known.events.redelivered],
+        redelivered,
         known.events.duplicates,
         known.events.reused,
         known.signal_types,
@@ -118,6 +128,8 @@ class _Work:
         return True
 
     def _exceeds(self, lead: Lead, losers: Sequence[Lead], event: Event) -> bool:
+        if sum(each.provenance_bytes for each in (lead, *losers)) > _PROVENANCE * self._limits.lead_bytes:
+            return True
         for exact in (False, True):
             if exact:  # Postgres' text of jsonb has spaces: up to a fifth larger than the published text
                 for each in (lead, *losers):
@@ -172,15 +184,30 @@ def _certain(
     return certain
 
 
-def _past_change(event: Event, receipt: Receipt, known: DecisionInput) -> Change:
+def _past_changes(known: DecisionInput, max_bytes: int) -> tuple[list[Change], float]:
+    """Return the changes by redelivered events. If they are larger than ``max_bytes``: none, and where to cut."""
+    found: list[Change] = []
+    leads: dict[str, tuple[int, str]] = {}  # the current version of each lead, and its JSON
+    size, count = 0, len(known.events.redelivered)
+    for event, receipt in known.events.redelivered:
+        if receipt.lead_id not in leads:
+            lead = _working_copy(known.current[receipt.lead_id], None)
+            lead.json = _json(lead.attributes)
+            leads[receipt.lead_id] = lead.version, _lead_json(lead)
+        found.append(_past_change(event, receipt, known, *leads[receipt.lead_id]))
+        size += len(found[-1].lead) + len(event.properties)
+        if size > max_bytes and (len(found) < count or known.events.new) and count > 1:
+            return [], max(len(found) - 1, 1) / count if len(found) > 1 else 1 / count
+    return found, 0
+
+
+def _past_change(event: Event, receipt: Receipt, known: DecisionInput, version: int, lead: str) -> Change:
     """Return the change by a redelivered event. Its lead may have a newer version by now."""
     past = known.history[receipt.lead_id, receipt.version]
-    lead = _working_copy(known.current[receipt.lead_id], None)
-    lead.json = _json(lead.attributes)
     changed = orjson.loads(past.changes)
     merged = {loser: known.current[loser].version for loser in past.merged}
-    changes, text = _json(changed), _lead_json(lead)
-    return Change(event, lead.lead_id, receipt.version, past.decided_at, changed, changes, merged, lead.version, text)
+    changes = _json(changed)
+    return Change(event, receipt.lead_id, receipt.version, past.decided_at, changed, changes, merged, version, lead)
 
 
 def _working_copy(row: LeadRow, touches: Sequence[Touch] | None) -> Lead:
@@ -195,6 +222,7 @@ def _working_copy(row: LeadRow, touches: Sequence[Touch] | None) -> Lead:
         orjson.loads(row.provenance),
         row.attributes,
         None if touches is None else list(touches),
+        len(row.provenance),
     )
 
 

@@ -14,9 +14,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from streams.intake.event import Event
-from streams.intake.merge import REPORTING, values_of
-
-__all__ = ["REPORTING", "PastValues", "echoes"]
+from streams.intake.merge import values_of
 
 _CLOCK_US = 5_000_000  # maximum difference between the clocks of a CRM and of a producer
 _DELAY_US = 60_000_000  # for so long after a value was replaced, CRM sync may still have written it
@@ -48,4 +46,7 @@ def _is_echo(name: str, value: Any, at: int, past: Sequence[PastValues]) -> bool
         until = after.at + (0 if after.reported else _DELAY_US)
         if not one.reported and one.values[name] == value and one.at - _CLOCK_US <= at <= until:
             return True
-    return False
+    current = changes[-1] if changes else None
+    return (
+        current is not None and not current.reported and current.values[name] == value and current.at - _CLOCK_US <= at
+    )

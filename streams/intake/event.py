@@ -22,6 +22,7 @@ from schemas.rules import e164
 Identity = tuple[str, str, str]  # tenant, kind, normalised value
 Coordinates = tuple[str, int, int]  # topic, partition, offset
 
+ERASURE = "lead_erased"  # the event type that removes what was said before
 OWN_SOURCE = "leadstream:"  # sources of events that the pipeline makes itself
 
 

@@ -28,14 +28,14 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from schemas.blanks import is_blank
 from schemas.cleared import CLEARED, cleared_field
-from schemas.rules import e164, is_blank
-from streams.intake.event import Event
+from schemas.rules import e164
+from streams.intake.event import ERASURE, Event
 
 RANKS = {"enrichment": 1, "app": 2, "crm_user": 4, "person": 4}
 REPORTING = "crm_user"  # the authority of events that can repeat a value that was sent to the CRM
 MAPS = frozenset({"consent", "crm_ids", "custom"})
-ERASURE = "lead_erased"
 _ERASED = "_erased"
 # Key in ``provenance``: field -> [[rank, occurred_at, event_id, value], ...], in falling rank and rising time.
 _HIDDEN = "_hidden"
@@ -60,6 +60,7 @@ class Lead:
     provenance: dict[str, Any] = field(default_factory=dict)  # field -> Stamp
     json: str = ""  # ``attributes`` as JSON, after the last event
     touches: list[Touch] | None = field(default=None, compare=False)  # all touches of the lead; None: not looked up
+    provenance_bytes: int = field(default=0, compare=False)  # size of the stored provenance as JSON
 
     @property
     def erased_at(self) -> int | None:

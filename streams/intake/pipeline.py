@@ -18,8 +18,8 @@ from infra.clock import Clock, now_us, uuid7
 from infra.kafka.processor import Outputs
 from infra.outcomes import Dead
 from schemas.codec import Codec
-from streams.intake.decide import decide, reported_leads, touches_needed
-from streams.intake.decision import Decision, DecisionInput
+from streams.intake.decide import decide, reported_fields, reported_leads, touches_needed
+from streams.intake.decision import Decision, DecisionInput, Oversize
 from streams.intake.decode import decode
 from streams.intake.dedupe import dedupe
 from streams.intake.event import Event, EventBatch
@@ -56,10 +56,15 @@ class Intake:
         return batch
 
     async def apply(self, batch: EventBatch) -> AsyncGenerator[Outputs, None]:
-        """Decide, then publish, part by part: no change of a lead is published before it is committed."""
-        yield batch.dead
-        async for decision, oversize in decide_in_parts(batch.events, self._decide, self._part_size):
-            yield partial(self._router.route, decision, oversize)
+        """Decide, then publish, part by part: no change of a lead is published before it is committed.
+
+        The dead letters come last: while Postgres is unavailable, this is repeated, and they must not be.
+        """
+        oversize: list[Oversize] = []
+        async for decided in decide_in_parts(batch.events, self._decide, self._part_size):
+            oversize += decided.oversize
+            yield partial(self._router.route, decided.decision)
+        yield partial(self._router.dead_letters, oversize, batch.dead)
 
     async def _decide(self, batch: Sequence[Event]) -> Decision:
         await self._store.make_months(self._now())
@@ -74,7 +79,7 @@ class Intake:
             await stored.bind(who.bindings)
             leads = await stored.lock(who.existing)
             touches = await stored.touches(touches_needed(events.new, who, leads))
-            past = await stored.past(reported_leads(events.new, who))
+            past = await stored.past(reported_leads(events.new, who), reported_fields(events.new))
             history, current = await stored.history(events.redelivered)
             signals = await stored.signal_types()
             known = DecisionInput(now, events, owners, who, leads, touches, past, history, current, signals)

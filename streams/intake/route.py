@@ -89,8 +89,12 @@ class Router:
         content += _MERGED * len(change.merged)
         return _FIXED + self.limits.lead_bytes + content
 
-    def route(self, decision: Decision, oversize: Sequence[Oversize] = ()) -> list[Output]:
-        """Return the records about a decision and its ``oversize`` events, in order, and count them in the metrics.
+    def dead_letters(self, oversize: Sequence[Oversize], dead: Sequence[Output]) -> list[Output]:
+        """Return the dead letters of a batch: of events that are too large, and those that were built before."""
+        return [*map(self._too_large, oversize), *dead]
+
+    def route(self, decision: Decision) -> list[Output]:
+        """Return the records about a decision, in order, and count its events in the metrics.
 
         Each CRM topic gets one record per changed lead, with its newest version in the decision.
         """
@@ -105,7 +109,6 @@ class Router:
         metrics.OUTCOMES.labels(STAGE, What.ACCEPTED.value, "").inc(count)
         outputs += [self._duplicate(event) for event in decision.duplicates]
         outputs += [self._reused(reused) for reused in decision.reused]
-        outputs += [self._too_large(each) for each in oversize]
         decided_at = self._now()
         for lead_id, (tenant, version) in newest.items():
             record = {"tenant": tenant, "lead_id": lead_id, "version": version, "decided_at": decided_at}

@@ -19,9 +19,9 @@ from infra.postgres.pool import transaction
 from schemas.registry import registry
 from streams.intake.decision import Decision, LeadRow, PastChange
 from streams.intake.dedupe import Receipt
-from streams.intake.echo import REPORTING, PastValues
+from streams.intake.echo import PastValues
 from streams.intake.event import Event, Identity
-from streams.intake.merge import TOUCHING, Touch
+from streams.intake.merge import REPORTING, TOUCHING, Touch
 from streams.intake.part_size import Cut
 from streams.intake.writes import columns_of, insert_bindings, write_decision
 
@@ -99,24 +99,33 @@ class Transaction:
             Contended: a lead was merged after its identity was looked up.
 
         """
-        found = await self._leads(lead_ids, "FOR NO KEY UPDATE")
+        found = await self._leads(lead_ids, "FOR NO KEY UPDATE", limit=self._max_bytes)
         if any(lead.merged_into for lead in found.values()):
             raise Contended("merged_lead")
         return found
 
-    async def past(self, lead_ids: Collection[str]) -> dict[str, list[PastValues]]:
-        """Return the newest changes of stored leads, at most of their latest 500 versions."""
+    async def past(self, lead_ids: Collection[str], fields: Collection[str]) -> dict[str, list[PastValues]]:
+        """Return the newest changes of ``fields`` of stored leads and of the leads that were merged into them.
+
+        They are at most those of the latest 500 versions of each lead.
+        """
         found: dict[str, list[PastValues]] = {lead_id: [] for lead_id in lead_ids}
         if not found:
             return found
         rows = await self.connection.fetch(
             """
-            SELECT h.lead_id, h.occurred_at, h.event_type, h.changes FROM unnest($1::uuid[]) AS w (id)
-            CROSS JOIN LATERAL (
-                SELECT * FROM lead_history WHERE lead_id = w.id ORDER BY version DESC LIMIT 500
-            ) AS h WHERE h.changes <> '{}'
+            WITH own AS (
+                SELECT w AS lead_id, w AS alias_id FROM unnest($1::uuid[]) AS w
+                UNION ALL SELECT lead_id, alias_id FROM lead_aliases WHERE lead_id = ANY($1::uuid[])
+            )
+            SELECT own.lead_id, h.occurred_at, h.event_type,
+                (SELECT jsonb_object_agg(key, value) FROM jsonb_each(h.changes) WHERE key = ANY($2::text[]))
+            FROM own CROSS JOIN LATERAL (
+                SELECT * FROM lead_history WHERE lead_id = own.alias_id ORDER BY version DESC LIMIT 500
+            ) AS h WHERE h.changes ?| $2::text[]
             """,
             list(found),
+            list(fields),
         )
         for lead_id, at, event_type, changes in rows:
             kind = registry().events.get(event_type)
@@ -160,7 +169,9 @@ class Transaction:
         )
         past = {(str(row[0]), row[1]): PastChange(row[2], row[3], tuple(map(str, row[4]))) for row in rows}
         losers = [loser for change in past.values() for loser in change.merged]
-        return past, await self._leads([*losers, *(receipt.lead_id for _, receipt in redelivered)])
+        # A single event is never cut: its decision has to be published again, whatever its size.
+        limit = self._max_bytes if len(redelivered) > 1 else None
+        return past, await self._leads([*losers, *(receipt.lead_id for _, receipt in redelivered)], limit=limit)
 
     async def signal_types(self) -> frozenset[str]:
         """Return the event types for which campaign signals are published: all while a campaign file is invalid."""
@@ -172,7 +183,7 @@ class Transaction:
         """Write the rows of ``decision``."""
         await write_decision(self.connection, decision)
 
-    async def _leads(self, lead_ids: Iterable[str], lock: str = "") -> dict[str, LeadRow]:
+    async def _leads(self, lead_ids: Iterable[str], lock: str = "", *, limit: int | None) -> dict[str, LeadRow]:
         wanted = sorted(set(lead_ids))
         if not wanted:
             return {}
@@ -191,7 +202,7 @@ class Transaction:
             lead_id = str(row[0])
             found[lead_id] = LeadRow(lead_id, row[1], row[2], row[3], row[4], row[5], row[6], row[7], str(row[8] or ""))
             size += len(row[6]) + len(row[7])
-            if size > self._max_bytes and len(found) < len(wanted):
+            if limit is not None and size > limit and len(found) < len(wanted):
                 raise Cut(len(found) / len(wanted))
         return found
 

@@ -101,6 +101,8 @@ class _Attempts:
                 rest = [event for event in events if event.coordinates not in dead]
                 return Decided(Decision(), found.oversize), [rest] if rest else []
             except Cut as cut:
+                if len(events) == 1:  # the lead that it would make, by merging, is larger than any transaction may be
+                    return Decided(Decision(), [Oversize(events[0], "lead")]), []
                 first = min(max(int(len(events) * cut.share), 1), len(events) - 1)
                 self._size.cut(first)
                 return None, [events[:first], events[first:]]

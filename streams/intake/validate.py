@@ -16,7 +16,7 @@ from infra.telemetry import HEADER
 from schemas import rules
 from schemas.codec import Decoded
 from schemas.registry import registry
-from streams.intake.event import Event, content_hash, event_key, identities
+from streams.intake.event import ERASURE, Event, content_hash, event_key, identities
 
 # Version, trace id, parent id, flags: 55 bytes. No version ff, no id of zeros.
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
@@ -56,7 +56,7 @@ def validate(decoded: Decoded, message: Message, now: int, max_ahead: int) -> Ev
         event_id,
         envelope["source"],
         envelope["occurred_at"],
-        _time_for_precedence(envelope["occurred_at"], received_at),
+        _time_for_precedence(kind.name, envelope["occurred_at"], received_at),
         event_key(tenant, event_id),
         content_hash(kind.name, envelope["source"], record),
         identities(tenant, record["identifiers"]),
@@ -71,13 +71,13 @@ def validate(decoded: Decoded, message: Message, now: int, max_ahead: int) -> Ev
     )
 
 
-def _time_for_precedence(occurred_at: int, received_at: int) -> int:
+def _time_for_precedence(kind: str, occurred_at: int, received_at: int) -> int:
     """Return ``occurred_at``, but not after the broker's time of the record: a clock that is ahead gains nothing.
 
     A clock that is more than a minute ahead is wrong: when the event occurred is unknown. Its event counts as a minute
-    old, so that it loses against everything that was said at about the same time.
+    old, so that it loses against everything that was said at about the same time. An erasure does not lose anything.
     """
-    if occurred_at > received_at + _WRONG_CLOCK_US:
+    if kind != ERASURE and occurred_at > received_at + _WRONG_CLOCK_US:
         return received_at - _WRONG_CLOCK_US
     return min(occurred_at, received_at + _MILLISECOND_US)
 

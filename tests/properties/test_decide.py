@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from infra.clock import uuid7
 from infra.kafka.producer import Output
 from infra.kafka.sizes import output_bytes
-from streams.intake.decide import decide, reported_leads, touches_needed
+from streams.intake.decide import decide, reported_fields, reported_leads, touches_needed
 from streams.intake.decision import Change, DecisionInput, Limits
 from streams.intake.dedupe import dedupe
 from streams.intake.event import Event, EventBatch
@@ -225,7 +225,7 @@ async def test_a_decision_depends_only_on_its_input_and_does_not_change_it(
         who = identify(split.new, owners, NOW, uuid7)
         leads = await stored.lock(who.existing)
         touches = await stored.touches(touches_needed(split.new, who, leads))
-        reports = await stored.past(reported_leads(split.new, who))
+        reports = await stored.past(reported_leads(split.new, who), reported_fields(split.new))
         past = await stored.history(split.redelivered)
         known = DecisionInput(NOW, split, owners, who, leads, touches, reports, *past)
     shown = repr(known)

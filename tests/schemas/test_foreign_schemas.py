@@ -150,7 +150,6 @@ def test_the_time_of_the_envelope_is_converted_too() -> None:
     [
         {"type": "long", "logicalType": "local-timestamp-millis"},
         {"type": "long", "logicalType": "time-micros"},
-        {"type": "long", "logicalType": "something-new"},
         [{"type": "long", "logicalType": "timestamp-millis"}, {"type": "int", "logicalType": "date"}],
     ],
 )
@@ -194,3 +193,47 @@ def test_no_schema_raises_anything_else(types: list[Any], body: bytes) -> None:
         codec(schema).decode(FRAME + body)
     except DecodeError as error:
         assert error.dead.problems  # noqa: PT017 - either outcome is right, any other exception is not
+
+
+@pytest.mark.parametrize(
+    "of", [["null", "string"], ["string", "null"], [{"type": "string", "logicalType": "x"}, "null"]]
+)
+@pytest.mark.parametrize("value", ["Demonstration", None])
+def test_null_means_the_default_and_unknown_logical_types_mean_nothing(of: Any, value: str | None) -> None:
+    """As Java's tools generate them."""
+    schema = with_type("title", of)
+    found = codec(schema).decode(written(schema, meeting(title=value)))
+    assert found.record == meeting(title=value or "")
+
+
+def test_null_in_an_identifier_means_the_default() -> None:
+    schema = json.loads(json.dumps(MEETING))
+    fields = schema["fields"][1]["type"]["fields"]
+    fields[0] |= {"type": ["null", "string"], "default": None}
+    made = meeting()
+    made["identifiers"]["external_id"] = None
+    assert codec(schema).decode(written(schema, made)).record == meeting()
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        form(
+            {
+                "name": "x",
+                "type": {"type": "array", "items": form(*(field("null") | {"name": f"n{i}"} for i in range(500)))},
+            }
+        ),
+        form(*({"name": f"f{n}", "type": "string"} for n in range(3000))),
+        form(field(["string"] * 50)),
+    ],
+    ids=["many fields of no bytes", "many fields", "a union of one type"],
+)
+def test_a_schema_that_costs_much_for_each_byte_is_refused(schema: Any) -> None:
+    with pytest.raises(DecodeError, match="cannot be used"):
+        codec(schema).decode(FRAME + b"\x02" * 100)
+
+
+def test_a_byte_order_mark_before_json_is_skipped() -> None:
+    text = json.dumps({"type": "meeting_booked", **meeting()}).encode()
+    assert Codec().decode(b"\xef\xbb\xbf" + text).record == meeting()

@@ -11,9 +11,9 @@ from typing import Any
 
 from streams.intake.decision import Decision, LeadRow, PastChange
 from streams.intake.dedupe import Receipt
-from streams.intake.echo import REPORTING, PastValues
+from streams.intake.echo import PastValues
 from streams.intake.event import Event, Identity
-from streams.intake.merge import TOUCHING, Touch
+from streams.intake.merge import REPORTING, TOUCHING, Touch
 from streams.intake.store import Store, Transaction
 
 
@@ -56,8 +56,12 @@ class MemoryTransaction(Transaction):
     async def touches(self, lead_ids: Collection[str]) -> dict[str, list[Touch]]:
         return {lead_id: list(self._tables.touches.get(lead_id, [])) for lead_id in lead_ids}
 
-    async def past(self, lead_ids: Collection[str]) -> dict[str, list[PastValues]]:
-        return {lead_id: list(self._tables.past.get(lead_id, [])) for lead_id in lead_ids}
+    async def past(self, lead_ids: Collection[str], fields: Collection[str]) -> dict[str, list[PastValues]]:
+        stored = self._tables.past
+        return {
+            lead_id: [one for one in stored.get(lead_id, []) if not one.values.keys().isdisjoint(fields)]
+            for lead_id in lead_ids
+        }
 
     async def history(
         self, redelivered: Sequence[tuple[Event, Receipt]]
@@ -82,6 +86,7 @@ class MemoryTransaction(Transaction):
                 if lead_id == merge.loser_id:
                     tables.identities[identity] = merge.survivor_id
             tables.touches.setdefault(merge.survivor_id, []).extend(tables.touches.get(merge.loser_id, []))
+            tables.past.setdefault(merge.survivor_id, []).extend(tables.past.get(merge.loser_id, []))
         for change in decision.accepted:
             event = change.event
             assert event.key not in tables.receipts

@@ -91,3 +91,27 @@ async def test_a_batch_on_large_leads_is_decided_in_several_transactions(
 
 def test_the_limit_of_a_part_is_that_of_the_router() -> None:
     assert Router(CODEC, [], part_bytes=7).limits.part_bytes == 7
+
+
+async def test_a_single_event_whose_leads_are_too_large_together_is_dead_and_stops_nothing() -> None:
+    async def decide(_: Sequence[Event]) -> Decision:
+        raise Cut(0.9)
+
+    (decided,) = [each async for each in decide_in_parts(EVENTS[:1], decide, PartSize(LIMIT))]
+    assert [each.event for each in decided.oversize] == EVENTS[:1]
+
+
+async def test_redelivered_events_of_a_large_lead_are_published_in_parts() -> None:
+    store = MemoryStore()
+    batch = [message(growing(n, "acme"), offset=n) for n in range(0, 30, 3)]
+    stage = intake(store)
+    await outputs_of(stage.apply(stage.prepare(batch)))
+    again = intake(store, part_bytes=LIMIT)
+
+    parts = [part() if callable(part) else part async for part in again.apply(again.prepare(batch))]
+
+    versions = [
+        CODEC.decode(o.value or b"").record["version"] for part in parts for o in part if o.topic == "leads.changed"
+    ]
+    assert versions == list(range(1, 11))
+    assert len(parts) > 5

@@ -242,3 +242,42 @@ async def test_another_event_under_a_used_id_is_a_dead_letter_and_a_repetition_i
     assert {each["leadstream.reason"] for each in headers} == {b"event_id_reused"}
     assert {each["leadstream.event_id"] for each in headers} == {b"order-1"}
     assert all(b"leads.received/0/0" in (each["leadstream.detail"] or b"") for each in headers)
+
+
+async def test_an_echo_of_what_a_person_said_does_not_survive_an_erasure() -> None:
+    start = NOW - 10 * HOUR
+    second = 1_000_000
+    values = [
+        payload("form_submitted", "c-1", at=start, title="CTO", form_id="demo", **ADA),
+        payload("crm_record_changed", "c-2", at=start + 5 * second, title="CTO", **CRM),
+        payload("lead_erased", "c-3", at=start + 3 * second, reason="request", **ADA),
+    ]
+    store = MemoryStore()
+    for offset, value in enumerate(values):
+        await put(intake(store, now=lambda: NOW), message(value, offset=offset))
+    (lead,) = store.tables.leads.values()
+    assert "title" not in lead.attributes
+
+
+@pytest.mark.parametrize("together", [True, False])
+async def test_a_late_echo_of_a_merged_lead_is_recognised(together: bool) -> None:
+    start = NOW - 10 * HOUR
+    values = [
+        payload("lead_updated", "c-1", at=start, external_id="u1"),
+        payload("lead_updated", "c-2", at=start, title="CTO", **ADA),
+        payload("lead_updated", "c-3", at=start + 1_000_000, title="CEO", external_id="u1", **ADA),
+        payload("crm_record_changed", "c-4", at=start + 10_000_000, title="CTO", **CRM),
+    ]
+    store = MemoryStore()
+    batch = [message(value, offset=n) for n, value in enumerate(values)]
+    for part in [batch] if together else [[one] for one in batch]:
+        published = await put(intake(store, now=lambda: NOW), *part)
+    assert '"title":"CEO"' in published["lead_change"][-1]["lead"]
+
+
+def test_a_correct_fact_of_the_same_moment_and_an_erasure_win_against_a_wrong_clock() -> None:
+    wrong = received(payload("lead_updated", "e-1", at=NOW + 20 * HOUR, title="Wrong", **ADA), NOW + 300_000, 0)
+    right = received(payload("lead_updated", "e-2", at=NOW + 1000, title="Right", **ADA), NOW + 301_000, 1)
+    erased = received(payload("lead_erased", "e-3", at=NOW + 2000, **ADA), NOW + 302_000, 2)
+    assert merged(wrong, right).attributes["title"] == "Right"
+    assert merged(wrong, right, erased).attributes == {}
