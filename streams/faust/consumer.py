@@ -17,6 +17,9 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
 
+from aiokafka.coordinator.assignors.roundrobin import (  # type: ignore[import-untyped]
+    RoundRobinPartitionAssignor,
+)
 from aiokafka.errors import IllegalStateError, KafkaError  # type: ignore[import-untyped]
 from faust.transport.drivers import aiokafka as driver
 from mode.utils.futures import notify
@@ -26,6 +29,22 @@ from streams.faust.offsets import Admission, OffsetLedger
 from streams.faust.ordered import OrderedPipe, exit_at_once
 
 _REVOKE_S = 8.0
+
+
+class Assignor(RoundRobinPartitionAssignor):
+    """aiokafka's assignor, which ends the process where aiokafka would assign no partition to anybody.
+
+    Right after a broker has started, the leader of the group may have no metadata of the topic. The group would then
+    stay without partitions, and nothing would show it. After the restart the metadata is there.
+    """
+
+    @classmethod
+    def assign(cls, cluster: Any, members: Mapping[str, Any]) -> Any:
+        """Assign the partitions of all topics to the members."""
+        topics = {topic for member in members.values() for topic in member.subscription}
+        if unknown := sorted(topic for topic in topics if cluster.partitions_for_topic(topic) is None):
+            exit_at_once(f"no metadata of {', '.join(unknown)} to assign its partitions")
+        return super().assign(cluster, members)
 
 
 class _Thread(driver.AIOKafkaConsumerThread):
@@ -38,6 +57,7 @@ class _Thread(driver.AIOKafkaConsumerThread):
 
     def _create_worker_consumer(self, transport: Any) -> Any:
         consumer = super()._create_worker_consumer(transport)
+        consumer._partition_assignment_strategy = (Assignor,)  # noqa: SLF001 - Faust has no setting for it
         consumer._isolation_level = "read_committed"  # noqa: SLF001 - Faust sets it only together with its transactions
         return consumer
 

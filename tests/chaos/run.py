@@ -178,9 +178,10 @@ class Run:
     async def _kill_one(self) -> bool:
         """Kill the process that was killed least often, of those that can be; return whether there was one."""
         names = [name for name in VICTIMS if not (name == _CLOCK and self._worker is not None)]
-        spared = [name for name in names if not self._victims.kills[name]]
+        spared = [name for name in VICTIMS if not self._victims.kills[name]]
         if len(spared) >= self._size.kills - self._victims.kills.total():
-            names = spared  # the last kills are for processes that were never up when their turn came
+            # The last kills are for processes that were never up when their turn came.
+            names = [name for name in names if name in spared]
         self._rng.shuffle(names)
         names.sort(key=lambda name: self._victims.kills[name])
         return any(self._victims.kill(name) for name in names)
