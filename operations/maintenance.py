@@ -5,8 +5,8 @@
 - finished messages older than the window, except those of campaigns with ``once_per: lead``: their rows are the memory
   that the lead has got the message
 
-Guarantees: every transaction is short, and none waits for a lock for more than 2 seconds, so intake is not delayed. Any
-number of instances may run.
+Guarantees: every transaction is short, and none waits for a lock for more than 2 seconds: intake waits no longer, once
+for each partition that is dropped. Any number of instances may run.
 
 Crash: what was deleted stays deleted; the next run deletes the rest.
 """

@@ -161,7 +161,8 @@ class _Loop(Generic[Batch]):
     async def _queue(self, fetched: Fetched) -> None:
         span = telemetry.begin_batch(self._group, fetched.messages)
         prepared = await self._retry.until_available(lambda: self._prepare(fetched, span))
-        metrics.BATCH_RECORDS.labels(self._group).observe(len(fetched.messages))
+        if fetched.messages:
+            metrics.BATCH_RECORDS.labels(self._group).observe(len(fetched.messages))
         await self._to_apply.put(_InFlight(prepared, fetched, span))
 
     async def _prepare(self, fetched: Fetched, span: Span) -> Batch:

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 from streams.intake.event import Event
-from streams.intake.merge import values_of
+from streams.intake.merge import same_value, values_of
 
 _CLOCK_US = 5_000_000  # maximum difference between the clocks of a CRM and of a producer
 _DELAY_US = 60_000_000  # for so long after a value was replaced, CRM sync may still have written it
@@ -44,9 +44,9 @@ def _is_echo(name: str, value: Any, at: int, past: Sequence[PastValues]) -> bool
     for one, after in pairwise(changes):
         # A value that a CRM user replaced is not written to the CRM any more.
         until = after.at + (0 if after.reported else _DELAY_US)
-        if not one.reported and one.values[name] == value and one.at - _CLOCK_US <= at <= until:
+        if not one.reported and same_value(one.values[name], value) and one.at - _CLOCK_US <= at <= until:
             return True
-    current = changes[-1] if changes else None
-    return (
-        current is not None and not current.reported and current.values[name] == value and current.at - _CLOCK_US <= at
-    )
+    if not changes or changes[-1].reported:
+        return False
+    current = changes[-1]
+    return same_value(current.values[name], value) and current.at - _CLOCK_US <= at

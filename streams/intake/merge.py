@@ -11,7 +11,8 @@ the last touch of a lead are the earliest and the latest event with the authorit
 - A value that is empty or white space has no effect, in maps too. ``cleared`` names the fields whose values are
   removed: the removal has a stamp like a value.
 - A CRM that reports the current value, which an app or a provider has set, has only repeated what it was sent: the
-  field keeps its stamp, so its source can change it again. ``streams.intake.echo`` recognises earlier values.
+  field keeps its stamp, so its source can change it again. This is the one rule that depends on the order of events: a
+  report cannot repeat what comes after it. ``streams.intake.echo`` recognises reports of earlier values.
 
 ``lead_erased`` removes every value that occurred at its time or before, and values that old are ignored from then on.
 This needs two things that the lead does not show:
@@ -27,6 +28,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from unicodedata import normalize
 
 from schemas.blanks import is_blank
 from schemas.cleared import CLEARED, cleared_field
@@ -102,7 +104,18 @@ def merge(lead: Lead, event: Event, ignored: Collection[str] = ()) -> dict[str, 
 def _repeats(lead: Lead, name: str, stamp: Stamp, value: Any) -> bool:
     """Return whether a CRM reports the value that a source of lower authority has set."""
     current = lead.provenance.get(name)
-    return current is not None and current[0] < stamp[0] and _get(lead.attributes, name) == value
+    return current is not None and current[0] < stamp[0] and same_value(_get(lead.attributes, name), value)
+
+
+def same_value(ours: Any, reported: Any) -> bool:
+    """Return whether a CRM may return ``ours`` as ``reported``: CRMs trim texts and compose their characters."""
+    if isinstance(ours, str) and isinstance(reported, str):
+        return ours == reported or _trimmed(ours) == _trimmed(reported)
+    return bool(ours == reported)
+
+
+def _trimmed(text: str) -> str:
+    return " ".join(normalize("NFC", text).split())
 
 
 def absorb(survivor: Lead, loser: Lead) -> None:

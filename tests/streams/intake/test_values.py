@@ -281,3 +281,12 @@ def test_a_correct_fact_of_the_same_moment_and_an_erasure_win_against_a_wrong_cl
     erased = received(payload("lead_erased", "e-3", at=NOW + 2000, **ADA), NOW + 302_000, 2)
     assert merged(wrong, right).attributes["title"] == "Right"
     assert merged(wrong, right, erased).attributes == {}
+
+
+@pytest.mark.parametrize(
+    ("sent", "reported"), [("CTO ", "CTO"), ("Head of\r\nEngines", "Head of Engines"), ("Jose\u0301", "Jos\u00e9")]
+)
+def test_a_crm_that_trims_a_text_repeats_it(sent: str, reported: str) -> None:
+    lead = merged(event("lead_updated", "e-1", at=NOW - 2 * HOUR, title=sent, **ADA))
+    assert "title" not in merge(lead, event("crm_record_changed", "e-2", at=NOW - HOUR, title=reported, **CRM))
+    assert merge(lead, event("lead_updated", "e-3", title="CEO", **ADA))["title"] == "CEO"
