@@ -104,7 +104,12 @@ def merge(lead: Lead, event: Event, ignored: Collection[str] = ()) -> dict[str, 
 def _repeats(lead: Lead, name: str, stamp: Stamp, value: Any) -> bool:
     """Return whether a CRM reports the value that a source of lower authority has set."""
     current = lead.provenance.get(name)
-    return current is not None and current[0] < stamp[0] and same_value(_get(lead.attributes, name), value)
+    return (
+        value is not None
+        and current is not None
+        and current[0] < stamp[0]
+        and same_value(_get(lead.attributes, name), value)
+    )
 
 
 def same_value(ours: Any, reported: Any) -> bool:
