@@ -35,7 +35,7 @@ from tests.contracts.hostile_records import (
     mutated,
 )
 
-pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
 Place = tuple[str, int, int]  # topic, partition, offset
 _OWN_HEADERS = 11  # that a dead letter has in addition
@@ -185,13 +185,13 @@ async def all_processed(world: World, wanted: dict[str, int], unique: str) -> No
         async def processed_all(topic: str = topic, count: int = count) -> bool:
             return await processed(world, topic, unique) >= count
 
-        await eventually(processed_all, 120)
+        await eventually(processed_all, 240)
     for group in sorted({CONSUMERS[topic] for topic in wanted}):
 
         async def no_lag(group: str = group) -> bool:
             return await world.drained(group)
 
-        await eventually(no_lag, 60)
+        await eventually(no_lag, 240)
 
 
 async def test_the_corpus_stops_no_consumer(world: World, unique: str) -> None:
@@ -214,7 +214,7 @@ async def every_record_has_an_outcome(world: World, topic: str, dead: set[Place]
         known = await world.outcomes(topic)
         return all(place in known for place in world.sent if place[0] == topic and place not in dead)
 
-    await eventually(complete, 60)
+    await eventually(complete, 240)
     known = await world.outcomes(topic)
     assert not [world.sent[place].kind for place in dead if place in known]
 
@@ -290,6 +290,6 @@ async def test_markers_and_aborted_records_leave_no_lag(world: World, unique: st
         async def all_good(topic: str = topic) -> bool:
             return await processed(world, topic, tenants[topic]) == sent[topic]
 
-        await eventually(all_good, 90)
+        await eventually(all_good, 240)
     await all_processed(world, dict.fromkeys(TOPICS, 0), unique)
     assert world.restarts() == before
