@@ -23,7 +23,7 @@ class Calls:
 
     def __init__(self) -> None:
         self.clock = Clock()
-        self.breaker = Breaker("test", "calls", CONFIG, lambda: int(self.clock.now * 1e6))
+        self.breaker = Breaker("test", "calls", CONFIG, lambda: round(self.clock.now * 1e6))
 
     def make(self, result: LookupResult) -> bool:
         """Make one call; return whether it was admitted."""
