@@ -91,7 +91,8 @@ async def test_i1_a_consent_without_purpose_is_refused_and_an_erasure_goes_on(wo
     odd = event("lead_updated", "i-2", unique, custom={".": "a", "a.b": "b", " ": "c"}, **who)
     erased = event("lead_erased", "i-3", unique, reason="request", **who)
     await accept(world, unique, odd, erased)
-    assert (await attributes(world, unique)).get("custom") is None
+    # An enrichment that was under way may have added keys of its own since.
+    assert not {".", "a.b", " "} & (await attributes(world, unique)).get("custom", {}).keys()
 
 
 async def test_b2_a_header_that_fills_the_topic_is_dropped(world: World, pipeline: Stack, unique: str) -> None:
