@@ -19,7 +19,7 @@ _UUID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 def uuids(texts: Iterable[str]) -> list[str]:
     """Return the ``texts`` that are UUIDs. A CRM user can write anything into the property of the lead's id."""
-    return sorted(text for text in texts if _UUID.fullmatch(text))
+    return sorted({text for text in texts if _UUID.fullmatch(text)})
 
 
 def conflict(row: SyncRow, version: int, failed: SyncFailed, owners: Mapping[str, Owner]) -> Parked:

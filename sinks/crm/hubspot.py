@@ -28,7 +28,15 @@ from infra.errors import Verdict
 from infra.http import Bucket, Unreachable, send
 from infra.outcomes import Reason
 from sinks.crm import RetiredLead, Snapshot, SyncConfig, Synced, SyncFailed, SyncResult
-from sinks.crm.hubspot_replies import ID_PROPERTY, error_without_lead, lead_of, meaning_of, results_of
+from sinks.crm.hubspot_replies import (
+    ID_PROPERTY,
+    NO_RESULT,
+    error_without_lead,
+    lead_of,
+    meaning_of,
+    objects,
+    results_of,
+)
 from sinks.crm.responses import as_text, by_status, ends_calls, in_halves, json_object
 
 NAME = "hubspot"
@@ -127,6 +135,8 @@ class HubSpot:
                 return contact
             return (await self._write("batch/upsert", {lead_id: each}))[lead_id]
         found, owner = lead_of(contact)
+        if not found:
+            return NO_RESULT
         if owner not in ("", lead_id):  # merged into another lead's contact: neither overwritten nor created again
             return SyncFailed(Verdict.RETRY, Reason.CONFLICT, detail="MERGED", remote_id=found, owner_id=owner)
         return (await self._write("batch/update", {lead_id: _by_id(found, lead_id, each["properties"])}))[lead_id]
@@ -216,7 +226,7 @@ class HubSpot:
         reply = await self._send("GET", "/crm/v3/properties/contacts")
         if isinstance(reply, SyncFailed):
             return [f"the call to HubSpot failed: {reply.reason.value} {reply.detail}".strip()]
-        present = {each.get("name"): each for each in reply.get("results", ())}
+        present = {each.get("name"): each for each in objects(reply, "results")}
         problems = [f"property {p} is missing" for p in [ID_PROPERTY, *PROPERTIES.values()] if p not in present]
         if ID_PROPERTY in present and not present[ID_PROPERTY].get("hasUniqueValue"):
             problems.append(f"property {ID_PROPERTY} must have unique values")
@@ -229,9 +239,10 @@ class HubSpot:
         body: dict[str, Any] = {"inputs": [{"id": each} for each in ids], "properties": [ID_PROPERTY]}
         reply = await self._post("batch/read", body | ({"idProperty": by} if by else {}))
         if isinstance(reply, SyncFailed):
-            return reply
-        contacts = reply.get("results") or ()
-        return dict(map(lead_of, contacts))
+            return {} if reply.reason is Reason.NOT_FOUND else reply
+        if not objects(reply, "results") and not objects(reply, "errors"):
+            return NO_RESULT  # it names the missing contacts as errors
+        return dict(map(lead_of, objects(reply, "results")))
 
     async def _write(self, path: str, inputs: Mapping[str, Any]) -> dict[str, SyncResult]:
         """Write ``inputs``, by lead id (also the trace id). If one input makes the call fail, write them in halves."""
@@ -246,7 +257,7 @@ class HubSpot:
             results = results_of(reply, inputs)
             missing = {lead_id: each for lead_id, each in inputs.items() if lead_id not in results}
             results |= dict.fromkeys(missing, error_without_lead(reply))
-            unclear = missing if reply.get("errors") else {}
+            unclear = missing if objects(reply, "errors") else {}
         if len(unclear) <= 1:
             return results
         return results | await in_halves(partial(self._write, path), unclear)

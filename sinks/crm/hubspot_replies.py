@@ -36,7 +36,7 @@ _STATUSES = {
 _ID_NOT_UNIQUE = "non-unique"
 _CODE = re.compile(r'"error":\s*"([A-Z_]+)"')
 _EXISTING = re.compile(r"Existing ID: (\d+)")
-_NO_RESULT = SyncFailed(Verdict.RETRY, Reason.UNAVAILABLE, detail="no_result")  # status 2xx without the lead's result
+NO_RESULT = SyncFailed(Verdict.RETRY, Reason.UNAVAILABLE, detail="no_result")  # status 2xx without the lead's result
 
 
 def meaning_of(error: Mapping[str, Any], status: int = 400) -> SyncFailed:
@@ -44,7 +44,7 @@ def meaning_of(error: Mapping[str, Any], status: int = 400) -> SyncFailed:
     message, category = str(error.get("message", "")), str(error.get("category", ""))
     if _ID_NOT_UNIQUE in message:
         return SyncFailed(Verdict.PAUSE, Reason.MISCONFIGURED, 60, ID_PROPERTY)
-    codes = _CODE.findall(message) or [str(e.get("code")) for e in error.get("errors") or () if e.get("code")]
+    codes = _CODE.findall(message) or [str(each["code"]) for each in objects(error, "errors") if each.get("code")]
     meanings = [_CODES[code] for code in codes if code in _CODES]
     if category in _CATEGORIES:
         meanings.append(_CATEGORIES[category])
@@ -52,44 +52,57 @@ def meaning_of(error: Mapping[str, Any], status: int = 400) -> SyncFailed:
         meanings.append(_STATUSES[status])
     meaning = meanings[0] if meanings else by_status(status)
     existing = _EXISTING.search(message)
-    ids = (error.get("context") or {}).get("existingId") or (existing.groups() if existing else [""])
+    ids = _texts(error, "existingId") or (existing.groups() if existing else [""])
     return SyncFailed(
         meaning.verdict,
         meaning.reason,
         meaning.wait_s,
         codes[0] if codes else category,
-        str(ids[0]),
+        ids[0],
     )
 
 
+def objects(reply: Mapping[str, Any], name: str) -> list[Mapping[str, Any]]:
+    """Return the objects in the array ``name`` of a response; anything else in its place counts as nothing."""
+    found = reply.get(name)
+    return [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+
+
 def lead_of(contact: Mapping[str, Any]) -> tuple[str, str]:
-    """Return the contact's id and its lead's id, or ""."""
-    return str(contact["id"]), (contact.get("properties") or {}).get(ID_PROPERTY) or ""
+    """Return the contact's id and its lead's id, each "" if there is none."""
+    properties = contact.get("properties")
+    lead_id = properties.get(ID_PROPERTY) if isinstance(properties, dict) else ""
+    return str(contact.get("id") or ""), str(lead_id or "")
 
 
 def results_of(reply: Mapping[str, Any], inputs: Mapping[str, Any]) -> dict[str, SyncResult]:
     """Return the results that a response to ``inputs`` (by lead id) has; HubSpot may leave some out."""
     by_id = {str(each["id"]): lead_id for lead_id, each in inputs.items()}
     results: dict[str, SyncResult] = {}
-    for error in reply.get("errors") or ():
+    for error in objects(reply, "errors"):
         results |= dict.fromkeys(_lead_ids(error, by_id), meaning_of(error))
-    for contact in reply.get("results") or ():
-        lead_id = contact.get("objectWriteTraceId") or lead_of(contact)[1]
-        if lead_id:
-            results[lead_id] = Synced(str(contact["id"]))
+    for contact in objects(reply, "results"):
+        contact_id, lead_id = lead_of(contact)
+        lead_id = str(contact.get("objectWriteTraceId") or lead_id)
+        if contact_id and lead_id:
+            results[lead_id] = Synced(contact_id)
     return results
+
+
+def error_without_lead(reply: Mapping[str, Any]) -> SyncFailed:
+    """Return the result of the leads that a response does not name: its first error that names none, or NO_RESULT."""
+    errors = [error for error in objects(reply, "errors") if not _lead_ids(error, {})]
+    return meaning_of(errors[0]) if errors else NO_RESULT
 
 
 def _lead_ids(error: Mapping[str, Any], by_id: Mapping[str, str]) -> list[str]:
     """Return the leads that ``error`` is about; an error about missing contacts may name only their ids."""
-    context = error.get("context") or {}
-    traces = context.get("objectWriteTraceId") or ()
-    return (
-        [traces] if isinstance(traces, str) else [*traces] or [by_id[i] for i in context.get("ids") or () if i in by_id]
-    )
+    named = [by_id[each] for each in _texts(error, "ids") if each in by_id]
+    return _texts(error, "objectWriteTraceId") or named
 
 
-def error_without_lead(reply: Mapping[str, Any]) -> SyncFailed:
-    """Return the result of the leads that a response does not name: its first error that names none, or no result."""
-    errors = [e for e in reply.get("errors") or () if not _lead_ids(e, {})]
-    return meaning_of(errors[0]) if errors else _NO_RESULT
+def _texts(error: Mapping[str, Any], name: str) -> list[str]:
+    """Return the values of ``name`` in the context of ``error``: an array or a single one."""
+    context = error.get("context")
+    found = context.get(name) if isinstance(context, dict) else None
+    return [str(each) for each in found] if isinstance(found, list) else [str(found)] if found else []

@@ -20,11 +20,11 @@ by (stage, lead_id, version).
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeVar
 
-from infra.errors import Verdict
+from infra.errors import DependencyUnavailable, Verdict
 from infra.outcomes import Reason, What
 from infra.postgres.leased_pause import Pause
 from infra.postgres.leased_rows import NEVER, Done, Lease, Parked, Released
@@ -32,7 +32,7 @@ from infra.runtime import log
 from sinks.crm import Connector, RetiredLead, Snapshot, SyncFailed, SyncResult
 from sinks.crm.conflicts import conflict, uuids
 from sinks.crm.fingerprints import Fingerprint, fingerprint
-from sinks.crm.sync_table import CanonicalLead, CrmSyncTable, RecordRetired, RecordWritten, SyncRow
+from sinks.crm.sync_table import CanonicalLead, CrmSyncTable, Owner, RecordRetired, RecordWritten, SyncRow
 
 _DEFER_S = 0.1  # delay of a survivor whose merged lead is leased by another worker
 
@@ -143,18 +143,30 @@ class Reconciler:
         if not plan.upsert:
             return []
         results = await self._call(self._crm.upsert, [snapshot for _, snapshot in plan.upsert], deadline)
-        owner_ids = {r.owner_id for r in results if isinstance(r, SyncFailed) and r.owner_id}
-        owners = await self._table.owners(uuids(owner_ids)) if owner_ids else {}
+        owners = await self._owners(results)
         settled: _Settled = []
         for (row, snapshot), result in zip(plan.upsert, results, strict=True):
             if not isinstance(result, SyncFailed):
                 written = RecordWritten(result.remote_id, self._fingerprint(snapshot))
                 settled.append((row, Done(What.SYNCED, version=snapshot.version, value=written)))
-            elif result.owner_id is not None:
+            elif result.owner_id is not None and owners is not None:
                 settled.append((row, conflict(row, snapshot.version, result, owners)))
             else:
                 settled.append((row, _failure(result, snapshot.version)))
         return settled
+
+    async def _owners(self, results: Sequence[SyncResult]) -> Mapping[str, Owner] | None:
+        """Return the leads that ``results`` conflict with, or None if that is unknown now.
+
+        An unavailable Postgres must not be raised here: it would discard the results of the call.
+        """
+        owner_ids = uuids(r.owner_id for r in results if isinstance(r, SyncFailed) and r.owner_id)
+        if not owner_ids:
+            return {}
+        try:
+            return await self._table.owners(owner_ids)
+        except DependencyUnavailable:
+            return None
 
     async def _call(
         self,

@@ -6,6 +6,7 @@ import importlib
 import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -109,10 +110,13 @@ async def test_a_bad_lead_fails_alone(module: ModuleType, tmp_path: Path) -> Non
 @every_crm
 async def test_the_address_of_another_lead_is_a_conflict_to_retry(module: ModuleType, tmp_path: Path) -> None:
     async with simulated(module, tmp_path) as (crm, client):
-        await crm.upsert([lead("same@example.com")])
+        first = lead("same@example.com")
+        (made,) = await crm.upsert([first])
         (result,) = await crm.upsert([lead("same@example.com")])
         assert isinstance(result, SyncFailed)
         assert (result.verdict, result.reason) == (Verdict.RETRY, Reason.CONFLICT)
+        assert isinstance(made, Synced)
+        assert (result.remote_id, result.owner_id) == (made.remote_id, first.lead_id), "it names the record in the way"
         assert await records(client) == 1
 
 
@@ -183,6 +187,53 @@ async def test_a_successful_response_without_the_lead_is_retried(module: ModuleT
         (result,) = await crm.upsert([lead()])
         assert isinstance(result, SyncFailed)
         assert result.verdict is Verdict.RETRY
+
+
+@every_crm
+@pytest.mark.parametrize("name", ["results", "errors"])
+@pytest.mark.parametrize(
+    "value",
+    [
+        *([], {}, "x", 1, [None], ["x"], [[]], [{}], [{"id": None}], [{"id": "1"}], [{"id": {}, "properties": "x"}]),
+        *([{"context": "x"}], [{"context": {"objectWriteTraceId": 1, "ids": "x", "existingId": {}}}]),
+        [{"message": None, "category": [], "errors": "x"}],
+    ],
+    ids=repr,
+)
+async def test_a_successful_response_of_any_shape_does_nothing_and_raises_nothing(
+    module: ModuleType, name: str, value: Any
+) -> None:
+    known = replace(lead(), remote_id="1")
+    retired = [RetiredLead(str(uuid.uuid4()), "1"), RetiredLead(str(uuid.uuid4()), "", str(uuid.uuid4()), "2")]
+    for body in ({name: value}, {name: value, "id": value}):
+        async with answering(module, lambda _, body=body: httpx.Response(200, json=body)) as crm:  # type: ignore[misc]
+            results = await crm.upsert([lead(), known])
+            assert [type(result) for result in results] == [SyncFailed, SyncFailed]
+            await crm.retire(retired)
+            await crm.test()
+
+
+@every_crm
+async def test_a_read_without_any_answer_retires_nothing(module: ModuleType) -> None:
+    """Otherwise the row would be deleted and the record of a deleted lead would stay in the CRM."""
+    retired = [RetiredLead(str(uuid.uuid4()), "1"), RetiredLead(str(uuid.uuid4()), "", str(uuid.uuid4()), "2")]
+    async with answering(module, lambda _: httpx.Response(200, json={"status": "COMPLETE", "results": []})) as crm:
+        for result in await crm.retire(retired):
+            assert isinstance(result, SyncFailed)
+            assert result.verdict is Verdict.RETRY
+
+
+@every_crm
+async def test_properties_are_the_values_that_are_set_and_of_an_erased_lead_all_names(module: ModuleType) -> None:
+    async with answering(module, lambda _: httpx.Response(500)) as crm:
+        full, empty = lead("ada@example.com", title="CTO"), Snapshot(str(uuid.uuid4()), "acme", 1, {"title": None})
+        assert "CTO" in crm.properties(full).values()
+        assert crm.properties(full) == crm.properties(full)
+        assert crm.properties(full) != crm.properties(lead("ada@example.com", title="CEO"))
+        assert dict(crm.properties(empty)) == {}
+        erased = crm.properties(replace(empty, erased=True))
+        assert set(erased.values()) == {""}
+        assert set(crm.properties(full)) < set(erased)
 
 
 @every_crm

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
+from infra.errors import DependencyUnavailable
+from infra.outcomes import Reason
+from infra.postgres.leased_pause import Pause
+from infra.postgres.leased_rows import Done, Parked
 from infra.postgres.pool import INFINITY
+from infra.retry import Backoff
+from sinks.crm import hubspot
+from sinks.crm.reconciler import Reconciler
+from sinks.crm.sync_table import CrmSyncTable, Owner
 
 pytestmark = pytest.mark.integration
 
@@ -217,3 +226,23 @@ async def test_a_lead_of_another_tenant_is_not_named(world: Any) -> None:
     await world.sync().once()
     ((_, _, detail),) = parked(world)
     assert detail == "CONFLICT: record 1 belongs to a lead of another tenant"
+
+
+async def test_an_unavailable_postgres_does_not_discard_the_results_of_the_call(world: Any) -> None:
+    class Table(CrmSyncTable):
+        async def owners(self, lead_ids: Sequence[str]) -> dict[str, Owner]:
+            raise DependencyUnavailable("Postgres", f"test of {len(lead_ids)}")
+
+    await world.lead(email="a@example.com")
+    await world.sync().once()
+    same, other = await world.lead(email="a@example.com"), await world.lead(email="b@example.com")
+    table = Table(world.pool, world.destination, lease_s=60, clock=world.clock)
+    lease = await table.claim(100)
+    lease.begin(60, world.clock())
+    crm = hubspot.connect(hubspot.Config(token="pat-test"), world.http)
+    reconciler = Reconciler(table, crm, Pause("crm", "hubspot", Backoff(1, 5), world.clock), "crm")
+    settled = {row.key: result for row, result in await reconciler.handle(lease)}
+    assert isinstance(settled[other], Done)
+    parked_row = settled[same]
+    assert isinstance(parked_row, Parked)
+    assert (parked_row.reason, parked_row.until) == (Reason.CONFLICT, None)
