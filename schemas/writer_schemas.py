@@ -15,7 +15,7 @@ from infra.errors import DependencyUnavailable
 _NAME = "the schema registry"
 _UNKNOWN_S = 30.0  # time before an unknown id is requested again: it may have been registered since
 _MAX_UNKNOWN = 10_000  # maximum number of unknown ids that are remembered
-_NOT_FOUND = 404
+_RETRIED = frozenset({401, 407, 408, 429})  # not about the id: the account, or the load
 
 
 def schema_fetch(url: str, *, transport: httpx.BaseTransport | None = None) -> Callable[[int], str] | None:
@@ -41,7 +41,7 @@ def schema_fetch(url: str, *, transport: httpx.BaseTransport | None = None) -> C
             raise KeyError(schema_id)
         try:
             response = client.get(f"/schemas/ids/{schema_id}")
-            if response.status_code == _NOT_FOUND:
+            if response.is_client_error and response.status_code not in _RETRIED:
                 if len(unknown) >= _MAX_UNKNOWN:
                     unknown.clear()
                 unknown[schema_id] = time.monotonic() + _UNKNOWN_S

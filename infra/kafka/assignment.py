@@ -168,6 +168,11 @@ class Assignment:
         if time.monotonic() >= self._commit_at:
             self._commit()
         found: list[Message] = self._consumer.consume(limit, wait_s)
+        for message in found:
+            try:
+                message.headers()
+            except SystemError:  # a name is not UTF-8: the client fails now, and would crash the process the next time
+                message.set_headers([])
         return found
 
     def _is_record(self, message: Message) -> bool:
