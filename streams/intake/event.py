@@ -14,7 +14,8 @@ from zlib import crc32
 import orjson
 from confluent_kafka import Message
 
-from infra.kafka.producer import Output
+from infra.kafka.dead_letters import Origin
+from infra.outcomes import Dead
 from schemas.addresses import normal_email
 from schemas.registry import EventType
 from schemas.rules import e164
@@ -59,12 +60,20 @@ class Event(NamedTuple):
         return self.topic, self.partition, self.offset
 
 
+class DeadRecord(NamedTuple):
+    """A record that is not accepted, and why. ``origin``: read from the record, or None if it was not decoded."""
+
+    message: Message
+    dead: Dead
+    origin: Origin | None
+
+
 @dataclass(frozen=True, slots=True)
 class EventBatch:
-    """A batch after decoding and validation: its valid events, and the dead letters of all other records."""
+    """A batch after decoding and validation: its valid events, and all other records."""
 
     events: list[Event] = field(default_factory=list)
-    dead: list[Output] = field(default_factory=list)
+    dead: list[DeadRecord] = field(default_factory=list)
 
 
 def event_key(tenant: str, event_id: str) -> str:

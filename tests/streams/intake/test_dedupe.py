@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -32,6 +34,17 @@ def test_each_event_is_in_one_group_and_each_id_is_new_at_most_once(ids: list[st
     new = [one.event_id for one in found.new]
     assert sorted(new) == sorted(set(ids) - accepted)
     assert len(found.new) + len(found.redelivered) + len(found.duplicates) == len(events)
+
+
+def test_an_answer_of_the_pipeline_that_is_published_again_with_a_newer_lead_is_a_duplicate() -> None:
+    answer: dict[str, Any] = {"source": "leadstream:enrichment", "provider": "pdl", "email": "a@example.com"}
+    first = event("enrichment_completed", "q-1", offset=1, **answer)
+    again = event("enrichment_completed", "q-1", offset=2, external_id="u1", **answer)
+
+    found = dedupe([first, again], {})
+
+    assert first.content != again.content
+    assert (found.new, found.duplicates, found.reused) == ([first], [again], [])
 
 
 def test_keys_separate_tenants_and_ids() -> None:
