@@ -11,7 +11,7 @@ from uuid import UUID
 
 from infra.clock import to_datetime
 from schemas.addresses import normal_email
-from schemas.rules import e164
+from schemas.phones import parse_phone
 
 if TYPE_CHECKING:
     import asyncpg
@@ -207,7 +207,7 @@ class TimelineReader:
     async def _lead_id_of(self, identifier: str, tenant: str) -> str:
         rows = await self._postgres.fetch(
             "SELECT DISTINCT tenant, lead_id FROM identities WHERE value = ANY($1) AND ($2 = '' OR tenant = $2)",
-            [identifier, normal_email(identifier), e164(identifier)],
+            [identifier, normal_email(identifier), parse_phone(identifier).key],
             tenant,
         )
         _require_one_tenant(row["tenant"] for row in rows)

@@ -39,6 +39,9 @@ class Reason(StrEnum):
     QUOTA = "quota"
     UNAUTHORIZED = "unauthorized"
     MISCONFIGURED = "misconfigured"  # the configuration of the destination has to be corrected
+    # refused: an identity was not assigned to the lead of its event (see `leadstream leads review`)
+    SHARED_IDENTITY = "shared_identity"  # it belongs to another identified lead, and people can share it
+    IDENTITY_CAP = "identity_cap"  # the lead, or the leads merged, would have too many of its kind
     # skipped on purpose
     NOT_FOUND = "not_found"  # the provider has no data on this lead
     NO_CONSENT = "no_consent"
@@ -57,6 +60,7 @@ class What(StrEnum):
     DUPLICATE = "duplicate"
     DEAD = "dead"
     ENRICHED = "enriched"
+    REFUSED = "refused"
     SKIPPED = "skipped"
     SYNCED = "synced"
     PARKED = "parked"

@@ -13,12 +13,13 @@ from math import isfinite
 from typing import Any
 
 import orjson
-import phonenumbers
 
 from infra.outcomes import Dead, Problem, Reason
 from schemas.addresses import normal_email
 from schemas.blanks import is_blank
 from schemas.cleared import CLEARED, problems_of_cleared
+from schemas.identifiers import normal_identifiers
+from schemas.phones import parse_phone
 from schemas.registry import EventType
 
 EARLIEST = 946_684_800_000_000  # 2000-01-01 in microseconds
@@ -28,9 +29,10 @@ _MAX_ID = 200  # characters
 _MAX_TENANT = 63  # characters
 _MAX_STRING = 8192  # characters
 _MAX_KEYS = 200  # of one map
+_NO_IDENTIFIER = "no identifier of a person: provide one of external_id, email, phone, anonymous_id, crm_ids"
 
 
-def check_event(kind: EventType, record: dict[str, Any], now: int, max_ahead: int) -> bytes | Dead:
+def check_event(kind: EventType, record: dict[str, Any], now: int, max_ahead: int, region: str = "") -> bytes | Dead:
     """Validate a decoded event.
 
     Args:
@@ -38,6 +40,7 @@ def check_event(kind: EventType, record: dict[str, Any], now: int, max_ahead: in
         record: the event, with every field of ``kind``.
         now: current time in microseconds since 1970.
         max_ahead: how far ``occurred_at`` may be ahead of ``now``, in microseconds.
+        region: the country of phone numbers without a country code, as two letters; "": they identify nobody.
 
     Returns:
         The event without its envelope as JSON, or Dead with every problem. The reason of Dead is the first that
@@ -48,15 +51,13 @@ def check_event(kind: EventType, record: dict[str, Any], now: int, max_ahead: in
     envelope = body.pop("envelope")
     body_json = orjson.dumps(body)
     in_time = EARLIEST <= envelope["occurred_at"] <= now + max_ahead
-    if in_time and _passes_fast_path(kind, envelope, body, body_json):
+    if in_time and _passes_fast_path(kind, envelope, body, body_json, region):
         return body_json
     problems = [*_envelope(envelope), *_identifiers(record["identifiers"]), *_values(kind, record)]
     reasons = [Reason.INVALID_FIELD] if problems else []
-    if not _has_identifier(record["identifiers"]):
+    if not _has_identifier(record["identifiers"], region):
         reasons.append(Reason.NO_IDENTIFIER)
-        hint = "; a phone number needs its country code, such as +44" if record["identifiers"]["phone"] else ""
-        message = "no identifier: provide one of external_id, email, phone, anonymous_id, crm_ids"
-        problems.append(Problem("/identifiers", message + hint))
+        problems.append(Problem("/identifiers", _NO_IDENTIFIER + _hint(record["identifiers"], region)))
     if not in_time:
         reasons.append(Reason.ABSURD_TIME)
         bounds = f"must be after 2000-01-01 and at most {max_ahead // 1_000_000} s in the future"
@@ -64,7 +65,9 @@ def check_event(kind: EventType, record: dict[str, Any], now: int, max_ahead: in
     return Dead(reasons[0], tuple(problems)) if reasons else body_json
 
 
-def _passes_fast_path(kind: EventType, envelope: dict[str, Any], body: dict[str, Any], body_json: bytes) -> bool:
+def _passes_fast_path(
+    kind: EventType, envelope: dict[str, Any], body: dict[str, Any], body_json: bytes, region: str
+) -> bool:
     """Return True only if the event is valid; False if it must be checked field by field."""
     identifiers = body["identifiers"]
     email, phone = identifiers["email"], identifiers["phone"]
@@ -73,7 +76,7 @@ def _passes_fast_path(kind: EventType, envelope: dict[str, Any], body: dict[str,
         len(body_json) > _MAX_STRING  # otherwise no string in it is too long
         or rb"\u0000" in body_json
         or identifiers["crm_ids"]
-        or not (email or external_id or anonymous_id or e164(phone))
+        or not _has_identifier(identifiers, region)
         or (email and not normal_email(email))
         or len(phone) > _MAX_ID
         or len(external_id) > _MAX_ID
@@ -117,26 +120,17 @@ def _is_valid_map(value: dict[str, Any]) -> bool:
     return True
 
 
-def _has_identifier(identifiers: dict[str, Any]) -> bool:
-    """Return whether the event identifies a person; a phone number counts only if it has an E.164 form."""
-    others = (value for name, value in identifiers.items() if name != "phone")
-    return any(others) or bool(e164(identifiers["phone"]))
+def _has_identifier(identifiers: dict[str, Any], region: str) -> bool:
+    return next(normal_identifiers(identifiers, region), None) is not None
 
 
-def e164(phone: str) -> str:
-    """Return ``phone`` in E.164 form, or "" when it is not a possible number with a country code."""
-    return _e164(phone) if len(phone) <= _MAX_ID else ""  # the cache must not keep long texts
-
-
-@lru_cache(maxsize=65_536)
-def _e164(phone: str) -> str:
-    try:
-        number = phonenumbers.parse(phone, None)
-    except phonenumbers.NumberParseException:
-        return ""
-    if not phonenumbers.is_possible_number(number):
-        return ""
-    return phonenumbers.format_number(number, phonenumbers.PhoneNumberFormat.E164)
+def _hint(identifiers: dict[str, Any], region: str) -> str:
+    """Return why the identifiers of an event that has some identify nobody."""
+    if (phone := identifiers["phone"]) and not parse_phone(phone, region).number:
+        return "; the phone number is not a possible one with its country code, such as +44 20 7183 8750"
+    if any(identifiers.values()):
+        return "; what there is stands for no value, such as null, undefined, zeros or test@test.com"
+    return ""
 
 
 def _envelope(envelope: dict[str, Any]) -> Iterator[Problem]:

@@ -25,7 +25,7 @@ from streams.intake.decision import (
 )
 from streams.intake.dedupe import Receipt
 from streams.intake.echo import History, PastValues
-from streams.intake.event import ERASURE, Event, Identity
+from streams.intake.event import ERASURE, Event
 from streams.intake.identity import Identified
 from streams.intake.merge import FORMER_CRM_USER, RANKS, REPORTING, Lead, Touch, absorb, merge, values_of
 
@@ -82,7 +82,7 @@ def decide(known: DecisionInput, limits: Limits) -> Decision:
         if work.bytes > limits.part_bytes and len(work.changes) < len(known.events.new):
             return Decision(known.now, cut=len(work.changes) / len(known.events.new))
     if work.oversize:
-        return Decision(known.now, oversize=_certain(work.oversize, work.changes, known.owners))
+        return Decision(known.now, oversize=_certain(work.oversize, work.changes, known))
     redelivered, cut = _past_changes(known, limits.part_bytes - work.bytes)
     if cut:
         return Decision(known.now, cut=cut)
@@ -97,6 +97,7 @@ def decide(known: DecisionInput, limits: Limits) -> Decision:
         known.events.duplicates,
         known.events.reused,
         known.signal_types,
+        refused=known.identified.refused,
     )
 
 
@@ -188,17 +189,16 @@ class _Work:
         return Change(event, lead.lead_id, version, self._now, changed, changes, merged, version, _lead_json(lead))
 
 
-def _certain(
-    found: list[tuple[Oversize, str]], changes: list[Change], owners: Mapping[Identity, str]
-) -> list[Oversize]:
+def _certain(found: list[tuple[Oversize, str]], changes: list[Change], known: DecisionInput) -> list[Oversize]:
     """Return the events of ``found`` that are certainly too large: at least one of each lead.
 
     An event of ``found`` may belong to its lead only through the identities of another one. Without that one its lead
     may be smaller, so it is not certain: the batch is decided again without the certain ones.
     """
     leads = {lead_id for _, lead_id in found}
-    identities = {i: change.lead_id for change in changes if change.lead_id in leads for i in change.event.identities}
-    identities |= dict(owners)
+    new = known.identified.bindings
+    identities = {i: new.get(i) for change in changes if change.lead_id in leads for i in change.event.identities}
+    identities |= dict(known.owners)
     certain: list[Oversize] = []
     for oversize, lead_id in found:
         if lead_id in leads or any(identities.get(identity) == lead_id for identity in oversize.event.identities):

@@ -14,7 +14,7 @@ from infra.kafka.sizes import utf8_bytes
 from streams.intake.dedupe import Deduplicated, Reused
 from streams.intake.echo import PastValues
 from streams.intake.event import Event, Identity
-from streams.intake.identity import Identified
+from streams.intake.identity import Identified, Refused
 from streams.intake.merge import Touch
 
 FILTERED = ("email", "status", "owner", "region", "score")  # attributes that are also columns of the table leads
@@ -109,7 +109,8 @@ class Decision:
     """The rows to write and the records to publish; or only ``oversize`` or ``cut``, if they are set.
 
     ``accepted`` has the changes to write (receipts and history) and to publish. ``inserted``, ``updated``, ``merges``
-    are only written, ``redelivered``, ``duplicates`` and ``reused`` only published. ``oversize``: the batch must be
+    are only written, ``redelivered``, ``duplicates`` and ``reused`` only published.
+    ``refused``: the identities that were not assigned to the leads of their events. ``oversize``: the batch must be
     decided again without these events. ``cut``: the batch is too large for one transaction; decide this
     share of its events first.
     """
@@ -123,6 +124,7 @@ class Decision:
     duplicates: Sequence[Event] = ()
     reused: Sequence[Reused] = ()
     signal_types: frozenset[str] = frozenset()
+    refused: Sequence[Refused] = ()
     oversize: Sequence[Oversize] = ()
     cut: float = 0
 

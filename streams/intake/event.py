@@ -16,11 +16,9 @@ from confluent_kafka import Message
 
 from infra.kafka.dead_letters import Origin
 from infra.outcomes import Dead
-from schemas.addresses import normal_email
 from schemas.registry import EventType
-from schemas.rules import e164
 
-Identity = tuple[str, str, str]  # tenant, kind, normalised value
+Identity = tuple[str, str, str]  # tenant, kind, normal form: from schemas.identifiers
 Coordinates = tuple[str, int, int]  # topic, partition, offset
 
 ERASURE = "lead_erased"  # the event type that removes what was said before
@@ -39,7 +37,8 @@ class Event(NamedTuple):
     at: int  # the time for precedence: occurred_at, but not after received_at
     key: str  # from event_key()
     content: int  # from content_hash()
-    identities: tuple[Identity, ...]  # from identities()
+    identities: tuple[Identity, ...]  # of its identifiers that identify somebody; at least one
+    phone: str  # the number with its country code; or the text that was sent, if it is no number; "": none
     topic: str
     partition: int
     offset: int
@@ -91,22 +90,3 @@ def content_hash(kind: str, source: str, record: Mapping[str, Any]) -> int:
     del content["envelope"]
     content["identifiers"] = {name: value for name, value in record["identifiers"].items() if value}
     return crc32(orjson.dumps((kind, source, content), option=orjson.OPT_SORT_KEYS)) - (1 << 31)
-
-
-def identities(tenant: str, identifiers: Mapping[str, Any]) -> tuple[Identity, ...]:
-    """Return the identities of an event: its identifiers that can belong to one lead only, normalised.
-
-    E-mail addresses are in the form of :func:`schemas.addresses.normal_email`, phone numbers in E.164 form, external
-    and anonymous ids without surrounding white space. A phone number without a country code is not an identity.
-    """
-    found: list[Identity] = []
-    if value := identifiers["external_id"].strip():
-        found.append((tenant, "external_id", value))
-    if value := normal_email(identifiers["email"]):
-        found.append((tenant, "email", value))
-    if (value := identifiers["phone"]) and (number := e164(value)):
-        found.append((tenant, "phone", number))
-    if value := identifiers["anonymous_id"].strip():
-        found.append((tenant, "anonymous_id", value))
-    found += [(tenant, f"crm:{crm}", value) for crm, value in identifiers["crm_ids"].items() if value]
-    return tuple(found)

@@ -32,7 +32,6 @@ from unicodedata import normalize
 
 from schemas.blanks import is_blank
 from schemas.cleared import CLEARED, cleared_field
-from schemas.rules import e164
 from streams.intake.event import ERASURE, Event
 
 RANKS = {"enrichment": 1, "app": 2, "crm_user": 4, "person": 4}
@@ -43,7 +42,7 @@ _ERASED = "_erased"
 # Key in ``provenance``: field -> [[rank, occurred_at, event_id, value], ...], in falling rank and rising time.
 _HIDDEN = "_hidden"
 TOUCHING = frozenset({"app", "person"})  # the authorities whose events are touches
-_IDENTIFIERS = frozenset({"external_id", "email", "phone"})  # kinds of identities that are also fields of the lead
+_IDENTIFIERS = frozenset({"external_id", "email"})  # kinds of identities that are also fields of the lead
 
 Stamp = list[Any]  # [rank, occurred_at, event_id]: a list, because it is stored as JSON
 Touch = tuple[int, str, str]  # time, event_id, source
@@ -145,16 +144,17 @@ def absorb(survivor: Lead, loser: Lead) -> None:
 
 def values_of(event: Event) -> list[tuple[str, Any]]:
     """Return the values of the event for fields of the lead, as (name, value), without blank ones; None: cleared."""
-    record, kind = event.record, event.type
+    kind = event.type
     found: list[tuple[str, Any]] = []
     for _, identity, value in event.identities:
         if identity in _IDENTIFIERS:
             found.append((identity, value))
         elif identity.startswith("crm:"):
             found.append((f"crm_ids.{identity[4:]}", value))
-    if (phone := record["identifiers"]["phone"]) and not e164(phone):
-        found.append(("phone", phone.strip()))  # not an identity, but a CRM user can still use it
+    if event.phone:
+        found.append(("phone", event.phone))
     found += _own_values(event)
+    record = event.record
     if "consent" in kind.lead_maps:
         purpose, status = kind.lead_maps["consent"]
         found.append((f"consent.{record[purpose]}", record[status]))

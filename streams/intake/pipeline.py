@@ -10,6 +10,7 @@ receipts have the same coordinates, so its decisions are read from Postgres and 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from functools import partial
 
 from confluent_kafka import Message
@@ -23,10 +24,11 @@ from streams.intake.decision import Decision, DecisionInput, Oversize
 from streams.intake.decode import decode
 from streams.intake.dedupe import Reused, dedupe
 from streams.intake.event import DeadRecord, Event, EventBatch
-from streams.intake.identity import identify
+from streams.intake.identity import changed_holders, holders_needed, identify
+from streams.intake.identity_policy import Policies, default_policy
 from streams.intake.part_size import Cut, PartSize
 from streams.intake.route import Router, origin_of
-from streams.intake.store import Store
+from streams.intake.store import Contended, Store
 from streams.intake.transactions import TooLarge, decide_in_parts
 from streams.intake.validate import validate
 
@@ -35,11 +37,19 @@ class Intake:
     """The batch loop's processor of ``leads.received``. ``now`` returns microseconds since 1970."""
 
     def __init__(
-        self, store: Store, codec: Codec, router: Router, *, max_event_bytes: int, max_ahead_s: int, now: Clock = now_us
+        self,
+        store: Store,
+        codec: Codec,
+        router: Router,
+        *,
+        max_event_bytes: int,
+        max_ahead_s: int,
+        policies: Policies = default_policy,
+        now: Clock = now_us,
     ) -> None:
-        self._store, self._router, self._now = store, router, now
+        self._store, self._router, self._policies, self._now = store, router, policies, now
         self._decode = partial(decode, codec=codec, max_bytes=max_event_bytes)
-        self._validate = partial(validate, max_ahead=max_ahead_s * 1_000_000)
+        self._validate = partial(validate, max_ahead=max_ahead_s * 1_000_000, policies=policies)
         self._part_size = PartSize(router.limits.part_bytes)
 
     def prepare(self, messages: Sequence[Message]) -> EventBatch:
@@ -79,10 +89,13 @@ class Intake:
             events = dedupe(batch, await stored.receipts(batch, now))
             # Identify before merge: it determines which leads must be locked and which of them are merged.
             owners = await stored.owners(events.new)
-            who = identify(events.new, owners, now, uuid7)
+            holders = await stored.holders(holders_needed(events.new, owners))
+            who = identify(events.new, owners, now, uuid7, holders=holders, policies=self._policies)
             # Bind before lock: another worker that binds the same identity waits here for this commit, then retries.
             await stored.bind(who.bindings)
             leads = await stored.lock(who.existing)
+            if changed_holders(who, holders, {lead_id: lead.version for lead_id, lead in leads.items()}):
+                raise Contended("identified_lead")
             touches = await stored.touches(*touches_needed(events.new, who, leads))
             past = await stored.past(reported_leads(events.new, who), reported_fields(events.new))
             history, current = await stored.history(events.redelivered)
@@ -93,5 +106,5 @@ class Intake:
                 raise TooLarge(decision.oversize)  # rolls the transaction back
             if decision.cut:
                 raise Cut(decision.cut)
-            await stored.write(decision)
-        return decision
+            refused = [*await stored.write(decision), *await stored.refused(events.redelivered)]
+        return replace(decision, refused=refused) if refused or decision.refused else decision

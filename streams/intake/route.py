@@ -24,6 +24,7 @@ from schemas.codec import Codec
 from streams.intake.decision import Change, Decision, Limits, Oversize
 from streams.intake.dedupe import Reused
 from streams.intake.event import DeadRecord, Event
+from streams.intake.identity import Refused
 
 STAGE = "intake"
 CRM_TOPICS = "leads.crm-"  # prefix of the topics of CRM sync
@@ -114,6 +115,7 @@ class Router:
             newest |= {loser: (tenant, version) for loser, version in change.merged.items()}
         count = len(decision.redelivered) + len(decision.accepted)
         metrics.OUTCOMES.labels(STAGE, What.ACCEPTED.value, "").inc(count)
+        outputs += map(self._refused, decision.refused)
         decided_at = self._now()
         for lead_id, (tenant, version) in newest.items():
             record = {"tenant": tenant, "lead_id": lead_id, "version": version, "decided_at": decided_at}
@@ -160,6 +162,19 @@ class Router:
             }
             outputs.append(Output(_SIGNALS, key, self._campaign_signal(signal), headers))
         return outputs
+
+    def _refused(self, refused: Refused) -> Output:
+        kind = refused.identity[1]
+        shared = refused.why == "shared"
+        return self._outcomes.build(
+            What.REFUSED,
+            Reason.SHARED_IDENTITY if shared else Reason.IDENTITY_CAP,
+            tenant=refused.event.tenant,
+            event_id=refused.event.event_id,
+            lead_id=refused.lead_id,
+            source=refused.event.coordinates,
+            detail=f"{kind} of the lead {refused.holder}" if refused.holder else f"{kind}: the lead has too many",
+        )
 
     def _duplicate(self, event: Event) -> Output:
         return self._outcomes.build(

@@ -7,12 +7,12 @@ detects a deadlock, or another worker wrote between a lookup and a write, the tr
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
 import asyncpg
-import orjson
 
 from infra.clock import DAY_US, to_datetime
 from infra.kafka.sizes import utf8_bytes
@@ -22,14 +22,17 @@ from streams.intake.decision import Decision, LeadRow, PastChange
 from streams.intake.dedupe import Receipt
 from streams.intake.echo import PastValues
 from streams.intake.event import Event, Identity
-from streams.intake.merge import REPORTING, TOUCHING, Touch
+from streams.intake.history import outermost_touches, past_values
+from streams.intake.identity import Holder, Refused
+from streams.intake.identity_policy import Policies, default_policy
+from streams.intake.merge import Touch
 from streams.intake.part_size import Cut
-from streams.intake.touches import Outermost
-from streams.intake.writes import columns_of, insert_bindings, write_decision
+from streams.intake.writes import columns_of, insert_bindings, insert_refused, write_decision
 
 _CLOCK_ERROR = timedelta(seconds=300)  # maximum error of a worker's clock
 _EVERY_TYPE = "*"  # an event type in signal_types that stands for all; written while a campaign file is invalid
 _PREFETCH = 250  # rows
+_IDENTITIES = 2000  # of one lead: more than the caps, but for leads that were made before these
 _MONTH_LOCK = 7017840  # key of the advisory lock around the turn of a month
 _CONTENTION = {
     asyncpg.UniqueViolationError: "unique_violation",
@@ -49,8 +52,9 @@ class Contended(Exception):  # noqa: N818 - control flow, not a defect
 class Transaction:
     """The lookups and writes of one transaction. They must be called in the order of the methods here."""
 
-    def __init__(self, connection: asyncpg.Connection, window: timedelta, max_bytes: int) -> None:
+    def __init__(self, connection: asyncpg.Connection, window: timedelta, max_bytes: int, policies: Policies) -> None:
         self.connection = connection
+        self._policies = policies
         self._window = window
         self._max_bytes = max_bytes
 
@@ -90,6 +94,30 @@ class Transaction:
         )
         return {wanted[n - 1]: str(lead_id) for n, lead_id in rows}
 
+    async def holders(self, lead_ids: Collection[str]) -> dict[str, Holder]:
+        """Return what is stored about leads that may get identities. They are not locked yet."""
+        if not lead_ids:
+            return {}
+        policies = self._policies
+        found: dict[str, Holder] = {}
+        for lead_id, tenant, version, kinds, emails in await self.connection.fetch(
+            """
+            SELECT l.lead_id, l.tenant, l.version, i.kinds, i.emails
+            FROM leads l CROSS JOIN LATERAL (
+                SELECT array_agg(kind) AS kinds, array_agg(value) FILTER (WHERE kind = 'email') AS emails
+                FROM (SELECT kind, value FROM identities WHERE lead_id = l.lead_id LIMIT $2) AS one
+            ) AS i WHERE l.lead_id = ANY($1::uuid[])
+            """,
+            list(lead_ids),
+            _IDENTITIES,
+        ):
+            policy = policies(tenant)
+            counts = Counter(kinds or ())
+            strong = any(policy.is_strong(kind, "") for kind in counts if kind != "email")
+            strong = strong or any(policy.is_strong("email", email) for email in emails or ())
+            found[str(lead_id)] = Holder(version, counts, strong)
+        return found
+
     async def bind(self, bindings: Mapping[Identity, str]) -> None:
         """Insert new identities. Waits if another worker has inserted one of them and has not committed yet."""
         await insert_bindings(self.connection, bindings)
@@ -107,71 +135,12 @@ class Transaction:
         return found
 
     async def past(self, lead_ids: Collection[str], fields: Collection[str]) -> dict[str, list[PastValues]]:
-        """Return the newest changes of ``fields`` of stored leads and of the leads that were merged into them.
-
-        They are in the order of each lead's versions: at most those of its latest 500 versions, and of so many of them
-        as fit into the maximum size of the leads of a transaction.
-        """
-        newest: dict[str, list[PastValues]] = {lead_id: [] for lead_id in lead_ids}
-        if not newest:
-            return newest
-        size = 0
-        async for lead_id, alias_id, at, decided_at, event_type, merging, changes in self.connection.cursor(
-            """
-            WITH own AS (
-                SELECT w AS lead_id, w AS alias_id FROM unnest($1::uuid[]) AS w
-                UNION ALL SELECT lead_id, alias_id FROM lead_aliases WHERE lead_id = ANY($1::uuid[])
-            )
-            SELECT own.lead_id, own.alias_id, h.occurred_at, h.decided_at, h.event_type, h.merged <> '{}',
-                (SELECT jsonb_object_agg(key, value) FROM jsonb_each(h.changes) WHERE key = ANY($2::text[]))
-            FROM own CROSS JOIN LATERAL (
-                SELECT * FROM lead_history WHERE lead_id = own.alias_id ORDER BY version DESC LIMIT 500
-            ) AS h WHERE h.changes ?| $2::text[] OR h.merged <> '{}'
-            """,
-            list(newest),
-            list(fields),
-            prefetch=_PREFETCH,
-        ):
-            size += len(changes or "")
-            if size > self._max_bytes:
-                if len(newest) > 1:
-                    raise Cut(1 / len(newest))
-                break
-            kind = registry().events.get(event_type)
-            reported = kind is not None and kind.authority == REPORTING
-            values = orjson.loads(changes) if changes else {}
-            newest[str(lead_id)].append(PastValues(str(alias_id), at, decided_at, values, reported, merging))
-        return {lead_id: changes[::-1] for lead_id, changes in newest.items()}
+        """Return the newest changes of ``fields``: see :func:`streams.intake.history.past_values`."""
+        return await past_values(self.connection, lead_ids, fields, self._max_bytes)
 
     async def touches(self, lead_ids: Collection[str], after: Sequence[int]) -> dict[str, list[Touch]]:
-        """Return touches from the history of stored leads and of the leads that were merged into them.
-
-        Args:
-            lead_ids: the leads.
-            after: times, rising. The first and the last touch after each of them are returned, as
-                :class:`streams.intake.touches.Outermost` selects them.
-
-        """
-        if not lead_ids:
-            return {}
-        found = {lead_id: Outermost(after) for lead_id in lead_ids}
-        async for lead_id, *row in self.connection.cursor(
-            """
-            WITH own AS (
-                SELECT w AS lead_id, w AS alias_id FROM unnest($1::uuid[]) AS w
-                UNION ALL SELECT lead_id, alias_id FROM lead_aliases WHERE lead_id = ANY($1::uuid[])
-            )
-            SELECT own.lead_id, h.occurred_at, h.event_id, h.source
-            FROM own JOIN lead_history h ON h.lead_id = own.alias_id
-            WHERE h.event_type = ANY($2::text[]) AND h.occurred_at > $3
-            """,
-            list(found),
-            [kind.name for kind in registry().events.values() if kind.authority in TOUCHING],
-            after[0],
-            prefetch=_PREFETCH,
-        ):
-            found[str(lead_id)].add((row[0], row[1], row[2]))
-        return {lead_id: outermost.touches for lead_id, outermost in found.items()}
+        """Return the touches around the times ``after``: see :func:`streams.intake.history.outermost_touches`."""
+        return await outermost_touches(self.connection, lead_ids, after)
 
     async def history(
         self, redelivered: Sequence[tuple[Event, Receipt]]
@@ -198,9 +167,27 @@ class Transaction:
         types = frozenset(row[0] for row in rows)
         return frozenset(registry().events) if _EVERY_TYPE in types else types
 
-    async def write(self, decision: Decision) -> None:
-        """Write the rows of ``decision``."""
+    async def refused(self, redelivered: Sequence[tuple[Event, Receipt]]) -> list[Refused]:
+        """Return the identities of redelivered events that were not assigned for the first time by these events."""
+        if not redelivered:
+            return []
+        events = {(receipt.lead_id, event.event_id): event for event, receipt in redelivered}
+        rows = await self.connection.fetch(
+            """
+            SELECT r.lead_id, r.event_id, r.tenant, r.kind, r.value, r.holder_id, r.why
+            FROM unnest($1::uuid[], $2::text[]) AS w (lead_id, event_id) JOIN merge_reviews r USING (lead_id, event_id)
+            """,
+            *columns_of(events, 2),
+        )
+        return [
+            Refused(events[str(lead), event_id], (tenant, kind, value), str(lead), str(holder or ""), why)
+            for lead, event_id, tenant, kind, value, holder, why in rows
+        ]
+
+    async def write(self, decision: Decision) -> list[Refused]:
+        """Write the rows of ``decision``; return its refused identities that are new."""
         await write_decision(self.connection, decision)
+        return await insert_refused(self.connection, decision.refused, decision.now)
 
     async def _leads(self, lead_ids: Iterable[str], lock: str = "", *, limit: int | None) -> dict[str, LeadRow]:
         wanted = sorted(set(lead_ids))
@@ -233,11 +220,20 @@ class Store:
         pool: of connections.
         dedupe_days: the window of dedupe; an event that is repeated later is accepted again.
         max_bytes: maximum size of the leads of one transaction.
+        policies: the identity policy of each tenant.
 
     """
 
-    def __init__(self, pool: asyncpg.Pool, *, dedupe_days: int = 90, max_bytes: int = 16 << 20) -> None:
+    def __init__(
+        self,
+        pool: asyncpg.Pool,
+        *,
+        dedupe_days: int = 90,
+        max_bytes: int = 16 << 20,
+        policies: Policies = default_policy,
+    ) -> None:
         self._pool = pool
+        self._policies = policies
         self._window = timedelta(days=dedupe_days)
         self._max_bytes = max_bytes
         self._next_months_at = 0  # time of the next call of make_month_partitions()
@@ -254,7 +250,7 @@ class Store:
         """
         try:
             async with transaction(self._pool) as connection:
-                yield Transaction(connection, self._window, self._max_bytes)
+                yield Transaction(connection, self._window, self._max_bytes, self._policies)
         except tuple(_CONTENTION) as error:
             what = next(what for kind, what in _CONTENTION.items() if isinstance(error, kind))
             raise Contended(what) from error

@@ -15,8 +15,11 @@ from infra.outcomes import Dead, Problem, Reason
 from infra.telemetry import HEADER
 from schemas import rules
 from schemas.codec import Decoded
+from schemas.identifiers import is_placeholder
+from schemas.phones import is_one_digit, parse_phone
 from schemas.registry import registry
-from streams.intake.event import ERASURE, Event, content_hash, event_key, identities
+from streams.intake.event import ERASURE, Event, content_hash, event_key
+from streams.intake.identity_policy import IdentityPolicy, Policies, default_policy
 
 # Version, trace id, parent id, flags: 55 bytes. No version ff, no id of zeros.
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
@@ -24,7 +27,9 @@ _WRONG_CLOCK_US = 60_000_000
 _MILLISECOND_US = 999  # the broker's timestamp is cut off to milliseconds
 
 
-def validate(decoded: Decoded, message: Message, now: int, max_ahead: int) -> Event | Dead:
+def validate(
+    decoded: Decoded, message: Message, now: int, max_ahead: int, policies: Policies = default_policy
+) -> Event | Dead:
     """Validate a decoded record.
 
     Args:
@@ -32,6 +37,7 @@ def validate(decoded: Decoded, message: Message, now: int, max_ahead: int) -> Ev
         message: the consumed message.
         now: current time in microseconds since 1970.
         max_ahead: how far ``occurred_at`` may be ahead of ``now``, in microseconds.
+        policies: the identity policy of each tenant.
 
     Returns:
         The event, or Dead with every problem.
@@ -42,11 +48,16 @@ def validate(decoded: Decoded, message: Message, now: int, max_ahead: int) -> Ev
         problem = Problem("/type", f"{decoded.type} is not a lead event: only the pipeline writes it")
         return Dead(Reason.UNKNOWN_EVENT_TYPE, (problem,))
     record = decoded.record
-    properties = rules.check_event(kind, record, now, max_ahead)
+    envelope, identifiers = record["envelope"], record["identifiers"]
+    tenant, event_id = envelope["tenant"], envelope["event_id"]
+    policy = policies(tenant)
+    properties = rules.check_event(kind, record, now, max_ahead, policy.region)
     if isinstance(properties, Dead):
         return properties
-    envelope = record["envelope"]
-    tenant, event_id = envelope["tenant"], envelope["event_id"]
+    identities = tuple((tenant, *each) for each in policy.identify(identifiers))
+    if not identities:
+        problem = Problem("/identifiers", "each identifier is a placeholder of the tenant's file: it identifies nobody")
+        return Dead(Reason.NO_IDENTIFIER, (problem,))
     headers = message.headers()
     received_at = message.timestamp()[1] * 1000
     return Event(
@@ -59,7 +70,8 @@ def validate(decoded: Decoded, message: Message, now: int, max_ahead: int) -> Ev
         _time_for_precedence(kind.name, envelope["occurred_at"], received_at),
         event_key(tenant, event_id),
         content_hash(kind.name, envelope["source"], record),
-        identities(tenant, record["identifiers"]),
+        identities,
+        _phone(identifiers["phone"], policy) if identifiers["phone"] else "",
         message.topic(),
         message.partition(),
         message.offset(),
@@ -69,6 +81,13 @@ def validate(decoded: Decoded, message: Message, now: int, max_ahead: int) -> Ev
         message,
         traceparent(headers) if headers else None,
     )
+
+
+def _phone(text: str, policy: IdentityPolicy) -> str:
+    phone = parse_phone(text, policy.region)
+    if phone.number:
+        return "" if is_one_digit(phone) or phone.key in policy.placeholders else phone.number
+    return "" if is_placeholder(text, policy.placeholders) else text.strip()  # a CRM user can still use it
 
 
 def _time_for_precedence(kind: str, occurred_at: int, received_at: int) -> int:

@@ -12,6 +12,7 @@ import orjson
 from infra.clock import to_datetime
 from streams.intake.decision import FILTERED, Change, Decision, LeadRow, Merge
 from streams.intake.event import Identity
+from streams.intake.identity import Refused
 
 _INSERTED = LeadRow._fields.index("merged_into")  # a new lead has not been merged
 
@@ -45,6 +46,32 @@ async def write_decision(connection: asyncpg.Connection, decision: Decision) -> 
     month = to_datetime(decision.now).date().replace(day=1)
     await _insert_receipts(connection, decision.accepted, month)
     await _insert_history(connection, decision.accepted, month)
+
+
+async def insert_refused(connection: asyncpg.Connection, refused: Sequence[Refused], now: int) -> list[Refused]:
+    """Insert refused identities; return those that were not known."""
+    known = {(each.lead_id, each.identity[1], _refused_value(each)): each for each in refused}
+    if not known:
+        return []
+    rows = [
+        (*key, each.identity[0], each.holder or None, each.why, each.event.event_id)
+        for key, each in sorted(known.items())
+    ]
+    found = await connection.fetch(
+        """
+        INSERT INTO merge_reviews (lead_id, kind, value, tenant, holder_id, why, event_id, refused_at)
+        SELECT *, $8 FROM unnest($1::uuid[], $2::text[], $3::text[], $4::text[], $5::uuid[], $6::text[], $7::text[])
+        ON CONFLICT DO NOTHING RETURNING lead_id, kind, value
+        """,
+        *columns_of(rows, 7),
+        now,
+    )
+    return [known[str(row[0]), row[1], row[2]] for row in found]
+
+
+def _refused_value(refused: Refused) -> str:
+    """Return the identity, or "" for all that exceed a cap, which may be many."""
+    return "" if refused.why == "cap" else refused.identity[2]
 
 
 async def _insert_leads(connection: asyncpg.Connection, leads: Sequence[LeadRow]) -> None:

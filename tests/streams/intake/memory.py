@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, fields
@@ -13,6 +14,8 @@ from streams.intake.decision import Decision, LeadRow, PastChange
 from streams.intake.dedupe import Receipt
 from streams.intake.echo import PastValues
 from streams.intake.event import Event, Identity
+from streams.intake.identity import Holder, Refused
+from streams.intake.identity_policy import DEFAULT
 from streams.intake.merge import REPORTING, TOUCHING, Touch
 from streams.intake.store import Store, Transaction
 from streams.intake.touches import Outermost
@@ -26,6 +29,7 @@ class Tables:
     history: dict[tuple[str, int], PastChange] = field(default_factory=dict)
     touches: dict[str, list[Touch]] = field(default_factory=dict)
     past: dict[str, list[PastValues]] = field(default_factory=dict)
+    refused: dict[tuple[str, str, str], Refused] = field(default_factory=dict)
 
 
 def _as_jsonb(row: LeadRow) -> LeadRow:
@@ -44,6 +48,14 @@ class MemoryTransaction(Transaction):
     async def owners(self, events: Sequence[Event]) -> dict[Identity, str]:
         stored = self._tables.identities
         return {i: stored[i] for event in events for i in event.identities if i in stored}
+
+    async def holders(self, lead_ids: Collection[str]) -> dict[str, Holder]:
+        found: dict[str, Holder] = {}
+        for lead_id in lead_ids:
+            own = [i for i, of in self._tables.identities.items() if of == lead_id]
+            strong = any(DEFAULT.is_strong(kind, value) for _, kind, value in own)
+            found[lead_id] = Holder(self._tables.leads[lead_id].version, Counter(kind for _, kind, _ in own), strong)
+        return found
 
     async def bind(self, bindings: Mapping[Identity, str]) -> None:
         assert not bindings.keys() & self._tables.identities.keys()
@@ -79,7 +91,11 @@ class MemoryTransaction(Transaction):
     async def signal_types(self) -> frozenset[str]:
         return self._signals
 
-    async def write(self, decision: Decision) -> None:
+    async def refused(self, redelivered: Sequence[tuple[Event, Receipt]]) -> list[Refused]:
+        ids = {(receipt.lead_id, event.event_id) for event, receipt in redelivered}
+        return [each for each in self._tables.refused.values() if (each.lead_id, each.event.event_id) in ids]
+
+    async def write(self, decision: Decision) -> list[Refused]:
         tables = self._tables
         inserted = {lead.lead_id: lead for lead in decision.inserted}
         updated = {lead.lead_id: lead for lead in decision.updated}
@@ -106,6 +122,12 @@ class MemoryTransaction(Transaction):
             if event.type.authority in TOUCHING:
                 touch = (event.at, event.event_id, event.source)
                 tables.touches.setdefault(change.lead_id, []).append(touch)
+        keys = {(r.lead_id, r.identity[1], "" if r.why == "cap" else r.identity[2]): r for r in decision.refused}
+        new = {key: refused for key, refused in keys.items() if key not in tables.refused}
+        tables.refused |= {
+            key: refused._replace(event=refused.event._replace(message=None)) for key, refused in new.items()
+        }
+        return list(new.values())
 
 
 class MemoryStore(Store):

@@ -16,6 +16,8 @@ from prometheus_client import REGISTRY
 from infra.errors import DependencyUnavailable
 from streams.intake.decision import Decision
 from streams.intake.event import Event
+from streams.intake.identity import Refused
+from streams.intake.identity_policy import default_policy
 from streams.intake.part_size import PartSize
 from streams.intake.store import Contended, Store, Transaction
 from streams.intake.transactions import decide_in_parts
@@ -140,15 +142,15 @@ class Breaks(Store):
         async with super().transaction() as real:
             if not self.commits:
                 raise DependencyUnavailable("Postgres", "test")
-            yield _Pairs(real.connection, timedelta(days=90), 1 << 24)
+            yield _Pairs(real.connection, timedelta(days=90), 1 << 24, default_policy)
         self.commits -= 1
 
 
 class _Pairs(Transaction):
-    async def write(self, decision: Decision) -> None:
+    async def write(self, decision: Decision) -> list[Refused]:
         if len(decision.accepted) > 2:
             raise Contended("unique_violation")
-        await super().write(decision)
+        return await super().write(decision)
 
 
 @pytest.mark.integration
