@@ -14,14 +14,16 @@ from schemas.phones import is_one_digit, parse_phone
 _REPEATED = 6  # a character repeated so often is no id
 _WORDS = frozenset({
     "null", "nil", "none", "undefined", "unknown", "nan", "na", "notset", "notavailable", "notapplicable", "empty",
-    "missing", "blank", "novalue", "default", "anonymous", "anon", "nobody", "guest", "test", "testing", "tester",
-    "dummy", "fake", "sample", "example", "string", "true", "false", "objectobject", "todo", "tbd", "xxx", "asdf",
-    "qwerty", "deleted", "removed", "redacted", "userid", "anonymousid", "externalid", "emptystring", "1234567890",
-    "0123456789", "123456789", "012345678",
+    "missing", "blank", "novalue", "anonymous", "true", "false", "objectobject", "xxx", "userid", "anonymousid",
+    "externalid", "emptystring", "1234567890", "0123456789", "123456789", "012345678",
 })  # fmt: skip
 # Local parts that mean no address, at any domain.
 _NO_ADDRESS = frozenset({"null", "undefined", "none", "noemail", "nomail", "nil", "unknown", "email_not_unlocked"})
-# Names that are no address at a domain of such a name: test@test.com.
+# Domains of such a name have no people, and a name of these at a domain of the same name is none: aaa@aaa.com.
+_NO_DOMAIN = frozenset({
+    "test", "tests", "testing", "fake", "none", "null", "undefined", "asdf", "qwerty", "email", "noemail", "nomail",
+    "dummy", "sample", "domain", "anonymous", "foo", "bar",
+})  # fmt: skip
 _NO_NAME = frozenset({
     "test", "tests", "testing", "fake", "none", "no", "na", "null", "undefined", "asdf", "qwerty", "email", "mail",
     "noemail", "nomail", "unknown", "a", "aa", "aaa", "b", "x", "xx", "xxx", "abc", "foo", "bar", "dummy", "sample",
@@ -87,7 +89,7 @@ def is_no_address(email: str) -> bool:
     """Return whether an e-mail address in normal form is a placeholder, such as test@test.com."""
     local, _, domain = email.partition("@")
     name = domain.partition(".")[0]
-    return local in _NO_ADDRESS or (local in _NO_NAME and name in _NO_NAME)
+    return local in _NO_ADDRESS or (local in _NO_NAME and (name == local or name in _NO_DOMAIN))
 
 
 def phone_key(text: str, region: str = "") -> str:

@@ -30,8 +30,11 @@ def crowd(rng: random.Random, tenant: str, count: int) -> list[bytes]:
     made = []
     for number in range(count):
         who = rng.randrange(6)
-        ids: dict[str, Any] = {"email": f"p{who}@example.com", "anonymous_id": f"a{who}", "external_id": f"x{who // 2}"}
+        ids: dict[str, Any] = {"email": f"p{who}@example.com", "external_id": f"x{who // 2}"}
+        ids["crm_ids"] = {"hubspot": f"h{who}"}
         identifiers = {name: ids[name] for name in rng.sample(sorted(ids), rng.choice((1, 1, 1, 2)))}
+        if rng.random() < 0.3:  # a browser of one person: alone, or with the address
+            identifiers = {"anonymous_id": f"a{who}"} | rng.choice(({}, {"email": ids["email"]}))
         own: dict[str, Any] = {"at": NOW - rng.randrange(4) * HOUR, "tenant": tenant, **identifiers}
         kind = rng.choice(["lead_updated", "form_submitted", "enrichment_completed", "page_viewed", "consent_changed"])
         if rng.random() < 0.1:
