@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -43,7 +45,7 @@ def test_keys_separate_tenants_and_ids() -> None:
     assert event_key("a", "bc") != event_key("ab", "c")
 
 
-def form(answers: dict[str, str], **own: str) -> int:
+def form(answers: dict[str, str], **own: Any) -> int:
     made = record("form_submitted", **({"email": "a@example.com", "form_id": "demo"} | own), answers=answers)
     return content_hash("form_submitted", "web", made)
 
