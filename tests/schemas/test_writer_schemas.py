@@ -30,7 +30,8 @@ def respond(request: httpx.Request) -> httpx.Response:
             return httpx.Response(200, text="<html>a proxy</html>")
         case 503:
             raise httpx.ConnectError("refused", request=request)
-        case status:
+        case asked:
+            status = asked if 400 <= asked < 600 else 404
             return httpx.Response(status, json={"error_code": status * 100 + 1, "message": "not found, or an error"})
 
 
