@@ -32,11 +32,14 @@ def validate(
 ) -> Event | Dead:
     """Validate a decoded record.
 
+    Guarantees: the result depends on the record alone, so a redelivery has the same one: times are compared with the
+    broker's time of the record, not with the clock of this worker.
+
     Args:
         decoded: of any type; only lead events are valid on this topic.
         message: the consumed message.
-        now: current time in microseconds since 1970.
-        max_ahead: how far ``occurred_at`` may be ahead of ``now``, in microseconds.
+        now: current time in microseconds since 1970; used only if the record has no time of the broker.
+        max_ahead: how far ``occurred_at`` may be ahead of the broker's time of the record, in microseconds.
         policies: the identity policy of each tenant.
 
     Returns:
@@ -51,7 +54,9 @@ def validate(
     envelope, identifiers = record["envelope"], record["identifiers"]
     tenant, event_id = envelope["tenant"], envelope["event_id"]
     policy = policies(tenant)
-    properties = rules.check_event(kind, record, now, max_ahead, policy.region)
+    has_time, appended_at = message.timestamp()
+    received_at = (appended_at if has_time else now // 1000) * 1000
+    properties = rules.check_event(kind, record, received_at + _MILLISECOND_US, max_ahead, policy.region)
     if isinstance(properties, Dead):
         return properties
     identities = tuple((tenant, *each) for each in policy.identify(identifiers))
@@ -59,7 +64,6 @@ def validate(
         problem = Problem("/identifiers", "each identifier is a placeholder of the tenant's file: it identifies nobody")
         return Dead(Reason.NO_IDENTIFIER, (problem,))
     headers = message.headers()
-    received_at = message.timestamp()[1] * 1000
     return Event(
         kind,
         record,

@@ -134,7 +134,7 @@ def test_a_wrong_name_to_clear_is_refused(cleared: list[str], own: dict[str, Any
 
 def received(value: bytes, at: int, offset: int) -> Event:
     made = message(value, offset=offset, at=at)
-    found = validate(CODEC.decode(value), made, NOW + 24 * HOUR, 0)
+    found = validate(CODEC.decode(value), made, NOW, 24 * HOUR)
     assert isinstance(found, Event)
     return found
 
