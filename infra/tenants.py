@@ -154,7 +154,7 @@ class Tenants:
         """Return what changes when a file changes, for each tenant file and each file with a secret."""
         files = [*self._folder.glob("*.yaml"), *self._folder.glob("*.yml")]
         for tenant in self._valid.values():
-            for section in (*tenant.crm.values(), *tenant.enrichment.providers.values(), *tenant.sender.values()):
+            for section in tenant.sections:
                 files += [Path(reference.file) for _, reference in section.references if reference.file]
         found: dict[Path, _Stamp] = {}
         for file in files:

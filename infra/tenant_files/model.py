@@ -144,6 +144,11 @@ class Tenant(_Part):
         """Whether the tenant has a file of its own."""
         return self.file != DEFAULT
 
+    @property
+    def sections(self) -> list[Section]:
+        """The accounts of all connectors."""
+        return [*self.crm.values(), *self.enrichment.providers.values(), *self.sender.values()]
+
     def section(self, kind: str, name: str) -> Section | None:
         """Return the section of a connector: ``kind`` is crm, provider or channel."""
         sections = {"crm": self.crm, "provider": self.enrichment.providers, "channel": self.sender}[kind]
