@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from types import ModuleType
 
 import asyncpg
@@ -17,16 +16,20 @@ from infra.postgres.leased import LeasedWork, WorkLimits
 from infra.postgres.leased_outcomes import OutcomeQueue
 from infra.postgres.leased_pause import Pause
 from infra.postgres.pool import close, connect
-from infra.retry import Backoff
+from infra.retry import Backoff, Retry
 from infra.runtime import Stop, log, run_together
 from infra.settings import Settings, SettingsError
 from schemas.codec import Codec
+from sinks.account_work import AccountWork
+from sinks.accounts import Account, Accounts, Wakes
 from sinks.clickhouse import STAGE, TOPICS, ClickHouseSink
 from sinks.crm import Connector, SyncConfig
+from sinks.crm.account_rows import AccountRows, close_accounts
 from sinks.crm.reconciler import Reconciler
 from sinks.crm.sync_requests import SyncRequests
 from sinks.crm.sync_table import CrmSyncTable
 from sinks.messages import Channel, DeliveryConfig, message_requests
+from sinks.messages.account_messages import AccountMessages
 from sinks.messages.delivery import MessageDelivery
 from sinks.messages.message_requests import MessageRequests
 from sinks.messages.messages_table import MessagesTable
@@ -47,15 +50,13 @@ async def crm(settings: Settings, stop: Stop, name: str) -> None:
         SettingsError: there is no such CRM, or its settings (``LEADSTREAM_CRM_<NAME>_*``) are invalid.
 
     """
-    module = _connector("sinks.crm", name)
-    config: SyncConfig = settings.section(f"crm_{name}", module.Config)
-    pool = await connect(settings.database_url, size=config.in_flight + _OTHER_CONNECTIONS, application=f"crm-{name}")
+    accounts = Accounts[SyncConfig](settings, "crm", _connector("sinks.crm", name))
+    size = accounts.process.in_flight + _OTHER_CONNECTIONS
+    pool = await connect(settings.database_url, size=size, application=f"crm-{name}")
     deliverer = Deliverer(settings, f"crm-{name}", on_fatal=stop.fail)
-    client = http.client(config.base_url, timeout_s=config.timeout_s, connections=config.in_flight * 2)
     try:
-        await _sync(settings, stop, name, config, module.connect(config, client), pool, deliverer)
+        await _sync(settings, stop, name, accounts, pool, deliverer)
     finally:
-        await client.aclose()
         await deliverer.close()
         await close(pool)
 
@@ -86,17 +87,13 @@ async def messages(settings: Settings, stop: Stop, name: str) -> None:
         SettingsError: there is no such channel, or its settings (``LEADSTREAM_CHANNEL_<NAME>_*``) are invalid.
 
     """
-    module = _connector("sinks.messages", name)
-    config: DeliveryConfig = settings.section(f"channel_{name}", module.Config)
-    pool = await connect(
-        settings.database_url, size=config.max_connections + _OTHER_CONNECTIONS, application=f"messages-{name}"
-    )
+    accounts = Accounts[DeliveryConfig](settings, "channel", _connector("sinks.messages", name))
+    size = accounts.process.max_connections + _OTHER_CONNECTIONS
+    pool = await connect(settings.database_url, size=size, application=f"messages-{name}")
     deliverer = Deliverer(settings, f"messages-{name}", on_fatal=stop.fail)
-    channel: Channel = module.connect(config)
     try:
-        await _deliver(settings, stop, name, config, channel, pool, deliverer)
+        await _deliver(settings, stop, name, accounts, pool, deliverer)
     finally:
-        await channel.close()
         await deliverer.close()
         await close(pool)
 
@@ -105,89 +102,131 @@ async def _sync(
     settings: Settings,
     stop: Stop,
     name: str,
-    config: SyncConfig,
-    connector: Connector,
+    accounts: Accounts[SyncConfig],
     pool: asyncpg.Pool,
     deliverer: Deliverer,
 ) -> None:
-    stage, codec, wake = f"crm-{name}", Codec(), asyncio.Event()
-    table = CrmSyncTable(pool, name, lease_s=config.lease_s)
-    pause = Pause(stage, name, Backoff(config.backoff_s, _CRM_PAUSE_MAX_S))
-    work = LeasedWork(
-        stage,
-        table,
-        Reconciler(table, connector, pause, stage).handle,
-        limits=WorkLimits(
-            in_flight=config.in_flight,
-            batch_max=connector.batch_max,
-            poll_s=config.poll_s,
-            stop_s=settings.shutdown_s * _STOP_SHARE,
-        ),
-        backoff=Backoff(config.backoff_s, config.backoff_max_s),
-        pause=pause,
-        outcomes=OutcomeQueue(deliverer.deliver),
-        records=OutcomeRecords(stage, codec.encoder("outcome")),
-        wake=wake,
-        ready=connector.ready,
-        status=stop.status,
-    )
-    for problem in await connector.test():
-        log(stage).warning("CRM set-up problem", extra={"fields": {"crm": name, "detail": problem}})
+    stage, codec, wakes = f"crm-{name}", Codec(), Wakes()
+    module, process = _connector("sinks.crm", name), accounts.process
+
+    async def sync(account: Account[SyncConfig], stop: Stop) -> None:
+        """Sync the leads of one account."""
+        config, scope = account.config, account.scope
+        table = CrmSyncTable(pool, scope, lease_s=process.lease_s)
+        pause = Pause(stage, scope, Backoff(process.backoff_s, _CRM_PAUSE_MAX_S))
+        retry = Retry(stage, stop.status, stop.wait)
+        async with http.client(
+            config.base_url, timeout_s=config.timeout_s, connections=process.in_flight * 2
+        ) as client:
+            connector: Connector = module.connect(config, client)
+            rows = AccountRows(pool, accounts, scope, Reconciler(table, connector, pause, stage).handle, wakes)
+            if account.tenant:
+                await retry.until_available(lambda: rows.open(account.tenant, name))
+            work = LeasedWork(
+                stage,
+                table,
+                rows.handle,
+                limits=WorkLimits(
+                    in_flight=process.in_flight,
+                    batch_max=connector.batch_max,
+                    poll_s=process.poll_s,
+                    stop_s=settings.shutdown_s * _STOP_SHARE,
+                ),
+                backoff=Backoff(process.backoff_s, process.backoff_max_s),
+                pause=pause,
+                outcomes=OutcomeQueue(deliverer.deliver),
+                records=OutcomeRecords(stage, codec.encoder("outcome")),
+                wake=wakes(scope),
+                ready=connector.ready,
+                status=stop.status,
+            )
+            for problem in await connector.test():
+                log(stage).warning("CRM set-up problem", extra={"fields": {"crm": scope, "detail": problem}})
+            await work.run(stop)
+        pause.end()
+
     requests = run_batches(
         settings,
         group=stage,
         topics=[f"leads.crm-{name}"],
-        processor=SyncRequests(table, codec, stage, wake),
+        processor=SyncRequests(CrmSyncTable(pool, name, lease_s=process.lease_s), codec, stage, wakes, accounts),
         stop=stop,
         limits=BatchLimits(settings.batch_size, settings.batch_bytes, settings.batch_linger_ms),
         deliverer=deliverer,
         config=_FETCH,
     )
-    await run_together(work.run(stop), requests)
+    work = AccountWork(stage, accounts.current, sync)
+    retry = Retry(stage, stop.status, stop.wait)
+
+    async def changed() -> None:
+        await retry.until_available(lambda: close_accounts(pool, name, accounts.own_scopes()))
+        await work.apply()
+
+    await run_together(work.run(stop), accounts.tenants.watch(stop, changed), requests)
 
 
 async def _deliver(
     settings: Settings,
     stop: Stop,
     name: str,
-    config: DeliveryConfig,
-    channel: Channel,
+    accounts: Accounts[DeliveryConfig],
     pool: asyncpg.Pool,
     deliverer: Deliverer,
 ) -> None:
-    stage, codec, wake = f"messages-{name}", Codec(), asyncio.Event()
-    table = MessagesTable(pool, name, lease_s=config.lease_s)
-    pause = Pause(stage, name, Backoff(config.backoff_s, _CHANNEL_PAUSE_MAX_S))
+    stage, codec, wakes = f"messages-{name}", Codec(), Wakes()
+    module, process = _connector("sinks.messages", name), accounts.process
     records = OutcomeRecords(stage, codec.encoder("outcome"))
-    work = LeasedWork(
-        stage,
-        table,
-        MessageDelivery(table, channel, config, pause=pause, codec=codec, stage=stage).handle,
-        limits=WorkLimits(
-            in_flight=config.max_connections,
-            ahead=_AHEAD * config.max_connections,
-            poll_s=config.poll_s,
-            stop_s=settings.shutdown_s * _STOP_SHARE,
-        ),
-        backoff=Backoff(config.backoff_s, config.backoff_max_s),
-        pause=pause,
-        outcomes=OutcomeQueue(deliverer.deliver),
-        records=records,
-        wake=wake,
-        status=stop.status,
-    )
+
+    async def deliver(account: Account[DeliveryConfig], stop: Stop) -> None:
+        """Send the messages of one account."""
+        config, scope = account.config, account.scope
+        table = MessagesTable(pool, scope, lease_s=process.lease_s)
+        pause = Pause(stage, scope, Backoff(process.backoff_s, _CHANNEL_PAUSE_MAX_S))
+        channel: Channel = module.connect(config)
+        delivery = MessageDelivery(table, channel, config, pause=pause, codec=codec, stage=stage)
+        work = LeasedWork(
+            stage,
+            table,
+            AccountMessages(table, accounts, scope, delivery.handle, wakes).handle,
+            limits=WorkLimits(
+                in_flight=process.max_connections,
+                ahead=_AHEAD * process.max_connections,
+                poll_s=process.poll_s,
+                stop_s=settings.shutdown_s * _STOP_SHARE,
+            ),
+            backoff=Backoff(process.backoff_s, process.backoff_max_s),
+            pause=pause,
+            outcomes=OutcomeQueue(deliverer.deliver),
+            records=records,
+            wake=wakes(scope),
+            status=stop.status,
+        )
+        try:
+            await work.run(stop)
+        finally:
+            await channel.close()
+            pause.end()
+
     requests = run_batches(
         settings,
         group=stage,
         topics=[message_requests.TOPIC],
         processor=MessageRequests(
-            table, codec, records, channel=name, stage=stage, wake=wake, channels=[*plugins.discover("sinks.messages")]
+            MessagesTable(pool, name, lease_s=process.lease_s),
+            codec,
+            records,
+            channel=name,
+            stage=stage,
+            wake=wakes,
+            channels=[*plugins.discover("sinks.messages")],
+            accounts=accounts,
         ),
         stop=stop,
         limits=BatchLimits(settings.batch_size, settings.batch_bytes, settings.batch_linger_ms),
         deliverer=deliverer,
     )
-    await run_together(work.run(stop), requests)
+    work = AccountWork(stage, accounts.current, deliver)
+    await run_together(work.run(stop), accounts.tenants.watch(stop, work.apply), requests)
 
 
 def _connector(package: str, name: str) -> ModuleType:

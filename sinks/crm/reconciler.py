@@ -45,7 +45,8 @@ class _Plan:
     """The rows of a lease by the action that they need, in the order of the actions.
 
     ``unchanged``: what the CRM gets is what it was sent last. ``deferred``: survivors of a lead that another worker has
-    leased. ``outdated``: the canonical record has a lower version than the wanted one, which is a defect.
+    leased. ``outdated``: the canonical record has a lower version than the wanted one, which is a defect. ``foreign``:
+    the lead is another tenant's than the request claims.
     """
 
     retire: list[tuple[SyncRow, RetiredLead]] = field(default_factory=list)
@@ -53,6 +54,7 @@ class _Plan:
     unchanged: list[tuple[SyncRow, Snapshot]] = field(default_factory=list)
     deferred: list[SyncRow] = field(default_factory=list)
     outdated: list[SyncRow] = field(default_factory=list)
+    foreign: list[SyncRow] = field(default_factory=list)
 
 
 class Reconciler:
@@ -71,6 +73,7 @@ class Reconciler:
         """
         plan = await self._plan(lease)
         settled: _Settled = [(row, Parked(Reason.UNAVAILABLE)) for row in plan.outdated]
+        settled += [(row, Parked(Reason.REJECTED, "tenant", until=NEVER)) for row in plan.foreign]
         settled += [(row, Released(_DEFER_S)) for row in plan.deferred]
         settled += [(row, _unchanged(row, snapshot)) for row, snapshot in plan.unchanged]
         settled += await self._retire(plan, lease.deadline)
@@ -85,6 +88,8 @@ class Reconciler:
             lead = leads.get(row.key)
             if lead is None:
                 plan.retire.append((row, RetiredLead(row.key, row.remote_id)))
+            elif lead.tenant not in ("", row.tenant):
+                plan.foreign.append(row)
             elif lead.survivor_id:
                 plan.retire.append((row, _merged(row, lead.survivor_id, lead.survivor_remote_id)))
             elif lead.version < row.wanted:

@@ -73,7 +73,7 @@ class LookupFailed:
     @property
     def refused(self) -> bool:
         """Whether the provider refuses this query for good. Every other failure may be over at a later time."""
-        return self.reason is Reason.REJECTED
+        return self.reason in (Reason.REJECTED, Reason.UNKNOWN_TENANT)
 
 
 LookupResult = Found | NotFound | LookupFailed
