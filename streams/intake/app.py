@@ -7,8 +7,9 @@ from infra.kafka.batches import run_batches
 from infra.kafka.producer import Deliverer
 from infra.kafka.topics import load_topics
 from infra.postgres.pool import close, connect
-from infra.runtime import Stop
+from infra.runtime import Stop, run_together
 from infra.settings import Settings
+from infra.tenants import Tenants
 from schemas.codec import Codec
 from schemas.writer_schemas import schema_fetch
 from streams.intake.pipeline import Intake
@@ -20,6 +21,7 @@ _RECORD_BYTES = 2000  # of an event and its records as Python objects, in additi
 
 async def main(settings: Settings, stop: Stop) -> None:
     """Run intake until ``stop``."""
+    tenants = Tenants.load(settings)
     codec = Codec(fetch=schema_fetch(settings.schema_registry_url))
     crm_topics = [name for name in load_topics() if name.startswith(CRM_TOPICS)]
     deliverer = Deliverer(settings, STAGE, on_fatal=stop.fail)
@@ -30,9 +32,10 @@ async def main(settings: Settings, stop: Stop) -> None:
         Router(codec, crm_topics, part_bytes=settings.batch_bytes),
         max_event_bytes=settings.max_event_bytes,
         max_ahead_s=settings.max_clock_ahead_s,
+        tenants=tenants,
     )
     try:
-        await run_batches(
+        batches = run_batches(
             settings,
             group=STAGE,
             topics=["leads.received"],
@@ -43,6 +46,7 @@ async def main(settings: Settings, stop: Stop) -> None:
             ),
             deliverer=deliverer,
         )
+        await run_together(batches, tenants.watch(stop))
     finally:
         await deliverer.close()
         await close(pool)

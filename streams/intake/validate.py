@@ -13,6 +13,7 @@ from confluent_kafka import Message
 
 from infra.outcomes import Dead, Problem, Reason
 from infra.telemetry import HEADER
+from infra.tenants import State
 from schemas import rules
 from schemas.codec import Decoded
 from schemas.registry import registry
@@ -69,6 +70,15 @@ def validate(decoded: Decoded, message: Message, now: int, max_ahead: int) -> Ev
         message,
         traceparent(headers) if headers else None,
     )
+
+
+def unserved(state: State) -> Dead:
+    """Return why the events of a tenant are refused: it is unknown, or its file is invalid since the start."""
+    if state is State.INVALID:
+        problem = Problem("/envelope/tenant", "the tenant's file is invalid: correct it, then replay this record")
+        return Dead(Reason.TENANT_INVALID, (problem,))
+    problem = Problem("/envelope/tenant", "no such tenant: this installation serves only tenants with a file")
+    return Dead(Reason.UNKNOWN_TENANT, (problem,))
 
 
 def _time_for_precedence(kind: str, occurred_at: int, received_at: int) -> int:
