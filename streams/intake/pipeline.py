@@ -29,7 +29,7 @@ from streams.intake.part_size import Cut, PartSize
 from streams.intake.route import Router, origin_of
 from streams.intake.store import Store
 from streams.intake.transactions import TooLarge, decide_in_parts
-from streams.intake.validate import unserved, validate
+from streams.intake.validate import of_tenant, validate
 
 
 class Intake:
@@ -61,8 +61,8 @@ class Intake:
         for message in messages:
             decoded = self._decode(message)  # first, because all later stages rely on the types of the schema
             event = decoded if isinstance(decoded, Dead) else self._validate(decoded, message, now)
-            if not isinstance(event, Dead) and self._tenants is not None and self._tenants.get(event.tenant) is None:
-                event = unserved(self._tenants.state(event.tenant))
+            if not isinstance(event, Dead) and self._tenants is not None:
+                event = of_tenant(event, self._tenants)
             if isinstance(event, Dead):
                 origin = None if isinstance(decoded, Dead) else origin_of(decoded.record)
                 batch.dead.append(self._router.dead(message, event, origin))

@@ -13,7 +13,7 @@ from confluent_kafka import Message
 
 from infra.outcomes import Dead, Problem, Reason
 from infra.telemetry import HEADER
-from infra.tenants import State
+from infra.tenants import State, Tenants
 from schemas import rules
 from schemas.codec import Decoded
 from schemas.registry import registry
@@ -22,6 +22,7 @@ from streams.intake.event import ERASURE, Event, content_hash, event_key, identi
 # Version, trace id, parent id, flags: 55 bytes. No version ff, no id of zeros.
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _WRONG_CLOCK_US = 60_000_000
+_FIRST_RANK = 1000  # of the first source in a tenant's order: above every authority
 _MILLISECOND_US = 999  # the broker's timestamp is cut off to milliseconds
 
 
@@ -72,8 +73,22 @@ def validate(decoded: Decoded, message: Message, now: int, max_ahead: int) -> Ev
     )
 
 
-def unserved(state: State) -> Dead:
-    """Return why the events of a tenant are refused: it is unknown, or its file is invalid since the start."""
+def of_tenant(event: Event, tenants: Tenants) -> Event | Dead:
+    """Return the event with the ranks of its tenant's order of sources, or Dead if the tenant is not served."""
+    tenant = tenants.get(event.tenant)
+    if tenant is None:
+        return _unserved(tenants.state(event.tenant))
+    if not tenant.precedence:
+        return event
+    ranks = {
+        name: _FIRST_RANK - sources.index(event.source)
+        for name, sources in tenant.precedence.items()
+        if event.source in sources
+    }
+    return event._replace(ranks=ranks) if ranks else event
+
+
+def _unserved(state: State) -> Dead:
     if state is State.INVALID:
         problem = Problem("/envelope/tenant", "the tenant's file is invalid: correct it, then replay this record")
         return Dead(Reason.TENANT_INVALID, (problem,))

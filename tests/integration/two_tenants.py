@@ -54,7 +54,7 @@ def canary(tenant: str) -> str:
 
 @dataclass
 class Installation:
-    """``folders``: service -> tenant -> the state folder of its simulator. ``ports``: as the folders, the HTTP ports."""
+    """``folders``: service -> tenant -> the state folder of its simulator. ``ports``: the ports of the simulators."""
 
     state: Mapping[str, Any]
     home: Path

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from infra.tenants import Tenants
-from tests.events import message, payload
+from streams.intake.event import Event
+from streams.intake.merge import Lead, merge
+from streams.intake.validate import of_tenant
+from tests.events import HOUR, NOW, event, message, payload
 from tests.streams.intake.conftest import intake
 
 
@@ -44,3 +48,38 @@ def test_an_open_installation_accepts_every_tenant_but_one_whose_file_is_wrong(f
     (folder / "default.yaml").touch()
     assert prepared(Tenants(folder)) == {"acme": "", "globex": "tenant_invalid", "initech": ""}
     assert prepared(None) == {"acme": "", "globex": "", "initech": ""}
+
+
+def test_the_order_of_sources_in_the_file_outranks_the_authority(folder: Path) -> None:
+    (folder / "acme.yaml").write_text("precedence: {title: [crm, import], custom: [import]}", "utf-8")
+    tenants = Tenants(folder)
+
+    def merged(*made: Event) -> Lead:
+        lead = Lead("lead", "acme")
+        for each in made:
+            found = of_tenant(each, tenants)
+            assert isinstance(found, Event)
+            merge(lead, found)
+        return lead
+
+    person: dict[str, Any] = {"title": "CEO", "first_name": "Ada", "email": "ada@example.com"}
+    made = [
+        event("form_submitted", "e-1", source="web", at=NOW, **person),
+        event(
+            "lead_updated",
+            "e-2",
+            source="import",
+            at=NOW - HOUR,
+            title="CTO",
+            first_name="A",
+            custom={"plan": "pro"},
+            email="ada@example.com",
+        ),
+        event("lead_updated", "e-3", source="crm", at=NOW - 2 * HOUR, title="CFO", email="ada@example.com"),
+        event("lead_updated", "e-4", source="web", at=NOW + HOUR, custom={"plan": "free"}, email="ada@example.com"),
+    ]
+    leads = [merged(*order) for order in permutations(made)]
+    assert all((lead.attributes, lead.provenance) == (leads[0].attributes, leads[0].provenance) for lead in leads)
+    assert leads[0].attributes["title"] == "CFO", "the first source of the order, though the oldest"
+    assert leads[0].attributes["first_name"] == "Ada", "no order for this field: the person"
+    assert leads[0].attributes["custom"] == {"plan": "pro"}
