@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
 from types import ModuleType
 
 import asyncpg
 
 from infra import http, plugins
 from infra.clickhouse.client import ClickHouse
+from infra.errors import DependencyUnavailable
 from infra.kafka.batch_limits import BatchLimits
 from infra.kafka.batches import run_batches
 from infra.kafka.outcome_records import OutcomeRecords
@@ -16,7 +20,7 @@ from infra.postgres.leased import LeasedWork, WorkLimits
 from infra.postgres.leased_outcomes import OutcomeQueue
 from infra.postgres.leased_pause import Pause
 from infra.postgres.pool import close, connect
-from infra.retry import Backoff, Retry
+from infra.retry import Backoff
 from infra.runtime import Stop, log, run_together
 from infra.settings import Settings, SettingsError
 from schemas.codec import Codec
@@ -40,6 +44,7 @@ _OTHER_CONNECTIONS = 3  # of the Postgres pool, in addition to one per call: for
 _CRM_PAUSE_MAX_S = 5.0
 _CHANNEL_PAUSE_MAX_S = 30.0
 _AHEAD = 7  # messages claimed ahead per connection: one claim serves many messages, and no connection waits for one
+_AGAIN_S = 1.0
 _STOP_SHARE = 0.8  # of shutdown_s, for the work in progress; the rest is for closing the clients
 
 
@@ -114,14 +119,13 @@ async def _sync(
         config, scope = account.config, account.scope
         table = CrmSyncTable(pool, scope, lease_s=process.lease_s)
         pause = Pause(stage, scope, Backoff(process.backoff_s, _CRM_PAUSE_MAX_S))
-        retry = Retry(stage, stop.status, stop.wait)
         async with http.client(
             config.base_url, timeout_s=config.timeout_s, connections=process.in_flight * 2
         ) as client:
             connector: Connector = module.connect(config, client)
             rows = AccountRows(pool, accounts, scope, Reconciler(table, connector, pause, stage).handle, wakes)
-            if account.tenant:
-                await retry.until_available(lambda: rows.open(account.tenant, name))
+            if account.tenant and not await _done(partial(rows.open, account.tenant, name), stop):
+                return
             work = LeasedWork(
                 stage,
                 table,
@@ -140,10 +144,12 @@ async def _sync(
                 ready=connector.ready,
                 status=stop.status,
             )
-            for problem in await connector.test():
-                log(stage).warning("CRM set-up problem", extra={"fields": {"crm": scope, "detail": problem}})
-            await work.run(stop)
-        pause.end()
+            testing = asyncio.create_task(_report_problems(connector, stage, scope))
+            try:
+                await work.run(stop)
+            finally:
+                testing.cancel()
+                pause.end()
 
     requests = run_batches(
         settings,
@@ -156,13 +162,12 @@ async def _sync(
         config=_FETCH,
     )
     work = AccountWork(stage, accounts.current, sync)
-    retry = Retry(stage, stop.status, stop.wait)
 
     async def changed() -> None:
-        await retry.until_available(lambda: close_accounts(pool, name, accounts.own_scopes()))
+        await _done(lambda: close_accounts(pool, name, accounts.own_scopes()), stop)
         await work.apply()
 
-    await run_together(work.run(stop), accounts.tenants.watch(stop, changed), requests)
+    await run_together(work.run(stop), changed(), accounts.tenants.watch(stop, changed), requests)
 
 
 async def _deliver(
@@ -227,6 +232,23 @@ async def _deliver(
     )
     work = AccountWork(stage, accounts.current, deliver)
     await run_together(work.run(stop), accounts.tenants.watch(stop, work.apply), requests)
+
+
+async def _report_problems(connector: Connector, stage: str, scope: str) -> None:
+    for problem in await connector.test():
+        log(stage).warning("CRM set-up problem", extra={"fields": {"crm": scope, "detail": problem}})
+
+
+async def _done(step: Callable[[], Awaitable[None]], stop: Stop) -> bool:
+    """Repeat ``step`` while Postgres is unavailable; return False if a stop was requested before it succeeded."""
+    while not stop.requested:
+        try:
+            await step()
+        except DependencyUnavailable:  # the consumer of this process reports it
+            await stop.wait(_AGAIN_S)
+        else:
+            return True
+    return False
 
 
 def _connector(package: str, name: str) -> ModuleType:
