@@ -9,6 +9,7 @@ Guarantees:
   atomically or by a link. A file is read when it has not changed for a second, so that a half-written one is not used.
 - An invalid file changes nothing: the last valid content stays in use, the metric ``leadstream_tenant_file_invalid``
   is 1, and each content is logged once. If there is no valid content, the tenant is ``invalid``: it is not served.
+  :mod:`infra.tenant_files.last_valid` keeps the last valid content across restarts.
 - Nobody is served by ``default.yaml`` because of a problem with its own file: not if that is invalid, has a wrong
   ending, or disappears while the process runs. In a closed installation a tenant whose file disappears is unknown.
 """
@@ -138,6 +139,23 @@ class Tenants:
         """The problems of the invalid files, by tenant."""
         return dict(self._problems)
 
+    @property
+    def contents(self) -> dict[str, bytes]:
+        """The content of each file that is or was valid, by tenant."""
+        return dict(self._contents)
+
+    def restore(self, name: str, content: bytes) -> None:
+        """Use an earlier content of the invalid file of the tenant ``name``, unless it was valid in this process."""
+        if name in self._valid or name not in self._problems:
+            return
+        tenant = self._read(self._folder / f"{name}.yaml", content)
+        if isinstance(tenant, Tenant):
+            self._valid = self._valid | {name: tenant}
+            self._served = {}
+            log("tenants").warning(
+                "the last valid content of a tenant file is used", extra={"fields": {"tenant": name}}
+            )
+
     async def watch(self, stop: Stop, changed: Callable[[], Awaitable[None]] | None = None) -> None:
         """Look for changed files every second until ``stop``, and call ``changed`` after a change has taken effect."""
         before = self._seen
@@ -178,6 +196,8 @@ class Tenants:
             tenant = self._read(file, content)
             if isinstance(tenant, Tenant):
                 valid[name] = tenant
+                if isinstance(content, bytes):
+                    self._contents[name] = content
             else:
                 problems[name] = tenant
                 self._report(file, name, content, tenant)

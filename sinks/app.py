@@ -23,6 +23,7 @@ from infra.postgres.pool import close, connect
 from infra.retry import Backoff
 from infra.runtime import Stop, log, run_together
 from infra.settings import Settings, SettingsError
+from infra.tenant_files.last_valid import restore_last_valid
 from schemas.codec import Codec
 from sinks.account_work import AccountWork
 from sinks.accounts import Account, Accounts, Wakes
@@ -60,6 +61,7 @@ async def crm(settings: Settings, stop: Stop, name: str) -> None:
     pool = await connect(settings.database_url, size=size, application=f"crm-{name}")
     deliverer = Deliverer(settings, f"crm-{name}", on_fatal=stop.fail)
     try:
+        await restore_last_valid(accounts.tenants, pool, stop)
         await _sync(settings, stop, name, accounts, pool, deliverer)
     finally:
         await deliverer.close()
@@ -97,6 +99,7 @@ async def messages(settings: Settings, stop: Stop, name: str) -> None:
     pool = await connect(settings.database_url, size=size, application=f"messages-{name}")
     deliverer = Deliverer(settings, f"messages-{name}", on_fatal=stop.fail)
     try:
+        await restore_last_valid(accounts.tenants, pool, stop)
         await _deliver(settings, stop, name, accounts, pool, deliverer)
     finally:
         await deliverer.close()

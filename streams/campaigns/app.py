@@ -7,6 +7,7 @@ from infra.kafka.producer import Deliverer
 from infra.postgres.pool import close, connect
 from infra.runtime import Stop, run_together
 from infra.settings import Settings
+from infra.tenant_files.last_valid import restore_last_valid
 from infra.tenants import Tenants
 from schemas.codec import Codec
 from streams.campaigns.catalog import Catalog
@@ -22,11 +23,12 @@ async def main(settings: Settings, stop: Stop) -> None:
 
     """
     tenants = Tenants.load(settings)
-    catalog = Catalog(settings.campaigns_dir, tenants)
-    evaluator = Evaluator(catalog.of, Codec(), now_us)
     deliverer = Deliverer(settings, STAGE, on_fatal=stop.fail)
     pool = await connect(settings.database_url, size=1, application=STAGE)
     try:
+        await restore_last_valid(tenants, pool, stop)
+        catalog = Catalog(settings.campaigns_dir, tenants)
+        evaluator = Evaluator(catalog.of, Codec(), now_us)
         agent = run_agent(settings, stop, group=STAGE, topic=TOPIC, handler=evaluator, deliverer=deliverer)
         await run_together(tenants.watch(stop), catalog.follow_changes(pool, stop), agent)
     finally:

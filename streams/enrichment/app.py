@@ -19,6 +19,7 @@ from infra.postgres.pool import close, connect
 from infra.retry import Backoff, Retry
 from infra.runtime import Stop, log, run_together
 from infra.settings import Settings
+from infra.tenant_files.last_valid import restore_last_valid
 from infra.tenants import Tenants
 from schemas.codec import Codec
 from streams.enrichment import STAGE
@@ -52,6 +53,7 @@ async def main(settings: Settings, stop: Stop) -> None:
         opened.push_async_callback(close, pool)
         deliverer = Deliverer(settings, STAGE, on_fatal=stop.fail)
         opened.push_async_callback(deliverer.close)
+        await restore_last_valid(tenants, pool, stop)
         waterfalls = TenantWaterfalls(tenants, settings, shared, partial(_open, pool=pool))
         opened.push_async_callback(waterfalls.close)
         work = _run(settings, stop, config, waterfalls, pool, deliverer)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from infra.kafka.batch_limits import BatchLimits
 from infra.kafka.batches import run_batches
 from infra.kafka.producer import Deliverer
@@ -9,6 +11,7 @@ from infra.kafka.topics import load_topics
 from infra.postgres.pool import close, connect
 from infra.runtime import Stop, run_together
 from infra.settings import Settings
+from infra.tenant_files.last_valid import keep_valid, restore_last_valid
 from infra.tenants import Tenants
 from schemas.codec import Codec
 from schemas.writer_schemas import schema_fetch
@@ -35,6 +38,8 @@ async def main(settings: Settings, stop: Stop) -> None:
         tenants=tenants,
     )
     try:
+        await restore_last_valid(tenants, pool, stop)
+        keep = partial(keep_valid, tenants, pool, stop)
         batches = run_batches(
             settings,
             group=STAGE,
@@ -46,7 +51,7 @@ async def main(settings: Settings, stop: Stop) -> None:
             ),
             deliverer=deliverer,
         )
-        await run_together(batches, tenants.watch(stop))
+        await run_together(batches, keep(), tenants.watch(stop, keep))
     finally:
         await deliverer.close()
         await close(pool)

@@ -6,6 +6,13 @@ CREATE TABLE crm_accounts (
     opened_at   timestamptz NOT NULL DEFAULT now()
 );
 
+-- The last valid content of each tenant file. It holds no secrets.
+CREATE TABLE tenant_files (
+    tenant   text        PRIMARY KEY,
+    content  bytea       NOT NULL,
+    valid_at timestamptz NOT NULL DEFAULT now()
+);
+
 -- The account that sends a message: the channel, such as email, or that of one tenant, email:acme. '' for messages that
 -- were finished before this column existed.
 ALTER TABLE messages_sent ADD COLUMN account text NOT NULL DEFAULT '';
