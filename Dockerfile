@@ -36,4 +36,5 @@ ENTRYPOINT ["python", "-m", "simulators"]
 FROM base AS leadstream
 COPY --from=build /opt/leadstream /opt/leadstream
 COPY campaigns/ campaigns/
+COPY tenants/ tenants/
 CMD ["leadstream", "--help"]

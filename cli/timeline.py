@@ -264,7 +264,11 @@ def _dead_steps(letters: Iterable[dict[str, Any]]) -> list[Step]:
 
 
 def _remote_ids(crm: Iterable[dict[str, Any]]) -> dict[str, str]:
-    return {f"crm-{row['destination']}": f"remote id {row['remote_id']}" for row in crm if row["remote_id"]}
+    return {
+        f"crm-{row['destination'].partition(':')[0]}": f"remote id {row['remote_id']}"
+        for row in crm
+        if row["remote_id"]
+    }
 
 
 def _require_one_tenant(found: Iterable[str]) -> None:

@@ -31,6 +31,10 @@ REBALANCES = Counter(
 CAMPAIGNS_INVALID = Gauge(
     "leadstream_campaigns_invalid", "1 while a campaign file is invalid; the last valid campaigns run."
 )
+# tenant is the name of a file, so there are as many as files.
+TENANT_FILE_INVALID = Gauge(
+    "leadstream_tenant_file_invalid", "1 while a tenant's file is invalid; its last valid content is used.", ["tenant"]
+)
 CONTENTION = Counter(
     "leadstream_contention",
     "Transactions that were rolled back because another worker wrote the same rows.",

@@ -25,6 +25,8 @@ class Reason(StrEnum):
     ABSURD_TIME = "absurd_time"  # occurred_at before 2000-01-01 or too far in the future
     NO_IDENTIFIER = "no_identifier"  # no identifier of a lead
     EVENT_ID_REUSED = "event_id_reused"  # another event of the tenant has this event_id
+    UNKNOWN_TENANT = "unknown_tenant"  # the installation is closed, and the tenant has no file
+    TENANT_INVALID = "tenant_invalid"  # the tenant's file is invalid: replay the record when it is corrected
     # dead at a destination
     REJECTED = "rejected"  # the destination rejects it permanently
     EXPIRED = "expired"  # not delivered within its time limit, or too old for a campaign

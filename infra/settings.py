@@ -19,9 +19,10 @@ from pydantic import BaseModel, Field, ValidationError, field_validator
 from infra.kafka_settings import KafkaSettings
 
 PREFIX = "LEADSTREAM_"
-_SHIPPED = Path(__file__).parents[1] / "campaigns"
+_SHIPPED = Path(__file__).parents[1]
 # A connector's own settings: LEADSTREAM_CRM_HUBSPOT_TOKEN belongs to the section "crm_hubspot".
-SECTIONS = ("PROVIDER_", "CRM_", "CHANNEL_", "ENRICHMENT_")
+# LEADSTREAM_SECRET_* are secrets that tenant files refer to.
+SECTIONS = ("PROVIDER_", "CRM_", "CHANNEL_", "ENRICHMENT_", "SECRET_")
 
 _MB = 1 << 20
 # Of memory_mb: at most five batches are in memory, and a record as Python objects is several times larger.
@@ -143,8 +144,16 @@ class Settings(KafkaSettings):
     )
 
     campaigns_dir: Path = Field(
-        default_factory=lambda: _SHIPPED if not (here := Path("campaigns")).is_dir() else here,
+        default_factory=lambda: _folder("campaigns"),
         description="Folder of the campaign files (*.yaml). Default: ./campaigns if it exists, else the examples.",
+    )
+    tenants_dir: Path = Field(
+        default_factory=lambda: _folder("tenants"),
+        description="Folder of the tenant files (<tenant>.yaml). Default: ./tenants if it exists, else the shipped "
+        "one, whose default.yaml serves every tenant.",
+    )
+    tenants_closed: bool = Field(
+        False, description="Whether tenants without a file of their own are refused, also if default.yaml exists."
     )
 
     log_level: str = Field(
@@ -214,6 +223,10 @@ class Settings(KafkaSettings):
         """Return whether any setting of the connector section ``name`` (such as ``crm_hubspot``) is set."""
         return any(key.startswith(name.upper() + "_") for key in self._sections)
 
+    def secret(self, name: str) -> str:
+        """Return the value of the secret or connector setting ``name``, such as LEADSTREAM_SECRET_ACME; "" if unset."""
+        return self._sections.get(name.removeprefix(PREFIX), "")
+
     def section(self, name: str, model: type[Section]) -> Section:
         """Return the connector settings ``LEADSTREAM_<NAME>_*`` as ``model`` (``name`` such as ``crm_hubspot``).
 
@@ -231,6 +244,10 @@ class Settings(KafkaSettings):
         if unknown:
             raise SettingsError("Wrong settings:\n  " + "\n  ".join(sorted(unknown)))
         return section
+
+
+def _folder(name: str) -> Path:
+    return here if (here := Path(name)).is_dir() else _SHIPPED / name
 
 
 def _words(text: str) -> list[str]:

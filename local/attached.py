@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,11 +22,14 @@ _POLL_S = 0.05
 class AttachedStack:
     """The embedded stack in the state folder ``home``; ``options`` are command-line options of the supervisor.
 
+    ``settings``: environment variables that its processes have besides LEADSTREAM_HOME.
+
     Crash: the supervisor reads the end of its standard input and stops the stack.
     """
 
-    def __init__(self, home: Path, *options: str) -> None:
+    def __init__(self, home: Path, *options: str, settings: Mapping[str, str] | None = None) -> None:
         self.home = home
+        self._settings = dict(settings or {})
         self._options = options
         self._supervisor: subprocess.Popen[bytes] | None = None
 
@@ -47,7 +51,8 @@ class AttachedStack:
         command = [sys.executable, "-m", "local.supervisor", "--until-eof", *self._options]
         with log.open("ab") as out:
             # Settings of the caller's environment must not change what this stack runs.
-            environment = child_environment({"LEADSTREAM_HOME": str(self.home.resolve())}, inherit=False)
+            own = self._settings | {"LEADSTREAM_HOME": str(self.home.resolve())}
+            environment = child_environment(own, inherit=False)
             self._supervisor = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=out, stderr=out, env=environment)
         deadline = time.monotonic() + _START_S
         while (state := self.state).get("state") != "up":

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
 from types import ModuleType
 
 import asyncpg
 
 from infra import http, plugins
 from infra.clickhouse.client import ClickHouse
+from infra.errors import DependencyUnavailable
 from infra.kafka.batch_limits import BatchLimits
 from infra.kafka.batches import run_batches
 from infra.kafka.outcome_records import OutcomeRecords
@@ -20,13 +23,18 @@ from infra.postgres.pool import close, connect
 from infra.retry import Backoff
 from infra.runtime import Stop, log, run_together
 from infra.settings import Settings, SettingsError
+from infra.tenant_files.last_valid import restore_last_valid
 from schemas.codec import Codec
+from sinks.account_work import AccountWork
+from sinks.accounts import Account, Accounts, Wakes
 from sinks.clickhouse import STAGE, TOPICS, ClickHouseSink
 from sinks.crm import Connector, SyncConfig
+from sinks.crm.account_rows import AccountRows, close_accounts
 from sinks.crm.reconciler import Reconciler
 from sinks.crm.sync_requests import SyncRequests
 from sinks.crm.sync_table import CrmSyncTable
 from sinks.messages import Channel, DeliveryConfig, message_requests
+from sinks.messages.account_messages import AccountMessages
 from sinks.messages.delivery import MessageDelivery
 from sinks.messages.message_requests import MessageRequests
 from sinks.messages.messages_table import MessagesTable
@@ -37,6 +45,7 @@ _OTHER_CONNECTIONS = 3  # of the Postgres pool, in addition to one per call: for
 _CRM_PAUSE_MAX_S = 5.0
 _CHANNEL_PAUSE_MAX_S = 30.0
 _AHEAD = 7  # messages claimed ahead per connection: one claim serves many messages, and no connection waits for one
+_AGAIN_S = 1.0
 _STOP_SHARE = 0.8  # of shutdown_s, for the work in progress; the rest is for closing the clients
 
 
@@ -47,15 +56,14 @@ async def crm(settings: Settings, stop: Stop, name: str) -> None:
         SettingsError: there is no such CRM, or its settings (``LEADSTREAM_CRM_<NAME>_*``) are invalid.
 
     """
-    module = _connector("sinks.crm", name)
-    config: SyncConfig = settings.section(f"crm_{name}", module.Config)
-    pool = await connect(settings.database_url, size=config.in_flight + _OTHER_CONNECTIONS, application=f"crm-{name}")
+    accounts = Accounts[SyncConfig](settings, "crm", _connector("sinks.crm", name))
+    size = accounts.process.in_flight + _OTHER_CONNECTIONS
+    pool = await connect(settings.database_url, size=size, application=f"crm-{name}")
     deliverer = Deliverer(settings, f"crm-{name}", on_fatal=stop.fail)
-    client = http.client(config.base_url, timeout_s=config.timeout_s, connections=config.in_flight * 2)
     try:
-        await _sync(settings, stop, name, config, module.connect(config, client), pool, deliverer)
+        await restore_last_valid(accounts.tenants, pool, stop)
+        await _sync(settings, stop, name, accounts, pool, deliverer)
     finally:
-        await client.aclose()
         await deliverer.close()
         await close(pool)
 
@@ -86,17 +94,14 @@ async def messages(settings: Settings, stop: Stop, name: str) -> None:
         SettingsError: there is no such channel, or its settings (``LEADSTREAM_CHANNEL_<NAME>_*``) are invalid.
 
     """
-    module = _connector("sinks.messages", name)
-    config: DeliveryConfig = settings.section(f"channel_{name}", module.Config)
-    pool = await connect(
-        settings.database_url, size=config.max_connections + _OTHER_CONNECTIONS, application=f"messages-{name}"
-    )
+    accounts = Accounts[DeliveryConfig](settings, "channel", _connector("sinks.messages", name))
+    size = accounts.process.max_connections + _OTHER_CONNECTIONS
+    pool = await connect(settings.database_url, size=size, application=f"messages-{name}")
     deliverer = Deliverer(settings, f"messages-{name}", on_fatal=stop.fail)
-    channel: Channel = module.connect(config)
     try:
-        await _deliver(settings, stop, name, config, channel, pool, deliverer)
+        await restore_last_valid(accounts.tenants, pool, stop)
+        await _deliver(settings, stop, name, accounts, pool, deliverer)
     finally:
-        await channel.close()
         await deliverer.close()
         await close(pool)
 
@@ -105,89 +110,149 @@ async def _sync(
     settings: Settings,
     stop: Stop,
     name: str,
-    config: SyncConfig,
-    connector: Connector,
+    accounts: Accounts[SyncConfig],
     pool: asyncpg.Pool,
     deliverer: Deliverer,
 ) -> None:
-    stage, codec, wake = f"crm-{name}", Codec(), asyncio.Event()
-    table = CrmSyncTable(pool, name, lease_s=config.lease_s)
-    pause = Pause(stage, name, Backoff(config.backoff_s, _CRM_PAUSE_MAX_S))
-    work = LeasedWork(
-        stage,
-        table,
-        Reconciler(table, connector, pause, stage, max_bytes=settings.batch_bytes // config.in_flight).handle,
-        limits=WorkLimits(
-            in_flight=config.in_flight,
-            batch_max=connector.batch_max,
-            poll_s=config.poll_s,
-            stop_s=settings.shutdown_s * _STOP_SHARE,
-        ),
-        backoff=Backoff(config.backoff_s, config.backoff_max_s),
-        pause=pause,
-        outcomes=OutcomeQueue(deliverer.deliver),
-        records=OutcomeRecords(stage, codec.encoder("outcome")),
-        wake=wake,
-        ready=connector.ready,
-        status=stop.status,
-    )
-    for problem in await connector.test():
-        log(stage).warning("CRM set-up problem", extra={"fields": {"crm": name, "detail": problem}})
+    stage, codec, wakes = f"crm-{name}", Codec(), Wakes()
+    module, process = _connector("sinks.crm", name), accounts.process
+
+    async def sync(account: Account[SyncConfig], stop: Stop) -> None:
+        """Sync the leads of one account."""
+        config, scope = account.config, account.scope
+        table = CrmSyncTable(pool, scope, lease_s=process.lease_s)
+        pause = Pause(stage, scope, Backoff(process.backoff_s, _CRM_PAUSE_MAX_S))
+        async with http.client(
+            config.base_url, timeout_s=config.timeout_s, connections=process.in_flight * 2
+        ) as client:
+            connector: Connector = module.connect(config, client)
+            reconciler = Reconciler(table, connector, pause, stage, max_bytes=settings.batch_bytes // process.in_flight)
+            rows = AccountRows(pool, accounts, scope, reconciler.handle, wakes)
+            if account.tenant and not await _done(partial(rows.open, account.tenant, name), stop):
+                return
+            work = LeasedWork(
+                stage,
+                table,
+                rows.handle,
+                limits=WorkLimits(
+                    in_flight=process.in_flight,
+                    batch_max=connector.batch_max,
+                    poll_s=process.poll_s,
+                    stop_s=settings.shutdown_s * _STOP_SHARE,
+                ),
+                backoff=Backoff(process.backoff_s, process.backoff_max_s),
+                pause=pause,
+                outcomes=OutcomeQueue(deliverer.deliver),
+                records=OutcomeRecords(stage, codec.encoder("outcome")),
+                wake=wakes(scope),
+                ready=connector.ready,
+                status=stop.status,
+            )
+            testing = asyncio.create_task(_report_problems(connector, stage, scope))
+            try:
+                await work.run(stop)
+            finally:
+                testing.cancel()
+                pause.end()
+
     requests = run_batches(
         settings,
         group=stage,
         topics=[f"leads.crm-{name}"],
-        processor=SyncRequests(table, codec, stage, wake),
+        processor=SyncRequests(CrmSyncTable(pool, name, lease_s=process.lease_s), codec, stage, wakes, accounts),
         stop=stop,
         limits=BatchLimits(settings.batch_size, settings.batch_bytes, settings.batch_linger_ms),
         deliverer=deliverer,
         config=_FETCH,
     )
-    await run_together(work.run(stop), requests)
+    work = AccountWork(stage, accounts.current, sync)
+
+    async def changed() -> None:
+        await _done(lambda: close_accounts(pool, name, accounts.own_scopes()), stop)
+        await work.apply()
+
+    await run_together(work.run(stop), changed(), accounts.tenants.watch(stop, changed), requests)
 
 
 async def _deliver(
     settings: Settings,
     stop: Stop,
     name: str,
-    config: DeliveryConfig,
-    channel: Channel,
+    accounts: Accounts[DeliveryConfig],
     pool: asyncpg.Pool,
     deliverer: Deliverer,
 ) -> None:
-    stage, codec, wake = f"messages-{name}", Codec(), asyncio.Event()
-    table = MessagesTable(pool, name, lease_s=config.lease_s)
-    pause = Pause(stage, name, Backoff(config.backoff_s, _CHANNEL_PAUSE_MAX_S))
+    stage, codec, wakes = f"messages-{name}", Codec(), Wakes()
+    module, process = _connector("sinks.messages", name), accounts.process
     records = OutcomeRecords(stage, codec.encoder("outcome"))
-    work = LeasedWork(
-        stage,
-        table,
-        MessageDelivery(table, channel, config, pause=pause, codec=codec, stage=stage).handle,
-        limits=WorkLimits(
-            in_flight=config.max_connections,
-            ahead=_AHEAD * config.max_connections,
-            poll_s=config.poll_s,
-            stop_s=settings.shutdown_s * _STOP_SHARE,
-        ),
-        backoff=Backoff(config.backoff_s, config.backoff_max_s),
-        pause=pause,
-        outcomes=OutcomeQueue(deliverer.deliver),
-        records=records,
-        wake=wake,
-        status=stop.status,
-    )
+
+    async def deliver(account: Account[DeliveryConfig], stop: Stop) -> None:
+        """Send the messages of one account."""
+        config, scope = account.config, account.scope
+        table = MessagesTable(pool, scope, lease_s=process.lease_s)
+        pause = Pause(stage, scope, Backoff(process.backoff_s, _CHANNEL_PAUSE_MAX_S))
+        channel: Channel = module.connect(config)
+        delivery = MessageDelivery(table, channel, config, pause=pause, codec=codec, stage=stage)
+        work = LeasedWork(
+            stage,
+            table,
+            AccountMessages(table, accounts, scope, delivery.handle, wakes).handle,
+            limits=WorkLimits(
+                in_flight=process.max_connections,
+                ahead=_AHEAD * process.max_connections,
+                poll_s=process.poll_s,
+                stop_s=settings.shutdown_s * _STOP_SHARE,
+            ),
+            backoff=Backoff(process.backoff_s, process.backoff_max_s),
+            pause=pause,
+            outcomes=OutcomeQueue(deliverer.deliver),
+            records=records,
+            wake=wakes(scope),
+            status=stop.status,
+        )
+        try:
+            await work.run(stop)
+        finally:
+            await channel.close()
+            pause.end()
+
     requests = run_batches(
         settings,
         group=stage,
         topics=[message_requests.TOPIC],
         processor=MessageRequests(
-            table, codec, records, channel=name, stage=stage, wake=wake, channels=[*plugins.discover("sinks.messages")]
+            MessagesTable(pool, name, lease_s=process.lease_s),
+            codec,
+            records,
+            channel=name,
+            stage=stage,
+            wake=wakes,
+            channels=[*plugins.discover("sinks.messages")],
+            accounts=accounts,
         ),
         stop=stop,
         limits=BatchLimits(settings.batch_size, settings.batch_bytes, settings.batch_linger_ms),
         deliverer=deliverer,
     )
-    await run_together(work.run(stop), requests)
+    work = AccountWork(stage, accounts.current, deliver)
+    await run_together(work.run(stop), accounts.tenants.watch(stop, work.apply), requests)
+
+
+async def _report_problems(connector: Connector, stage: str, scope: str) -> None:
+    for problem in await connector.test():
+        log(stage).warning("CRM set-up problem", extra={"fields": {"crm": scope, "detail": problem}})
+
+
+async def _done(step: Callable[[], Awaitable[None]], stop: Stop) -> bool:
+    """Repeat ``step`` while Postgres is unavailable; return False if a stop was requested before it succeeded."""
+    while not stop.requested:
+        try:
+            await step()
+        except DependencyUnavailable:  # the consumer of this process reports it
+            await stop.wait(_AGAIN_S)
+        else:
+            return True
+    return False
 
 
 def _connector(package: str, name: str) -> ModuleType:

@@ -55,3 +55,8 @@ class Pause:
         self._consecutive = 0
         if not self.active:
             self._gauge.set(0)
+
+    def end(self) -> None:
+        """End the pause: the destination is not used any more."""
+        self.until = 0
+        self._gauge.set(0)

@@ -99,6 +99,23 @@ async def connection(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
             yield lent
 
 
+@asynccontextmanager
+async def as_tenant(pool: asyncpg.Pool, tenant: str) -> AsyncIterator[asyncpg.Connection]:
+    """Run the body in a read-only transaction that sees only the rows of ``tenant``, whatever its statements are.
+
+    Guarantees: the role and the tenant end with the transaction, so a pooler (PgBouncer) may share the connection.
+
+    Raises:
+        DependencyUnavailable: Postgres is unavailable.
+
+    """
+    with _classified():
+        async with pool.acquire(timeout=_ACQUIRE_S) as connection, connection.transaction(readonly=True):
+            await connection.execute("SET LOCAL ROLE leadstream_api")
+            await connection.execute("SELECT set_config('leadstream.tenant', $1, true)", tenant)
+            yield connection
+
+
 @contextmanager
 def _classified() -> Iterator[None]:
     try:

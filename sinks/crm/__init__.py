@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from pydantic import Field
 
@@ -17,7 +17,11 @@ from sinks.work_config import WorkConfig
 
 
 class SyncConfig(WorkConfig):
-    """The settings that every CRM has."""
+    """The settings that every CRM has. ``process_fields``: those of the process; the others are of one account."""
+
+    process_fields: ClassVar[frozenset[str]] = frozenset(
+        {"in_flight", "lease_s", "backoff_s", "backoff_max_s", "poll_s"}
+    )
 
     base_url: str = Field(pattern=r"^https?://", description="Base URL of the CRM's API.")
     timeout_s: float = Field(10, gt=0, le=60, description="Timeout of one call, in seconds; at most half of lease_s.")

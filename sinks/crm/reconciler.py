@@ -48,7 +48,7 @@ class _Plan:
 
     ``unchanged``: what the CRM gets is what it was sent last. ``deferred``: survivors of a lead that another worker has
     leased. ``postponed``: their snapshots are above the limit in bytes. ``outdated``: the canonical record has a lower
-    version than the wanted one, which is a defect.
+    version than the wanted one, which is a defect. ``foreign``: the lead is another tenant's than the request claims.
     """
 
     retire: list[tuple[SyncRow, RetiredLead]] = field(default_factory=list)
@@ -57,6 +57,7 @@ class _Plan:
     deferred: list[SyncRow] = field(default_factory=list)
     postponed: list[SyncRow] = field(default_factory=list)
     outdated: list[SyncRow] = field(default_factory=list)
+    foreign: list[SyncRow] = field(default_factory=list)
 
 
 class Reconciler:
@@ -78,6 +79,7 @@ class Reconciler:
         """
         plan = await self._plan(lease)
         settled: _Settled = [(row, Parked(Reason.UNAVAILABLE)) for row in plan.outdated]
+        settled += [(row, Parked(Reason.REJECTED, "tenant", until=NEVER)) for row in plan.foreign]
         settled += [(row, Released(_DEFER_S)) for row in plan.deferred]
         settled += [(row, Released()) for row in plan.postponed]
         settled += [(row, _unchanged(row, snapshot)) for row, snapshot in plan.unchanged]
@@ -93,6 +95,8 @@ class Reconciler:
             lead = leads.get(row.key)
             if lead is None:
                 plan.retire.append((row, RetiredLead(row.key, row.remote_id)))
+            elif lead.tenant not in ("", row.tenant):
+                plan.foreign.append(row)
             elif lead.survivor_id:
                 plan.retire.append((row, _merged(row, lead.survivor_id, lead.survivor_remote_id)))
             elif lead.version < row.wanted:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from confluent_kafka import Message
 
@@ -18,6 +19,7 @@ from infra.kafka.producer import Output
 from infra.outcomes import Dead, Problem, Reason
 from schemas.codec import Codec, DecodeError
 from sinks import record_checks
+from sinks.accounts import UNKNOWN_TENANT, Accounts, Wakes
 from sinks.crm.sync_table import CrmSyncTable, WantedVersion
 
 RECORD = "crm_wanted"
@@ -33,19 +35,33 @@ class WantedBatch:
 
 
 class SyncRequests:
-    """The batch loop's processor. Sets ``wake`` when it has stored work for the engine of this process."""
+    """The batch loop's processor. Sets ``wake`` when it has stored work for the engine of this process.
 
-    def __init__(self, table: CrmSyncTable, codec: Codec, stage: str, wake: asyncio.Event) -> None:
+    ``accounts``: of the tenants; without it there is one account, that of ``table``. Work of a tenant without an
+    account is not stored: when the tenant gets one, all of its leads are.
+    """
+
+    def __init__(
+        self,
+        table: CrmSyncTable,
+        codec: Codec,
+        stage: str,
+        wake: asyncio.Event | Wakes,
+        accounts: Accounts[Any] | None = None,
+    ) -> None:
         self._table = table
         self._codec = codec
         self._stage = stage
-        self._wake = wake
+        self._wakes = wake if isinstance(wake, Wakes) else Wakes(wake)
+        self._accounts = accounts
 
     def prepare(self, messages: Sequence[Message]) -> WantedBatch:
         """Decode ``messages`` and keep the request with the highest version of each lead."""
         batch = WantedBatch()
         for message in messages:
             wanted = _read(self._codec, message.value() or b"")
+            if not isinstance(wanted, Dead) and self._accounts and self._accounts.scope(wanted.tenant) is None:
+                wanted = UNKNOWN_TENANT
             if isinstance(wanted, Dead):
                 batch.dead.append(dead_letter(message, self._stage, wanted))
                 continue
@@ -55,11 +71,21 @@ class SyncRequests:
         return batch
 
     async def apply(self, prepared: WantedBatch) -> AsyncGenerator[Outputs, None]:
-        """Store the wanted versions in one statement and wake the engine."""
-        if prepared.wanted:
-            await self._table.want(list(prepared.wanted.values()))
-            self._wake.set()
+        """Store the wanted versions, in one statement for each account, and wake the engines."""
+        by_scope: dict[str, list[WantedVersion]] = {}
+        for wanted in prepared.wanted.values():
+            scope = self._scope(wanted.tenant)
+            if scope is not None:
+                by_scope.setdefault(scope, []).append(wanted)
+        for scope, each in by_scope.items():
+            await self._table.want(each, scope)
+            self._wakes(scope).set()
         yield prepared.dead
+
+    def _scope(self, tenant: str) -> str | None:
+        if self._accounts is None:
+            return ""
+        return self._accounts.scope(tenant) if self._accounts.has_account(tenant) else None
 
 
 def _read(codec: Codec, payload: bytes) -> WantedVersion | Dead:

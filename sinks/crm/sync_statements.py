@@ -40,7 +40,7 @@ WHERE l.lead_id <> ALL($5::uuid[])
 # rows that are due longest.
 LEADS = """
 WITH found AS MATERIALIZED (
-    SELECT l.lead_id, l.version, l.merged_into, l.erased_at IS NOT NULL AS erased, s.next_attempt_at,
+    SELECT l.lead_id, l.tenant, l.version, l.merged_into, l.erased_at IS NOT NULL AS erased, s.next_attempt_at,
            CASE WHEN l.merged_into IS NULL THEN octet_length(l.attributes::text) ELSE 0 END AS bytes
     FROM leads l
     LEFT JOIN crm_sync s ON s.destination = $1 AND s.lead_id = ANY($2::uuid[]) AND s.lead_id = l.lead_id
@@ -48,7 +48,7 @@ WITH found AS MATERIALIZED (
 ), summed AS (
     SELECT *, sum(bytes) OVER (ORDER BY next_attempt_at, lead_id) - bytes AS bytes_before FROM found
 )
-SELECT f.lead_id, f.version, f.merged_into, f.erased,
+SELECT f.lead_id, f.tenant, f.version, f.merged_into, f.erased,
        CASE WHEN f.merged_into IS NULL AND f.bytes_before < $3 THEN
            (SELECT l.attributes::text FROM leads l WHERE l.lead_id = f.lead_id)
        END AS attributes,
@@ -127,3 +127,25 @@ LEFT JOIN leads l ON l.lead_id = d.lead_id AND l.lead_id = ANY($2::uuid[])
 LEFT JOIN crm_sync s ON s.destination = $1 AND s.lead_id = d.lead_id AND s.lead_id = ANY($2::uuid[])
 WHERE COALESCE(l.tenant, s.tenant) IS NOT NULL
 """
+
+# Rows of tenants that have an account of their own by now: their work belongs to the scope $4.
+FORWARD = """
+WITH gone AS (
+    DELETE FROM crm_sync WHERE destination = $1 AND claimed_until = $2 AND lead_id = ANY($3::uuid[])
+    RETURNING tenant, lead_id, wanted_version, last_wanted_at
+)
+INSERT INTO crm_sync AS s (destination, tenant, lead_id, wanted_version, last_wanted_at, next_attempt_at)
+SELECT $4, tenant, lead_id, wanted_version, last_wanted_at, $5 FROM gone ORDER BY lead_id
+ON CONFLICT (destination, lead_id) DO UPDATE SET wanted_version = GREATEST(s.wanted_version, EXCLUDED.wanted_version)
+"""
+
+# A tenant's new account gets all of its leads; what another account of this CRM ($3) should have had is dropped.
+OPEN = "INSERT INTO crm_accounts (destination, tenant) VALUES ($1, $2) ON CONFLICT DO NOTHING RETURNING 1"
+LEAVE = "DELETE FROM crm_sync WHERE destination = $2 AND tenant = $1"
+FILL = """
+INSERT INTO crm_sync AS s (destination, tenant, lead_id, wanted_version, last_wanted_at, next_attempt_at)
+SELECT $1, tenant, lead_id, version, updated_at, $3 FROM leads
+WHERE tenant = $2 AND merged_into IS NULL AND erased_at IS NULL ORDER BY lead_id
+ON CONFLICT (destination, lead_id) DO UPDATE SET wanted_version = GREATEST(s.wanted_version, EXCLUDED.wanted_version)
+"""
+CLOSE = "DELETE FROM crm_accounts WHERE starts_with(destination, $1) AND destination <> ALL($2::text[])"

@@ -11,6 +11,7 @@ All methods raise DependencyUnavailable. Times are microseconds since 1970, UTC.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -83,6 +84,7 @@ class CanonicalLead:
     survivor_remote_id: str
     attributes: Mapping[str, Any] | None
     erased: bool = False
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,11 +131,14 @@ class CrmSyncTable(LeasedTable[SyncRow]):
             unsure=bool(record["last_error"]) or not record["known"],
         )
 
-    async def want(self, wanted: Sequence[WantedVersion]) -> None:
-        """Store wanted versions, at most one per lead. A version that is not newer than the stored one is ignored."""
+    async def want(self, wanted: Sequence[WantedVersion], destination: str = "") -> None:
+        """Store wanted versions, at most one per lead. A version that is not newer than the stored one is ignored.
+
+        ``destination``: of the rows, if it is not that of this table.
+        """
         columns = _columns([(w.lead_id, w.tenant, w.version, w.decided_at) for w in wanted], 4)
         async with connection(self._pool) as postgres:
-            await postgres.execute(statements.WANT, self._scope, self._clock(), *columns)
+            await postgres.execute(statements.WANT, destination or self._scope, self._clock(), *columns)
 
     async def claim_losers(self, lease: Lease[SyncRow], survivors: Sequence[str]) -> list[Loser]:
         """Claim under the same lease the leads that were merged into ``survivors`` and are not in ``lease``."""
@@ -159,6 +164,7 @@ class CrmSyncTable(LeasedTable[SyncRow]):
                 row["survivor_remote_id"] or "",
                 None if row["attributes"] is None else orjson.loads(row["attributes"]),
                 row["erased"],
+                row["tenant"],
             )
             for row in rows
         }
@@ -202,6 +208,11 @@ class CrmSyncTable(LeasedTable[SyncRow]):
         async with self._locked([row.key for row, _, _ in parked]) as postgres:
             found = await postgres.fetch(statements.PARK, self._scope, self._clock(), lease.until, *_columns(rows, 7))
         return {record["lead_id"] for record in found}
+
+    async def listen(self, wake: asyncio.Event) -> None:
+        """Wait until cancelled, without a connection: the consumer of this process wakes the engine."""
+        wake.set()
+        await asyncio.Event().wait()
 
     @asynccontextmanager
     async def _locked(self, lead_ids: Sequence[str]) -> AsyncIterator[asyncpg.Connection]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 from pydantic import Field
 
@@ -17,7 +17,11 @@ from sinks.work_config import WorkConfig
 
 
 class DeliveryConfig(WorkConfig):
-    """The settings that every channel has."""
+    """The settings that every channel has. ``process_fields``: those of the process; the others are of one account."""
+
+    process_fields: ClassVar[frozenset[str]] = frozenset(
+        {"max_connections", "lease_s", "backoff_s", "backoff_max_s", "expire_s", "poll_s", "when_unsure"}
+    )
 
     timeout_s: float = Field(
         30, gt=0, le=600, description="Timeout of one response, in seconds; at most half of lease_s."

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from confluent_kafka import Message
 
@@ -21,6 +22,7 @@ from infra.kafka.producer import Output
 from infra.outcomes import Dead, Problem, Reason, What
 from schemas.codec import Codec, DecodeError
 from sinks import record_checks
+from sinks.accounts import UNKNOWN_TENANT, Accounts, Wakes
 from sinks.messages.messages_table import MessageRequest, MessagesTable
 
 TOPIC = "leads.messages-requested"
@@ -41,7 +43,8 @@ class RequestedBatch:
 class MessageRequests:
     """The batch loop's processor. Sets ``wake`` when it has stored work for the engine of this process.
 
-    ``channels``: the names of all channels of this installation; empty: unknown.
+    ``channels``: the names of all channels of this installation; empty: unknown. ``accounts``: of the tenants; without
+    it there is one account. A request of a tenant that has no account is dead.
     """
 
     def __init__(
@@ -52,22 +55,24 @@ class MessageRequests:
         *,
         channel: str,
         stage: str,
-        wake: asyncio.Event,
+        wake: asyncio.Event | Wakes,
         channels: Collection[str] = (),
+        accounts: Accounts[Any] | None = None,
     ) -> None:
         self._table = table
         self._codec = codec
         self._records = records
         self._channel = channel
         self._stage = stage
-        self._wake = wake
+        self._wakes = wake if isinstance(wake, Wakes) else Wakes(wake)
         self._channels = channels
+        self._accounts = accounts
 
     def prepare(self, messages: Sequence[Message]) -> RequestedBatch:
         """Decode ``messages`` and keep the requests for this channel."""
         batch = RequestedBatch()
         for message in messages:
-            request = _read(self._codec, message)
+            request = self._with_account(_read(self._codec, message))
             if isinstance(request, Dead):
                 batch.dead.append(dead_letter(message, self._stage, request))
             elif request.channel == self._channel:
@@ -87,10 +92,23 @@ class MessageRequests:
         for request in prepared.requests:
             firsts.setdefault(request.message_id, request)
         earlier = await self._table.add(list(firsts.values()))
-        self._wake.set()
+        for account in {request.account for request in firsts.values()}:
+            self._wakes(account).set()
         event_ids = {message_id: request.event_id for message_id, request in firsts.items()} | earlier
         skipped = [request for request in prepared.requests if event_ids[request.message_id] != request.event_id]
         yield [*prepared.dead, *map(self._skipped, skipped)]
+
+    def _with_account(self, request: MessageRequest | Dead) -> MessageRequest | Dead:
+        """Return ``request`` with the account that sends it, or Dead if its tenant has none."""
+        if isinstance(request, Dead) or self._accounts is None or request.channel != self._channel:
+            return request
+        scope = self._accounts.scope(request.tenant)
+        if scope is None:
+            return UNKNOWN_TENANT
+        if not self._accounts.has_account(request.tenant):
+            problem = Problem("/tenant", f"its file has no sender.{self._channel}: add it, then replay this record")
+            return Dead(Reason.MISCONFIGURED, (problem,))
+        return replace(request, account=scope)
 
     def _skipped(self, request: MessageRequest) -> Output:
         return self._records.build(

@@ -9,6 +9,7 @@ No transaction is open while a provider is called. All methods raise DependencyU
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
@@ -43,7 +44,7 @@ _COLUMNS = WorkColumns(
     table="messages_sent",
     key="message_id",
     key_type="text",
-    scope="channel",
+    scope="account",
     unfinished="state IN ('waiting', 'sending')",
     returning=f'work.tenant, work.lead_id, work.event_id, work.campaign, work.topic, work.partition, work."offset", '
     f"work.requested_at, work.state, {_PERMISSION}, "
@@ -58,9 +59,10 @@ _ADD = """
 WITH requested AS MATERIALIZED (
     SELECT a.*, COALESCE(r.lead_id, a.lead_id) AS lead
     FROM unnest($1::text[], $2::text[], $3::uuid[], $4::text[], $5::text[], $6::text[], $7::text[], $8::text[],
-                $9::text[], $10::int[], $11::bigint[], $12::timestamptz[], $13::bytea[]) WITH ORDINALITY
+                $9::text[], $10::int[], $11::bigint[], $12::timestamptz[], $13::bytea[], $15::text[])
+        WITH ORDINALITY
         AS a(message_id, tenant, lead_id, event_id, campaign, channel, purpose, once_per,
-             topic, partition, "offset", requested_at, request, n)
+             topic, partition, "offset", requested_at, request, account, n)
     LEFT JOIN lead_aliases r ON r.alias_id = a.lead_id
 ), same AS (
     SELECT m.message_id, m.event_id FROM messages_sent m JOIN requested a USING (message_id)
@@ -83,9 +85,9 @@ WITH requested AS MATERIALIZED (
     UNION ALL SELECT * FROM same_lead WHERE message_id NOT IN (SELECT message_id FROM same)
 ), inserted AS (
     INSERT INTO messages_sent (message_id, tenant, lead_id, event_id, campaign, channel, purpose, topic, partition,
-                               "offset", requested_at, request, next_attempt_at, once_per)
+                               "offset", requested_at, request, account, next_attempt_at, once_per)
     SELECT message_id, tenant, lead_id, event_id, campaign, channel, purpose, topic, partition,
-           "offset", requested_at, request, $14, CASE WHEN once_per = 'event' THEN 'event' ELSE 'lead' END
+           "offset", requested_at, request, account, $14, CASE WHEN once_per = 'event' THEN 'event' ELSE 'lead' END
     FROM requested WHERE message_id NOT IN (SELECT message_id FROM earlier) ORDER BY message_id
     ON CONFLICT (message_id) DO NOTHING
 )
@@ -97,6 +99,10 @@ _REQUEST = "SELECT request FROM messages_sent WHERE message_id = $1"
 _SENDING = """
 UPDATE messages_sent SET state = 'sending'
 WHERE message_id = $1 AND claimed_until = $2 AND claimed_until > $3 AND state IN ('waiting', 'sending') RETURNING 1
+"""
+
+_FORWARD = """
+UPDATE messages_sent SET account = $3, claimed_until = '-infinity' WHERE message_id = $1 AND claimed_until = $2
 """
 
 # Keeps the lease: if the response to this statement is lost, its repetition must find the row and change nothing.
@@ -111,7 +117,10 @@ WHERE message_id = $1 AND claimed_until = $2 RETURNING 1
 
 @dataclass(frozen=True, slots=True)
 class MessageRequest:
-    """A requested message. ``request``: the consumed ``message_request`` record. Fields are in the order of _ADD."""
+    """A requested message. ``request``: the consumed ``message_request`` record. Fields are in the order of _ADD.
+
+    ``account``: the scope of the account that sends it; "" for that of the table.
+    """
 
     message_id: str
     tenant: str
@@ -126,6 +135,7 @@ class MessageRequest:
     offset: int
     requested_at: int
     request: bytes
+    account: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -153,12 +163,12 @@ class FinalState:
 
 
 class MessagesTable(LeasedTable[MessageRow]):
-    """The rows of one channel, such as email."""
+    """The rows of one account: a channel, such as email, or that of one tenant, such as email:acme."""
 
     finish_is_exact = True
 
-    def __init__(self, pool: asyncpg.Pool, channel: str, *, lease_s: float, clock: Clock = now_us) -> None:
-        super().__init__(pool, _COLUMNS, channel, lease_s=lease_s, clock=clock)
+    def __init__(self, pool: asyncpg.Pool, account: str, *, lease_s: float, clock: Clock = now_us) -> None:
+        super().__init__(pool, _COLUMNS, account, lease_s=lease_s, clock=clock)
 
     def read(self, record: Any) -> MessageRow:
         """See :class:`LeasedTable`."""
@@ -194,8 +204,9 @@ class MessagesTable(LeasedTable[MessageRow]):
         columns: list[list[Any]] = [
             [getattr(each, field.name) for each in requests] for field in fields(MessageRequest)
         ]
+        accounts = [account or self._scope for account in columns.pop()]
         async with connection(self._pool) as postgres:
-            known = await postgres.fetch(_ADD, *columns, self._clock())
+            known = await postgres.fetch(_ADD, *columns, self._clock(), accounts)
         return {row["message_id"]: row["event_id"] for row in known}
 
     async def request(self, row: MessageRow) -> bytes | None:
@@ -203,6 +214,16 @@ class MessagesTable(LeasedTable[MessageRow]):
         async with connection(self._pool) as postgres:
             found: bytes | None = await postgres.fetchval(_REQUEST, row.key)
         return found
+
+    async def listen(self, wake: asyncio.Event) -> None:
+        """Wait until cancelled, without a connection: the consumer of this process wakes the engine."""
+        wake.set()
+        await asyncio.Event().wait()
+
+    async def forward(self, lease: Lease[MessageRow], row: MessageRow, account: str) -> None:
+        """Give a row of ``lease`` to another account."""
+        async with connection(self._pool) as postgres:
+            await postgres.execute(_FORWARD, row.key, lease.until, account)
 
     async def mark_sending(self, lease: Lease[MessageRow], row: MessageRow) -> bool:
         """Write the state ``sending``, directly before the message is sent; return False if the lease has ended."""

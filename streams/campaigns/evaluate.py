@@ -40,9 +40,12 @@ _Decision = tuple[What, Reason | None]
 
 
 class Evaluator:
-    """The handler of the campaigns stage. ``current`` returns the campaigns in use; it is called once per record."""
+    """The handler of the campaigns stage. ``current`` returns the campaigns of a tenant; it is called once per record.
 
-    def __init__(self, current: Callable[[], CampaignSet], codec: Codec, clock: Clock) -> None:
+    If it returns Dead, the signal is a dead letter.
+    """
+
+    def __init__(self, current: Callable[[str], CampaignSet | Dead], codec: Codec, clock: Clock) -> None:
         self._current = current
         self._codec = codec
         self._request = codec.encoder("message_request")
@@ -57,9 +60,11 @@ class Evaluator:
             return [self._dead(record, error.dead)]
         except ValueError as error:
             return [self._dead(record, Dead(Reason.NOT_JSON, (Problem("", str(error)),)))]
+        current = self._current(signal.tenant)
+        if isinstance(current, Dead):
+            return [self._dead(record, current)]
         outputs: list[Output] = []
         decided: dict[_Decision, list[str]] = {}
-        current = self._current()
         for campaign in current.campaigns:
             if matches(campaign, signal):
                 decision = self._decide(campaign, current.templates, signal, outputs)

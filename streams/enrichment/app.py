@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from functools import partial
 
 import asyncpg
+import httpx
 
 from infra import http, plugins
 from infra.kafka.outcome_records import OutcomeRecords
@@ -17,13 +19,17 @@ from infra.postgres.pool import close, connect
 from infra.retry import Backoff, Retry
 from infra.runtime import Stop, log, run_together
 from infra.settings import Settings
+from infra.tenant_files.last_valid import restore_last_valid
+from infra.tenants import Tenants
 from schemas.codec import Codec
 from streams.enrichment import STAGE
 from streams.enrichment.answers import EventRecords
+from streams.enrichment.budget import BudgetedProvider
 from streams.enrichment.cache import PostgresResultCache
 from streams.enrichment.enrich import TOPIC, EnrichmentHandler
 from streams.enrichment.parking import Parking
-from streams.enrichment.providers import Provider
+from streams.enrichment.providers import Provider, ProviderConfig
+from streams.enrichment.tenant_waterfalls import OpenedWaterfall, ProviderAccounts, TenantWaterfalls, problem
 from streams.enrichment.waterfall import Waterfall
 from streams.enrichment.work import OpenRequests, WorkConfig, expire
 from streams.enrichment.work_table import EnrichmentWorkTable
@@ -39,18 +45,28 @@ async def main(settings: Settings, stop: Stop) -> None:
     """Run enrichment until ``stop``. If no provider is configured, the outcome of every request is ``skipped``."""
     config = settings.section(STAGE, WorkConfig)
     async with contextlib.AsyncExitStack() as opened:
-        providers = await _providers(settings, opened)
-        log(STAGE).info("providers", extra={"fields": {"enabled": [provider.name for provider in providers]}})
+        tenants = Tenants.load(settings, partial(problem, settings=settings))
+        shared = _shared(settings)
+        log(STAGE).info("providers", extra={"fields": {"enabled": [name for name, _ in shared]}})
         size = settings.database_pool_size + _OTHER_CONNECTIONS
         pool = await connect(settings.database_url, size=size, application=STAGE)
         opened.push_async_callback(close, pool)
         deliverer = Deliverer(settings, STAGE, on_fatal=stop.fail)
         opened.push_async_callback(deliverer.close)
-        await _run(settings, stop, config, Waterfall(providers, PostgresResultCache(pool)), pool, deliverer)
+        await restore_last_valid(tenants, pool, stop)
+        waterfalls = TenantWaterfalls(tenants, settings, shared, partial(_open, pool=pool))
+        opened.push_async_callback(waterfalls.close)
+        work = _run(settings, stop, config, waterfalls, pool, deliverer)
+        await run_together(work, tenants.watch(stop, waterfalls.changed))
 
 
 async def _run(
-    settings: Settings, stop: Stop, config: WorkConfig, waterfall: Waterfall, pool: asyncpg.Pool, deliverer: Deliverer
+    settings: Settings,
+    stop: Stop,
+    config: WorkConfig,
+    waterfall: TenantWaterfalls,
+    pool: asyncpg.Pool,
+    deliverer: Deliverer,
 ) -> None:
     codec, wake = Codec(), asyncio.Event()
     table = EnrichmentWorkTable(pool, lease_s=config.lease_s, expire_us=config.expire_us)
@@ -88,13 +104,31 @@ async def _run(
     await run_together(work.run(stop), sweep, requests)
 
 
-async def _providers(settings: Settings, opened: contextlib.AsyncExitStack) -> list[Provider]:
-    """Return the connected providers: those whose API key is set."""
-    connected: list[Provider] = []
+def _shared(settings: Settings) -> list[tuple[str, ProviderConfig]]:
+    """Return the providers of the settings: those whose API key is set."""
+    found: list[tuple[str, ProviderConfig]] = []
     for name, module in plugins.discover("streams.enrichment.providers").items():
         config = settings.section(f"provider_{name}", module.Config)
         if config.api_key.get_secret_value():
-            client = http.client(config.base_url, timeout_s=config.timeout_s, connections=config.connections)
-            await opened.enter_async_context(client)
-            connected.append(module.connect(config, client))
-    return connected
+            found.append((name, config))
+    return found
+
+
+def _open(accounts: ProviderAccounts, pool: asyncpg.Pool) -> OpenedWaterfall:
+    """Return the waterfall of ``accounts`` with clients of its own."""
+    clients: list[httpx.AsyncClient] = []
+    providers: list[Provider] = []
+    for name, config in accounts.configs:
+        client = http.client(config.base_url, timeout_s=config.timeout_s, connections=config.connections)
+        clients.append(client)
+        provider: Provider = plugins.find("streams.enrichment.providers", name).connect(config, client)
+        if accounts.budget is not None:
+            provider = BudgetedProvider(provider, pool, accounts.tenant, accounts.budget)
+        providers.append(provider)
+
+    async def close_all() -> None:
+        for client in clients:
+            await client.aclose()
+
+    waterfall = Waterfall(providers, PostgresResultCache(pool), account=accounts.tenant)
+    return OpenedWaterfall(accounts, waterfall, close_all)

@@ -29,7 +29,7 @@ from streams.enrichment import STAGE
 from streams.enrichment.answers import UNIDENTIFIED, EventRecords, describe, identifiers_of, open_failure
 from streams.enrichment.parking import Parking
 from streams.enrichment.providers import Found, LookupFailed
-from streams.enrichment.waterfall import Enrichment, Waterfall
+from streams.enrichment.waterfall import Enrichment, Lookups
 from streams.enrichment.work_table import OpenRequest
 from streams.faust.ordered import Record
 
@@ -67,7 +67,7 @@ class EnrichmentHandler:
     """
 
     def __init__(
-        self, waterfall: Waterfall, codec: Codec, parking: Parking, backoff: Backoff, *, clock: Clock = now_us
+        self, waterfall: Lookups, codec: Codec, parking: Parking, backoff: Backoff, *, clock: Clock = now_us
     ) -> None:
         self._waterfall = waterfall
         self._codec = codec

@@ -15,7 +15,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from infra.clock import Clock, now_us
 from infra.outcomes import Reason
@@ -46,6 +46,18 @@ class _Budget:
         self.left = seconds
 
 
+class Lookups(Protocol):
+    """Looks leads up: a :class:`Waterfall`, or those of all tenants."""
+
+    async def enrich(self, tenant: str, lead: Mapping[str, Any]) -> Enrichment | None:
+        """See :meth:`Waterfall.enrich`."""
+        ...
+
+    def closed_after_s(self, tenant: str) -> float:
+        """See :meth:`Waterfall.closed_after_s`."""
+        ...
+
+
 class Waterfall:
     """Looks leads up at ``providers``, in the order of their rank.
 
@@ -56,6 +68,7 @@ class Waterfall:
         clock: returns seconds; only differences count.
         sleep: waits for a number of seconds.
         now: the time of the circuit breakers.
+        account: of a tenant; it is shown in the metrics of the circuit breakers.
 
     """
 
@@ -68,6 +81,7 @@ class Waterfall:
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         now: Clock = now_us,
+        account: str = "",
     ) -> None:
         self._providers = sorted(providers, key=lambda provider: (provider.config.rank, provider.name))
         self._results = results
@@ -75,7 +89,12 @@ class Waterfall:
         self._clock = clock
         self._sleep = sleep
         self._now = now
-        self._breakers = {provider.name: Breaker(STAGE, provider.name, provider.config, now) for provider in providers}
+        self._breakers = {
+            provider.name: Breaker(
+                STAGE, f"{provider.name}:{account}" if account else provider.name, provider.config, now
+            )
+            for provider in providers
+        }
         self._connections = {provider.name: asyncio.Semaphore(provider.config.connections) for provider in providers}
         self._running: dict[tuple[str, bytes], asyncio.Task[CachedResult | LookupFailed]] = {}
         self._uncached: dict[tuple[str, bytes], Found | NotFound] = {}
@@ -114,14 +133,19 @@ class Waterfall:
                 enrichment = this
         return enrichment
 
-    def closed_after_s(self) -> float:
+    @property
+    def admits(self) -> bool:
+        """Whether the breaker of at least one provider admits a call, or there is no provider."""
+        return not self._breakers or any(breaker.admits for breaker in self._breakers.values())
+
+    def closed_after_s(self, tenant: str = "") -> float:  # noqa: ARG002 - the breakers are of one account
         """Return the seconds until every breaker admits a call, as far as is known; 0 if all are closed."""
         opened = [breaker.refusal().until for breaker in self._breakers.values() if not breaker.closed]
         return max(0.0, (max(opened) - self._now()) / 1e6) if opened else 0.0
 
     async def ready(self) -> None:
         """Wait until the breaker of at least one provider admits a call; return at once without providers."""
-        while self._breakers and not any(breaker.admits for breaker in self._breakers.values()):  # noqa: ASYNC110
+        while not self.admits:  # noqa: ASYNC110
             await asyncio.sleep(_READY_S)  # the end of a breaker's time is no event
 
     async def _look_up_once(self, provider: Provider, lookup: Lookup, budget: _Budget) -> CachedResult | LookupFailed:

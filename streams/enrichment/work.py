@@ -29,7 +29,7 @@ from infra.runtime import Stop
 from schemas.lead import parse_lead
 from streams.enrichment.answers import UNIDENTIFIED, EventRecords, describe, identifiers_of, open_failure
 from streams.enrichment.providers import Found
-from streams.enrichment.waterfall import Waterfall
+from streams.enrichment.waterfall import Lookups
 from streams.enrichment.work_table import EnrichmentWorkTable, WorkRow
 
 _BEHIND_S = 1.0  # between the end of a breaker's time and the next attempt of the row that has failed
@@ -65,7 +65,7 @@ class OpenRequests:
     ``deliver`` publishes the lead events.
     """
 
-    def __init__(self, waterfall: Waterfall, events: EventRecords, deliver: Deliver, *, clock: Clock = now_us) -> None:
+    def __init__(self, waterfall: Lookups, events: EventRecords, deliver: Deliver, *, clock: Clock = now_us) -> None:
         self._waterfall = waterfall
         self._events = events
         self._deliver = deliver
@@ -94,7 +94,9 @@ class OpenRequests:
                 return Parked(failure.reason, detail, until=min(failure.until, row.expires_at), attempts=0)
             # Due after the rows that wait for the breaker: the next probe must be the call of another one, since a
             # provider may fail for this lead only.
-            return Parked(failure.reason, detail, at_least_s=self._waterfall.closed_after_s() + _BEHIND_S)
+            return Parked(
+                failure.reason, detail, at_least_s=self._waterfall.closed_after_s(row.subject.tenant) + _BEHIND_S
+            )
         if enrichment is not None and isinstance(enrichment.result, Found):
             event = self._events.build(row.subject, lead, enrichment, row.traceparent.encode())
             if not fits(event):

@@ -53,6 +53,7 @@ class Event(NamedTuple):
     context: str  # envelope.context as JSON, or "" if it is empty
     message: Message  # the consumed message, for a dead letter
     traceparent: bytes | None = None  # a valid W3C traceparent
+    ranks: Mapping[str, int] | None = None  # field -> rank by the tenant's order of sources, instead of the authority's
 
     @property
     def own(self) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 
 from disposable_email_domains import blocklist
 
+from infra.tenants import Tenant, Tenants
 from schemas.identifiers import normal_identifiers
 
 _WEAK = frozenset({"phone", "anonymous_id"})
@@ -77,3 +78,33 @@ def default_policy(_tenant: str) -> IdentityPolicy:
 @lru_cache(maxsize=65_536)
 def _is_shared(local: str, domain: str) -> bool:
     return local.partition("+")[0] in _ROLES or domain in blocklist
+
+
+class TenantPolicies:
+    """The policies of the tenants' files, as they are now."""
+
+    def __init__(self, tenants: Tenants) -> None:
+        self._tenants = tenants
+        self._known: dict[str, tuple[Tenant, IdentityPolicy]] = {}
+
+    def __call__(self, tenant: str) -> IdentityPolicy:
+        """Return the policy of a tenant; the general one if the tenant is not served."""
+        file = self._tenants.get(tenant)
+        if file is None:
+            return DEFAULT
+        # All tenants of default.yaml share its parts, and with them one policy.
+        known = self._known.get(file.file)
+        if known is None or known[0].identity is not file.identity or known[0].phone_region != file.phone_region:
+            known = self._known[file.file] = file, _policy_of(file)
+        return known[1]
+
+
+def _policy_of(file: Tenant) -> IdentityPolicy:
+    own = file.identity
+    return IdentityPolicy(
+        region=file.phone_region or "",
+        placeholders=frozenset(text.lower() for text in own.placeholders),
+        weak_addresses=frozenset(text.lower() for text in own.role_addresses),
+        weak_domains=frozenset(text.lower() for text in (*own.weak_domains, *own.disposable_domains)),
+        caps=own.caps,
+    )

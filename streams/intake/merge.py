@@ -6,7 +6,9 @@ result is a maximum: the same events in any order and repetition give the same l
 
 Authority precedes time: a person and a CRM user over an app over an enrichment provider; between a person and a CRM
 user the later one counts. The time is ``Event.at``: a clock that is ahead of the broker's gains nothing. The first and
-the last touch of a lead are the earliest and the latest event with the authority person or app.
+the last touch of a lead are the earliest and the latest event with the authority person or app. A tenant's file may
+order sources per field: there the position of the event's source replaces its authority (``Event.ranks``); sources that
+are not in the order follow, by their authority. The order at the time of an event counts.
 
 - A value that is empty or white space has no effect, in maps too. ``cleared`` names the fields whose values are
   removed: the removal has a stamp like a value.
@@ -90,8 +92,11 @@ def merge(lead: Lead, event: Event, ignored: Collection[str] = ()) -> dict[str, 
     erased = lead.provenance.get(_ERASED)
     if erased is not None and event.at <= erased[1]:
         return changes
-    reporting = event.type.authority == REPORTING
+    reporting, ranks, authority = event.type.authority == REPORTING, event.ranks, stamp
     for name, value in values_of(event):
+        if ranks:
+            rank = ranks.get(name.partition(".")[0])
+            stamp = authority if rank is None else [rank, event.at, event.event_id]
         if name in ignored or (reporting and _repeats(lead, name, stamp, value)):
             continue
         if _set_if_greater(lead, name, stamp, value):

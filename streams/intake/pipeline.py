@@ -18,6 +18,7 @@ from confluent_kafka import Message
 from infra.clock import Clock, now_us, uuid7
 from infra.kafka.processor import Outputs
 from infra.outcomes import Dead
+from infra.tenants import Tenants
 from schemas.codec import Codec
 from streams.intake.decide import decide, reported_fields, reported_leads, touches_needed
 from streams.intake.decision import Decision, DecisionInput, Oversize
@@ -30,11 +31,14 @@ from streams.intake.part_size import Cut, PartSize
 from streams.intake.route import Router, origin_of
 from streams.intake.store import Contended, Store
 from streams.intake.transactions import TooLarge, decide_in_parts
-from streams.intake.validate import validate
+from streams.intake.validate import of_tenant, validate
 
 
 class Intake:
-    """The batch loop's processor of ``leads.received``. ``now`` returns microseconds since 1970."""
+    """The batch loop's processor of ``leads.received``. ``now`` returns microseconds since 1970.
+
+    ``tenants``: without it every tenant is known.
+    """
 
     def __init__(
         self,
@@ -46,10 +50,12 @@ class Intake:
         max_ahead_s: int,
         policies: Policies = default_policy,
         now: Clock = now_us,
+        tenants: Tenants | None = None,
     ) -> None:
         self._store, self._router, self._policies, self._now = store, router, policies, now
         self._decode = partial(decode, codec=codec, max_bytes=max_event_bytes)
         self._validate = partial(validate, max_ahead=max_ahead_s * 1_000_000, policies=policies)
+        self._tenants = tenants
         self._part_size = PartSize(router.limits.part_bytes)
 
     def prepare(self, messages: Sequence[Message]) -> EventBatch:
@@ -58,6 +64,8 @@ class Intake:
         for message in messages:
             decoded = self._decode(message)  # first, because all later stages rely on the types of the schema
             event = decoded if isinstance(decoded, Dead) else self._validate(decoded, message, now)
+            if not isinstance(event, Dead) and self._tenants is not None:
+                event = of_tenant(event, self._tenants)
             if isinstance(event, Dead):
                 origin = None if isinstance(decoded, Dead) else origin_of(decoded.record)
                 batch.dead.append(DeadRecord(message, event, origin))

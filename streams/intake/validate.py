@@ -13,6 +13,7 @@ from confluent_kafka import Message
 
 from infra.outcomes import Dead, Problem, Reason
 from infra.telemetry import HEADER
+from infra.tenants import State, Tenants
 from schemas import rules
 from schemas.codec import Decoded
 from schemas.identifiers import is_placeholder
@@ -24,6 +25,7 @@ from streams.intake.identity_policy import IdentityPolicy, Policies, default_pol
 # Version, trace id, parent id, flags: 55 bytes. No version ff, no id of zeros.
 _TRACEPARENT = re.compile(rb"(?!ff)[0-9a-f]{2}-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 _WRONG_CLOCK_US = 60_000_000
+_FIRST_RANK = 1000  # of the first source in a tenant's order: above every authority
 _MILLISECOND_US = 999  # the broker's timestamp is cut off to milliseconds
 
 
@@ -92,6 +94,29 @@ def _phone(text: str, policy: IdentityPolicy) -> str:
     if phone.number:
         return "" if is_one_digit(phone) or phone.key in policy.placeholders else phone.number
     return "" if is_placeholder(text, policy.placeholders) else text.strip()  # a CRM user can still use it
+
+
+def of_tenant(event: Event, tenants: Tenants) -> Event | Dead:
+    """Return the event with the ranks of its tenant's order of sources, or Dead if the tenant is not served."""
+    tenant = tenants.get(event.tenant)
+    if tenant is None:
+        return _unserved(tenants.state(event.tenant))
+    if not tenant.precedence:
+        return event
+    ranks = {
+        name: _FIRST_RANK - sources.index(event.source)
+        for name, sources in tenant.precedence.items()
+        if event.source in sources
+    }
+    return event._replace(ranks=ranks) if ranks else event
+
+
+def _unserved(state: State) -> Dead:
+    if state is State.INVALID:
+        problem = Problem("/envelope/tenant", "the tenant's file is invalid: correct it, then replay this record")
+        return Dead(Reason.TENANT_INVALID, (problem,))
+    problem = Problem("/envelope/tenant", "no such tenant: this installation serves only tenants with a file")
+    return Dead(Reason.UNKNOWN_TENANT, (problem,))
 
 
 def _time_for_precedence(kind: str, occurred_at: int, received_at: int) -> int:

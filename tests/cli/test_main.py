@@ -13,7 +13,7 @@ import typer
 
 from cli.main import build
 
-NO_JSON = {"down", "start", "stop", "restart"}  # these print no result
+NO_JSON = {"down", "start", "stop", "restart", "tenants schema"}  # these print no result, or always JSON
 
 WITHOUT_LOCAL = """
 import sys

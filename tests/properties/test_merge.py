@@ -51,7 +51,8 @@ def events(draw: st.DrawFn, size: int = 8) -> list[Event]:
             common["provider"] = "pdl"
         if kind == "consent_changed":
             common |= {"purpose": "marketing", "status": draw(st.sampled_from(["granted", "withdrawn"]))}
-        made.append(event(kind, f"e-{number}", **common))
+        ranks = draw(st.sampled_from([None, {"first_name": 1000}, {"first_name": 999, "custom": 1000}]))
+        made.append(event(kind, f"e-{number}", **common)._replace(ranks=ranks))  # a tenant's order of sources
     return made
 
 

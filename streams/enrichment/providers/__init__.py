@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
@@ -21,9 +21,10 @@ FIELDS = frozenset(
 
 
 class ProviderConfig(BaseModel):
-    """The settings that every provider has."""
+    """The settings that every provider has. ``process_fields`` are not of one account: a tenant's file has an order."""
 
     model_config = ConfigDict(frozen=True)
+    process_fields: ClassVar[frozenset[str]] = frozenset({"rank"})
 
     base_url: str = Field(pattern=r"^https?://", description="Base URL of the provider's API.")
     api_key: SecretStr = Field(SecretStr(""), description="API key. Empty: the provider is not used.")
@@ -72,7 +73,7 @@ class LookupFailed:
     @property
     def refused(self) -> bool:
         """Whether the provider refuses this query for good. Every other failure may be over at a later time."""
-        return self.reason is Reason.REJECTED
+        return self.reason in (Reason.REJECTED, Reason.UNKNOWN_TENANT)
 
 
 LookupResult = Found | NotFound | LookupFailed

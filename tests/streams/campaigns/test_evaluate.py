@@ -47,7 +47,7 @@ def evaluator(once_per: str = "lead", **consent: Any) -> Evaluator:
     (demo,) = load_campaigns(SHIPPED).values()
     changed = {"once_per": once_per, "consent": demo.consent.model_copy(update=consent)}
     current = CampaignSet((demo.model_copy(update=changed),), Templates(SHIPPED))
-    return Evaluator(lambda: current, CODEC, lambda: NOW)
+    return Evaluator(lambda _: current, CODEC, lambda: NOW)
 
 
 def decoded(outputs: list[Output]) -> list[tuple[str, dict[str, Any]]]:
