@@ -116,7 +116,15 @@ def bring_up(
     console.print(f"Up: {healthy} of {len(state['processes'])} processes healthy, {seconds:.1f} s.")
     if "api" in state:
         console.print(f"API: {state['api']['url']}")
+        _show_key(home, console)
     return state
+
+
+def _show_key(home: Path, console: Console) -> None:
+    """Print the key of the API to a terminal; elsewhere, where the output may be kept, only the name of its file."""
+    file = home / "api.secret"
+    shown = f"{file.read_text('utf-8').strip()} (in {file})" if console.is_terminal else f"in {file}"
+    console.print(f"API key: {shown}", markup=False)
 
 
 def _check_brokers(running: dict[str, Any], wanted: int | None, console: Console) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator
 
 from infra.kafka_settings import KafkaSettings
 
@@ -79,7 +79,19 @@ class Settings(KafkaSettings):
         description="Address of Redis: redis://user:password@host:port/database; rediss:// for TLS.",
     )
 
-    api_host: str = Field("127.0.0.1", description="Address that the API and the workers' health pages listen on.")
+    api_host: str = Field("127.0.0.1", description="Address that the API and the health pages listen on.")
+    api_keys_stale_s: float = Field(
+        300,
+        ge=5,
+        le=86_400,
+        description="How long the API admits the keys that it knows while Postgres is unavailable, in seconds. "
+        "Otherwise a revoked key is refused within 5 seconds.",
+    )
+    api_key: SecretStr | None = Field(
+        None,
+        description="API key that commands of leadstream send. `leadstream prepare` registers it, for every tenant and "
+        "with every scope.",
+    )
     api_port: int = Field(8080, ge=0, le=65535, description="TCP port of the API. 0: any free port.")
     cors_origins: str = Field(
         "",
@@ -88,7 +100,7 @@ class Settings(KafkaSettings):
         "navigator.sendBeacon does. Empty: none.",
     )
     health_port: int = Field(
-        0, ge=0, le=65535, description="TCP port of a worker's /live, /ready and /metrics. 0: not served."
+        0, ge=0, le=65535, description="TCP port of a process's /live, /ready and /metrics. 0: not served."
     )
 
     instance: str = Field(
@@ -178,6 +190,11 @@ class Settings(KafkaSettings):
     def allowed_origins(self) -> tuple[str, ...]:
         """The origins of LEADSTREAM_CORS_ORIGINS."""
         return tuple(_words(self.cors_origins))
+
+    @property
+    def api_headers(self) -> dict[str, str]:
+        """The headers with which commands of leadstream send requests to the API."""
+        return {} if self.api_key is None else {"Authorization": f"Bearer {self.api_key.get_secret_value()}"}
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None) -> Settings:

@@ -18,12 +18,12 @@ from infra.kafka.producer import Output
 from schemas.addresses import normal_email
 from schemas.registry import EventType
 from schemas.rules import e164
+from schemas.senders import OWN_SOURCE
 
 Identity = tuple[str, str, str]  # tenant, kind, normalised value
 Coordinates = tuple[str, int, int]  # topic, partition, offset
 
 ERASURE = "lead_erased"  # the event type that removes what was said before
-OWN_SOURCE = "leadstream:"  # sources of events that the pipeline makes itself
 
 
 class Event(NamedTuple):
