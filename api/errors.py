@@ -38,7 +38,8 @@ CODES: Mapping[str, Code] = {
     "unauthorized": Code(
         401,
         "Send an API key as `Authorization: Bearer ls_...`, as the user name of Basic authentication, or as "
-        "`X-Api-Key`. `leadstream keys create` makes one; the embedded stack's is in the file api.secret of its state folder.",
+        "`X-Api-Key`. `leadstream keys create` makes one; the embedded stack's is in the file api.secret of its "
+        "state folder.",
     ),
     "forbidden": Code(
         403,

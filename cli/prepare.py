@@ -79,9 +79,12 @@ def _run_in_parallel(steps: dict[str, Callable[[], str]], *, as_json: bool) -> N
 
 
 def _topics(settings: Settings) -> str:
-    from operations.broker_topics import apply  # noqa: PLC0415 - see the module's docstring
+    from infra.kafka.received import tenant_names  # noqa: PLC0415 - see the module's docstring
+    from infra.kafka.topics import load_topics  # noqa: PLC0415
+    from operations.broker_topics import apply  # noqa: PLC0415
 
-    corrected = [d for d in apply(settings) if d.correctable]
+    wanted = load_topics(tenants=tenant_names(settings.tenants_dir))
+    corrected = [d for d in apply(settings, wanted) if d.correctable]
     return f"{len(corrected)} differences corrected" if corrected else "up to date"
 
 

@@ -29,11 +29,12 @@ def apply(*, as_json: _JSON = False) -> None:
 
     Exit code 1 when a topic has more partitions than in the file, which Kafka cannot correct, or too few replicas.
     """
-    from infra.kafka import topics  # noqa: PLC0415 - the Kafka client costs every other command its import
+    from infra.kafka import received, topics  # noqa: PLC0415 - the Kafka client costs every other command its import
     from operations import broker_topics  # noqa: PLC0415
 
     try:
-        found = broker_topics.apply(Settings.load())
+        settings = Settings.load()
+        found = broker_topics.apply(settings, topics.load_topics(tenants=received.tenant_names(settings.tenants_dir)))
     except topics.TopicsError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
@@ -52,9 +53,11 @@ def diff(*, as_json: _JSON = False) -> None:
 
     Exit code 1 when there is a difference.
     """
-    from operations import broker_topics  # noqa: PLC0415 - see above
+    from infra.kafka import received, topics  # noqa: PLC0415 - see above
+    from operations import broker_topics  # noqa: PLC0415
 
-    found = broker_topics.diff(Settings.load())
+    settings = Settings.load()
+    found = broker_topics.diff(settings, topics.load_topics(tenants=received.tenant_names(settings.tenants_dir)))
     if as_json:
         print(json.dumps([asdict(d) for d in found], indent=1))
     for d in () if as_json else found:
@@ -75,5 +78,5 @@ def describe(d: Difference) -> str:
         "shrink": f"{d.topic}: {counts}; Kafka cannot remove partitions: change the file",
         "replicas": f"{d.topic}: has {d.actual} replicas, must have {d.wanted}; place them with "
         "kafka-reassign-partitions.sh, then run `leadstream topics apply`",
-        "unknown": f"{d.topic}: is not in the file: delete the topic or add it to the file",
+        "unknown": f"{d.topic}: is not in the file, or its tenant has no file: delete the topic or add the entry",
     }[d.what]

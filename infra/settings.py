@@ -19,7 +19,7 @@ from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validat
 from infra.kafka_settings import KafkaSettings
 
 PREFIX = "LEADSTREAM_"
-_SHIPPED = Path(__file__).parents[1] / "campaigns"
+_SHIPPED = Path(__file__).parents[1]
 # A connector's own settings: LEADSTREAM_CRM_HUBSPOT_TOKEN belongs to the section "crm_hubspot".
 SECTIONS = ("PROVIDER_", "CRM_", "CHANNEL_", "ENRICHMENT_")
 
@@ -155,8 +155,13 @@ class Settings(KafkaSettings):
     )
 
     campaigns_dir: Path = Field(
-        default_factory=lambda: _SHIPPED if not (here := Path("campaigns")).is_dir() else here,
+        default_factory=lambda: _folder("campaigns"),
         description="Folder of the campaign files (*.yaml). Default: ./campaigns if it exists, else the examples.",
+    )
+    tenants_dir: Path = Field(
+        default_factory=lambda: _folder("tenants"),
+        description="Folder of the tenant files (<tenant>.yaml). Default: ./tenants if it exists, else the shipped "
+        "one, whose default.yaml serves every tenant.",
     )
 
     log_level: str = Field(
@@ -248,6 +253,10 @@ class Settings(KafkaSettings):
         if unknown:
             raise SettingsError("Wrong settings:\n  " + "\n  ".join(sorted(unknown)))
         return section
+
+
+def _folder(name: str) -> Path:
+    return here if (here := Path(name)).is_dir() else _SHIPPED / name
 
 
 def _words(text: str) -> list[str]:

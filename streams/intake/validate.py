@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 import orjson
 from confluent_kafka import Message
 
+from infra.kafka.received import tenant_of
 from infra.outcomes import Dead, Problem, Reason
 from infra.telemetry import HEADER
 from schemas import rules
 from schemas.codec import Decoded
 from schemas.registry import registry
+from schemas.senders import Sender, forbidden
 from streams.intake.event import ERASURE, Event, content_hash, event_key, identities
 
 # Version, trace id, parent id, flags: 55 bytes. No version ff, no id of zeros.
@@ -42,6 +45,8 @@ def validate(decoded: Decoded, message: Message, now: int, max_ahead: int) -> Ev
         problem = Problem("/type", f"{decoded.type} is not a lead event: only the pipeline writes it")
         return Dead(Reason.UNKNOWN_EVENT_TYPE, (problem,))
     record = decoded.record
+    if (sender := _sender(message.topic())) is not None and (refused := forbidden(kind, record["envelope"], sender)):
+        return refused
     properties = rules.check_event(kind, record, now, max_ahead)
     if isinstance(properties, Dead):
         return properties
@@ -69,6 +74,13 @@ def validate(decoded: Decoded, message: Message, now: int, max_ahead: int) -> Ev
         message,
         traceparent(headers) if headers else None,
     )
+
+
+@lru_cache(4096)
+def _sender(topic: str) -> Sender | None:
+    """Return who may write to a topic; None: the pipeline and trusted services, which may send everything."""
+    tenant = tenant_of(topic)
+    return Sender(tenant, frozenset(), f"the topic {topic}") if tenant else None
 
 
 def _time_for_precedence(kind: str, occurred_at: int, received_at: int) -> int:
