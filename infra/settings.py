@@ -72,6 +72,13 @@ class Settings(KafkaSettings):
         repr=False,
         description="Address of ClickHouse over HTTP: http://user:password@host:port/database; https:// for TLS.",
     )
+    clickhouse_read_url: str = Field(
+        "",
+        pattern=r"^(https?://.+)?$",
+        repr=False,
+        description="Address of ClickHouse for `leadstream query`, with a user that may only read. Empty: "
+        "LEADSTREAM_CLICKHOUSE_URL, with the setting readonly.",
+    )
     redis_url: str = Field(
         "redis://127.0.0.1:6379/0",
         pattern=r"^(redis|rediss|unix)://",

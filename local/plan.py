@@ -64,6 +64,7 @@ _ADDRESSES = {
     "pdl": ("url", f"http://{HOST}:{{port}}"),
     "smtp": ("url", f"smtp://{HOST}:{{port}}"),
 }
+_READER = "clickhouse-reader"
 _SETTINGS = {
     "kafka": "KAFKA_BOOTSTRAP",
     "postgres": "DATABASE_URL",
@@ -176,6 +177,9 @@ def _environment(
     addresses: Mapping[str, Mapping[str, str]],
 ) -> dict[str, str]:
     values = {_SETTINGS[name]: next(iter(addresses[name].values())) for name in parts}
+    if "clickhouse" in parts:
+        password = _secret(home, _READER)
+        values["CLICKHOUSE_READ_URL"] = f"http://reader:{password}@{HOST}:{ports['clickhouse']}/leadstream"
     if "api" in ports:
         values |= {"API_PORT": str(ports["api"]), "API_KEY": api_key(home)}
     for name in simulated:
@@ -199,7 +203,9 @@ def _part_factories(
 ) -> Iterator[tuple[str, Callable[[], ProcessSpec]]]:
     factories: dict[str, Callable[[], ProcessSpec]] = {
         "postgres": lambda: postgres(home, ports["postgres"], _secret(home, "postgres")),
-        "clickhouse": lambda: clickhouse(home, ports["clickhouse"], _secret_file(home, "clickhouse")),
+        "clickhouse": lambda: clickhouse(
+            home, ports["clickhouse"], _secret_file(home, "clickhouse"), _secret_file(home, _READER)
+        ),
         "redis": lambda: redis(home, ports["redis"], _secret(home, "redis")),
     }
     for name in parts:
