@@ -145,6 +145,20 @@ async def test_a_key_is_accepted_in_each_of_its_forms(headers: Callable[[str], d
     assert response.status_code == 202
 
 
+async def test_only_the_header_with_the_key_is_remembered() -> None:
+    api = Api()
+    good, bad = f"Bearer {api.key}".encode(), f"Bearer {key_of()[0]}".encode()
+    key, digest, app_key = b"authorization", b"Digest x", b"x-api-key"
+    mixed = [[(key, good), (key, bad)], [(key, digest), (app_key, api.key.encode())], [(key, digest), (key, good)]]
+    for _ in range(2):
+        for headers in mixed:
+            response = await api.client.post("/v1/events", json=event(), headers=headers)
+            assert response.status_code == 202
+        for value in (bad, digest):
+            response = await api.client.post("/v1/events", json=event(), headers=[(key, value)])
+            assert response.status_code == 401
+
+
 async def test_the_error_says_what_to_do_and_never_contains_the_key() -> None:
     api = Api("acme", "read")
     missing = (await api.client.post("/v1/events", json=event())).json()["error"]
