@@ -17,6 +17,7 @@ from typing import TypeVar
 from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator
 
 from infra.kafka_settings import KafkaSettings
+from infra.keys import is_key
 
 PREFIX = "LEADSTREAM_"
 _SHIPPED = Path(__file__).parents[1]
@@ -46,6 +47,11 @@ class Settings(KafkaSettings):
 
     home: Path = Field(Path(".leadstream"), description="State folder: holds all data of an embedded stack.")
 
+    kafka_passwords: SecretStr | None = Field(
+        None,
+        description="Passwords of the broker's users that `leadstream topics secure` creates, as user=password, "
+        "separated by commas. The users are pipeline and schema-registry.",
+    )
     kafka_flush: bool = Field(
         False,
         description="Whether an embedded broker writes each record to disk before it acknowledges it. Without it an "
@@ -196,6 +202,15 @@ class Settings(KafkaSettings):
                     f"{origin!r} is not an origin: write scheme://host or scheme://host:port in lower case, without a "
                     "path, a final slash or a default port; a host is in ASCII (punycode); or * for all"
                 )
+        return value
+
+    @field_validator("api_key")
+    @classmethod
+    def _check_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None or not value.get_secret_value():
+            return None
+        if not is_key(value.get_secret_value().encode()):
+            raise ValueError("is not an API key: `leadstream keys create` makes one, ls_, 12 characters, _ and 43 more")
         return value
 
     @property

@@ -21,15 +21,25 @@ _TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _OPEN = "default"  # the file that serves tenants without one of their own
 
 
+def topic_of(tenant: str) -> str:
+    """Return the topic of a tenant's own producers."""
+    return _OF_TENANT + tenant
+
+
 def tenant_of(topic: str) -> str:
     """Return the tenant whose topic this is; "" for every other topic."""
     return topic[len(_OF_TENANT) :] if topic.startswith(_OF_TENANT) else ""
 
 
+def is_tenant(name: str) -> bool:
+    """Return whether ``name`` can be the name of a tenant."""
+    return _TENANT.fullmatch(name) is not None
+
+
 def tenant_names(folder: Path) -> list[str]:
     """Return the tenants that have a file in ``folder``; none if there is no such folder."""
     names = sorted(file.stem for file in folder.glob("*.yaml"))
-    return [name for name in names if name != _OPEN and _TENANT.fullmatch(name)]
+    return [name for name in names if name != _OPEN and is_tenant(name)]
 
 
 def with_tenants(topics: Collection[str], existing: Iterable[str]) -> list[str]:
