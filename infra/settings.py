@@ -14,8 +14,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, Field, SecretStr, ValidationError, field_validator
+from pydantic import BaseModel, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
+from infra import tls_parameters
 from infra.kafka_settings import KafkaSettings
 from infra.keys import is_key
 
@@ -67,7 +68,8 @@ class Settings(KafkaSettings):
         "postgresql://leadstream@127.0.0.1:5432/leadstream",
         pattern=r"^postgres(ql)?://",
         repr=False,
-        description="Address of Postgres: postgresql://user:password@host:port/database; ?sslmode=verify-full for TLS.",
+        description="Address of Postgres: postgresql://user:password@host:port/database; for TLS "
+        "?sslmode=verify-full&sslrootcert=FILE.",
     )
     database_pool_size: int = Field(
         4, ge=1, le=100, description="Maximum number of Postgres connections of one process, opened on demand."
@@ -76,7 +78,8 @@ class Settings(KafkaSettings):
         "http://127.0.0.1:8123/leadstream",
         pattern=r"^https?://",
         repr=False,
-        description="Address of ClickHouse over HTTP: http://user:password@host:port/database; https:// for TLS.",
+        description="Address of ClickHouse over HTTP: http://user:password@host:port/database; for TLS "
+        "https://, with ?ca_cert=FILE for an authority of your own.",
     )
     clickhouse_read_url: str = Field(
         "",
@@ -89,7 +92,8 @@ class Settings(KafkaSettings):
         "redis://127.0.0.1:6379/0",
         pattern=r"^(redis|rediss|unix)://",
         repr=False,
-        description="Address of Redis: redis://user:password@host:port/database; rediss:// for TLS.",
+        description="Address of Redis: redis://user:password@host:port/database; for TLS "
+        "rediss://, with ?ssl_ca_certs=FILE for an authority of your own.",
     )
 
     api_host: str = Field("127.0.0.1", description="Address that the API and the health pages listen on.")
@@ -202,6 +206,13 @@ class Settings(KafkaSettings):
                     f"{origin!r} is not an origin: write scheme://host or scheme://host:port in lower case, without a "
                     "path, a final slash or a default port; a host is in ASCII (punycode); or * for all"
                 )
+        return value
+
+    @field_validator("database_url", "clickhouse_url", "clickhouse_read_url", "redis_url")
+    @classmethod
+    def _check_tls(cls, value: str, info: ValidationInfo) -> str:
+        if wrong := list(tls_parameters.problems(info.field_name or "", value)):
+            raise ValueError("; ".join(wrong))
         return value
 
     @field_validator("api_key")

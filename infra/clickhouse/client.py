@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 import orjson
 
 from infra.errors import DependencyUnavailable
+from infra.tls_parameters import parameters
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver import AsyncClient
@@ -114,12 +115,16 @@ class ClickHouse:
         from clickhouse_connect import get_async_client  # noqa: PLC0415
 
         address = self._address
+        tls = parameters(address.geturl())
         client = await get_async_client(
             interface=address.scheme,
             host=address.hostname,
             port=address.port or (8443 if address.scheme == "https" else 8123),
             username=unquote(address.username) if address.username else None,
             password=unquote(address.password or ""),
+            ca_cert=tls.get("ca_cert"),
+            client_cert=tls.get("client_cert"),
+            client_cert_key=tls.get("client_cert_key"),
             compress=False,
             connect_timeout=3,
             send_receive_timeout=self._timeout_s,
