@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _HOUR_US = 3_600_000_000
 _MAX_DAYS = 3650
+_ID_WIDTH = 12
 Result = TypeVar("Result")
 _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 _Id = Annotated[
@@ -69,9 +70,9 @@ def list_(
     from rich.console import Console  # noqa: PLC0415 - not needed for JSON
     from rich.table import Table  # noqa: PLC0415
 
-    table = Table(
-        "id", "tenant", "scopes", "name", "state", "created", "expires", "last used", box=None, pad_edge=False
-    )
+    table = Table(box=None, pad_edge=False)
+    for title in ("id", "tenant", "scopes", "name", "state", "created", "expires", "last used"):
+        table.add_column(title, overflow="fold", min_width=_ID_WIDTH if title == "id" else None)
     for row in rows:
         shown = row | {"scopes": " ".join(row["scopes"]), "expires_at": row["expires_at"] or "never"}
         names = ("id", "tenant", "scopes", "name", "state", "created_at", "expires_at", "last_used")
