@@ -1,6 +1,7 @@
 """The API process: creates its clients, registers the routes and serves until a stop.
 
-Events are sent to ``/v1/events``; the other paths are for health checks and for developers of senders.
+Events are sent to ``/v1/events``; the other paths are for developers of senders. Every request needs an API key
+(:mod:`api.auth`); health checks and metrics have a port of their own (``health_port``).
 
 Crash: the process keeps no state. An event with the response 202 is on the broker, so the process may be killed at any
 time. Any number of instances can run behind a load balancer.
@@ -11,49 +12,63 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from functools import partial
 from typing import Any
 
-from confluent_kafka.admin import AdminClient
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from api import confluent, errors, event_types
+from api.auth import Authentication, GuardedRoute, Keys, guarded
 from api.cors import Cors
 from api.health import kafka_unavailable
 from api.ingest.accept import Acceptor, Checker
 from api.ingest.native import Native
+from api.keyring import KeyRing
 from infra import metrics, web
-from infra.health import Health
 from infra.kafka import client as kafka
 from infra.kafka.producer import Deliverer
-from infra.runtime import Status, Stop, log
+from infra.keys import INGEST, READ
+from infra.postgres.keys_table import KeysTable
+from infra.postgres.pool import close, connect
+from infra.runtime import Stop, log, run_together
 from infra.settings import Settings
 
 _DELIVER_S = 5.0
+_KEY_CONNECTIONS = 2  # to Postgres: one reads all keys, one looks up unknown ones
 
 
-def build(settings: Settings, deliverer: Deliverer, admin: AdminClient, status: Status) -> ASGIApp:
-    """Return the application with its clients, which the caller closes. ``/ready`` shows ``status``."""
-    checker = Checker(max_event_bytes=settings.max_event_bytes, max_ahead_us=settings.max_clock_ahead_s * 1_000_000)
-    native = Native(checker, Acceptor(deliverer, timeout_s=_DELIVER_S + 2), settings.allowed_origins)
-    routes: list[BaseRoute] = [
-        Route("/v1/events", native.events, methods=["POST"]),
-        Route("/v1/validate", native.validate, methods=["POST"]),
-        Route("/v1/errors/{code}", errors.explain),
-        *event_types.ROUTES,
-        *confluent.ROUTES,
-        *Health(status, partial(kafka_unavailable, admin)).routes,
-    ]
+def build(settings: Settings, deliverer: Deliverer, keys: Keys) -> ASGIApp:
+    """Return the application with its clients, which the caller closes.
+
+    Raises:
+        TypeError: a route names no scopes.
+
+    """
+    routes = make_routes(settings, deliverer)
     handlers = {
         errors.Refusal: errors.refused,
         HTTPException: errors.http_error,
         Exception: errors.unexpected,
     }
-    app: ASGIApp = Starlette(routes=routes, exception_handlers=handlers)
+    app: ASGIApp = Authentication(Starlette(routes=routes, exception_handlers=handlers), keys)
     return _Counted(Cors(app, settings.allowed_origins), routes)
+
+
+def make_routes(settings: Settings, deliverer: Deliverer) -> list[BaseRoute]:
+    """Return all routes of the API."""
+    checker = Checker(max_event_bytes=settings.max_event_bytes, max_ahead_us=settings.max_clock_ahead_s * 1_000_000)
+    native = Native(checker, Acceptor(deliverer, timeout_s=_DELIVER_S + 2), settings.allowed_origins)
+    return guarded(
+        [
+            GuardedRoute("/v1/events", native.events, methods=["POST"], scopes={INGEST}),
+            GuardedRoute("/v1/validate", native.validate, methods=["POST"], scopes={INGEST}),
+            GuardedRoute("/v1/errors/{code}", errors.explain, scopes={INGEST, READ}),
+            *event_types.ROUTES,
+            *confluent.ROUTES,
+        ]
+    )
 
 
 class _Counted:
@@ -100,16 +115,24 @@ async def main(settings: Settings, stop: Stop) -> None:
     listener = web.listen(settings.api_host, settings.api_port)
     deliverer = Deliverer(settings, "api", timeout_s=_DELIVER_S, on_fatal=stop.fail)
     admin = kafka.admin(settings, "api", on_fatal=stop.fail)
+    pool = await connect(settings.database_url, size=_KEY_CONNECTIONS, application="api")
+    keys = KeyRing(KeysTable(pool), stale_s=settings.api_keys_stale_s)
+
+    async def unavailable() -> str:
+        return keys.unavailable or await kafka_unavailable(admin)
+
+    stop.status.check = unavailable
     port = listener.getsockname()[1]
-    app = build(settings, deliverer, admin, stop.status)
     log("api").info("listening", extra={"fields": {"host": settings.api_host, "port": port}})
-    serving = asyncio.create_task(web.serve(app, listener, grace_s=max(1, settings.shutdown_s - 2)))
+    serving = web.serve(build(settings, deliverer, keys), listener, grace_s=max(1, settings.shutdown_s - 2))
+    working = asyncio.create_task(run_together(serving, keys.run()))
     stopping = asyncio.create_task(stop.wait())
     try:
-        await asyncio.wait({serving, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        serving.cancel()
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        working.cancel()
         with suppress(asyncio.CancelledError):
-            await serving
+            await working
     finally:
         stopping.cancel()
         await deliverer.close()
+        await close(pool)

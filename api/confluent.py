@@ -16,10 +16,11 @@ import orjson
 from fastavro.schema import SchemaParseException, UnknownType, fingerprint, to_parsing_canonical_form
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
 from api import body as bodies
+from api.auth import GuardedRoute
 from api.errors import CODES, Refusal
+from infra.keys import INGEST, READ
 from schemas.registry import RecordType, registry
 
 _TYPE = "application/vnd.schemaregistry.v1+json"
@@ -147,14 +148,16 @@ async def kinds(_: Request) -> Response:
     return _json(["AVRO"])
 
 
+_SCOPES = {INGEST, READ}
+
 ROUTES = [
-    Route("/subjects", subjects),
-    Route("/subjects/{subject}", look_up, methods=["POST"]),
-    Route("/subjects/{subject}/versions", register, methods=["POST"]),
-    Route("/subjects/{subject}/versions", versions),
-    Route("/subjects/{subject}/versions/{version}", version),
-    Route("/schemas/ids/{id}", by_id),
-    Route("/schemas/types", kinds),
-    Route("/config", config),
-    Route("/config/{subject}", config),
+    GuardedRoute("/subjects", subjects, scopes=_SCOPES),
+    GuardedRoute("/subjects/{subject}", look_up, methods=["POST"], scopes=_SCOPES),
+    GuardedRoute("/subjects/{subject}/versions", register, methods=["POST"], scopes=_SCOPES),
+    GuardedRoute("/subjects/{subject}/versions", versions, scopes=_SCOPES),
+    GuardedRoute("/subjects/{subject}/versions/{version}", version, scopes=_SCOPES),
+    GuardedRoute("/schemas/ids/{id}", by_id, scopes=_SCOPES),
+    GuardedRoute("/schemas/types", kinds, scopes=_SCOPES),
+    GuardedRoute("/config", config, scopes=_SCOPES),
+    GuardedRoute("/config/{subject}", config, scopes=_SCOPES),
 ]

@@ -18,6 +18,7 @@ from starlette.responses import Response
 from infra.runtime import log
 
 DOCS = "/v1/errors/"
+_HEADERS = {401: {"WWW-Authenticate": 'Bearer realm="leadstream"'}, 503: {"Retry-After": "1"}}
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +34,17 @@ CODES: Mapping[str, Code] = {
     "no_events": Code(400, "Send at least one event."),
     "none_accepted": Code(
         400, "Each item of `events` lists its invalid fields. GET /v1/schemas/{type} returns the fields of a type."
+    ),
+    "unauthorized": Code(
+        401,
+        "Send an API key as `Authorization: Bearer ls_...`, as the user name of Basic authentication, or as "
+        "`X-Api-Key`. `leadstream keys create` makes one; the embedded stack's is in the file api.secret of its "
+        "state folder.",
+    ),
+    "forbidden": Code(
+        403,
+        "Use a key of the tenant and with the scope that the message names: `leadstream keys list` shows the keys, "
+        "`leadstream keys create --tenant TENANT --scope SCOPE` makes one.",
     ),
     "origin_not_allowed": Code(
         403,
@@ -57,8 +69,13 @@ CODES: Mapping[str, Code] = {
         "The broker did not confirm every event in time. After Retry-After seconds, send the items with status "
         "`unknown` again with the same event_id: an event that was already stored counts once.",
     ),
+    "keys_unavailable": Code(
+        503, "Postgres, which has the API keys, is unavailable. No event was accepted; retry after Retry-After seconds."
+    ),
     "overloaded": Code(
-        503, "Too many events are waiting for the broker. No event was accepted; retry after Retry-After seconds."
+        503,
+        "Too much work is waiting for the broker or for Postgres. No event was accepted; retry after Retry-After "
+        "seconds.",
     ),
     "internal": Code(
         500,
@@ -90,8 +107,7 @@ async def refused(_: Request, refusal: Exception) -> Response:
     """Return the response to a :class:`Refusal`."""
     assert isinstance(refusal, Refusal)  # noqa: S101 - registered for this type only
     status = CODES[refusal.code].status
-    headers = {"Retry-After": "1"} if status == 503 else None  # noqa: PLR2004
-    return json_response(status, {"error": error(refusal.code, str(refusal))}, headers)
+    return json_response(status, {"error": error(refusal.code, str(refusal))}, _HEADERS.get(status))
 
 
 async def http_error(request: Request, raised: Exception) -> Response:

@@ -6,9 +6,10 @@ from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Route
 
+from api.auth import GuardedRoute
 from api.errors import Refusal, json_response
+from infra.keys import INGEST, READ
 from schemas.registry import RecordType, registry
 
 
@@ -45,4 +46,6 @@ def _summary(kind: RecordType) -> dict[str, Any]:
     }
 
 
-ROUTES = [Route("/v1/schemas", index), Route("/v1/schemas/{type}", one)]
+_SCOPES = {INGEST, READ}
+
+ROUTES = [GuardedRoute("/v1/schemas", index, scopes=_SCOPES), GuardedRoute("/v1/schemas/{type}", one, scopes=_SCOPES)]

@@ -10,14 +10,14 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from bench import clickhouse, end_to_end, hop, intake
+from bench import clickhouse, end_to_end, hop, intake, keys
 from bench.result import Result, publish
 from infra.kafka_settings import KafkaSettings
 from infra.runtime import collect_garbage_rarely
 from infra.settings import Settings
 from local.attached import AttachedStack
 
-_GROUPS = ("hop", "intake", "clickhouse", "end_to_end")
+_GROUPS = ("hop", "intake", "clickhouse", "keys", "end_to_end")
 
 
 def main() -> None:
@@ -33,6 +33,8 @@ def main() -> None:
     results: list[Result] = []
     collect_garbage_rarely()  # as every worker does
     try:
+        if "keys" in wanted:
+            results += keys.measure(options.runs)
         with AttachedStack(home / "parts", "--no-pipeline") as stack:
             state = stack.state
             if "hop" in wanted:

@@ -28,12 +28,17 @@ def register(app: typer.Typer) -> None:
 
 
 def prepare(*, as_json: _Json = False) -> None:
-    """Create or alter the topics, migrate Postgres and ClickHouse, register the campaigns.
+    """Create or alter the topics, migrate Postgres and ClickHouse, register the campaigns and LEADSTREAM_API_KEY.
 
     Exit code 1 when one of these fails.
     """
     settings = Settings.load()
-    postgres = {"postgres": lambda: f"{_postgres(settings)}; {asyncio.run(_register_campaigns(settings))}"}
+
+    def migrate_and_register() -> str:
+        migrated = _postgres(settings)
+        return f"{migrated}; {asyncio.run(_register_campaigns(settings))}{asyncio.run(_register_key(settings))}"
+
+    postgres = {"postgres": migrate_and_register}
     _run_in_parallel({"topics": partial(_topics, settings)} | _databases(settings) | postgres, as_json=as_json)
 
 
@@ -74,9 +79,12 @@ def _run_in_parallel(steps: dict[str, Callable[[], str]], *, as_json: bool) -> N
 
 
 def _topics(settings: Settings) -> str:
-    from operations.broker_topics import apply  # noqa: PLC0415 - see the module's docstring
+    from infra.kafka.received import tenant_names  # noqa: PLC0415 - see the module's docstring
+    from infra.kafka.topics import load_topics  # noqa: PLC0415
+    from operations.broker_topics import apply  # noqa: PLC0415
 
-    corrected = [d for d in apply(settings) if d.correctable]
+    wanted = load_topics(tenants=tenant_names(settings.tenants_dir))
+    corrected = [d for d in apply(settings, wanted) if d.correctable]
     return f"{len(corrected)} differences corrected" if corrected else "up to date"
 
 
@@ -104,6 +112,23 @@ async def _register_campaigns(settings: Settings) -> str:
         await pool.close()
     warning = f", {len(problems)} problems: run `leadstream campaigns check`" if problems else ""
     return f"{len(campaigns)} campaigns registered{warning}"
+
+
+async def _register_key(settings: Settings) -> str:
+    """Register the key that commands use, for every tenant and with every scope. A revoked one stays revoked."""
+    if settings.api_key is None:
+        return ""
+    from infra.keys import EVERY_TENANT, SCOPES  # noqa: PLC0415 - see above
+    from infra.postgres.keys_table import KeysTable  # noqa: PLC0415
+    from infra.postgres.pool import connect  # noqa: PLC0415
+
+    pool = await connect(settings.database_url, size=1, application="prepare")
+    try:
+        key = settings.api_key.get_secret_value()
+        new = await KeysTable(pool).register(key, EVERY_TENANT, sorted(SCOPES), name="LEADSTREAM_API_KEY")
+    finally:
+        await pool.close()
+    return ", key registered" if new else ""
 
 
 def _clickhouse(settings: Settings) -> str:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Protocol
 
 import typer
 
+from infra.errors import first_error
 from infra.settings import Settings
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ _MAX_BATCH_EVENTS = 500  # limits of the HTTP API for one request
 _MAX_BATCH_BYTES = 4_000_000
 _CONCURRENT_BATCHES = 4
 _DELIVER_S = 30.0
+_NOT_ADMITTED = {401, 403}
 
 Line = tuple[int, bytes]  # line number from 1, content
 
@@ -45,6 +47,10 @@ class Report:
                 self.unconfirmed.append(number)
             else:
                 self.invalid += [(number, p["path"], p["message"]) for p in item["problems"]]
+
+
+class _NotAdmittedError(Exception):
+    """The API did not admit the key of this command."""
 
 
 class Transport(Protocol):
@@ -83,7 +89,11 @@ def produce(
     text = content.removeprefix(b"\xef\xbb\xbf")  # a byte order mark, which editors on Windows write
     lines = [(n, line) for n, line in enumerate(text.split(b"\n"), 1) if line.strip()]
     settings = Settings.load()
-    report = asyncio.run(_produce(settings, lines, url or _api_url(settings) if http or url else "", strict=strict))
+    try:
+        report = asyncio.run(_produce(settings, lines, url or _api_url(settings) if http or url else "", strict=strict))
+    except* _NotAdmittedError as refused:
+        typer.echo(f"The API refused the request: {first_error(refused)}. Set LEADSTREAM_API_KEY.", err=True)
+        sys.exit(1)
     _print(report, as_json=as_json)
     if report.invalid or report.unconfirmed:
         raise typer.Exit(1)
@@ -102,7 +112,7 @@ async def _produce(settings: Settings, lines: list[Line], url: str, *, strict: b
             report.sent = 0
             return report
         report = Report()
-    async with _http(url) if url else _kafka(settings) as transport:
+    async with _http(url, settings) if url else _kafka(settings) as transport:
         await _send_all(transport, lines, report)
     report.invalid.sort()
     report.unconfirmed.sort()
@@ -149,8 +159,9 @@ def _checker(settings: Settings) -> Checker:
 
 def _checked(checker: Checker, line: bytes) -> Item:
     from api.ingest.accept import InvalidEvent  # noqa: PLC0415 - see above
+    from schemas.senders import TRUSTED  # noqa: PLC0415
 
-    checked = checker.line(line)
+    checked = checker.line(line, TRUSTED)
     return checked.item if isinstance(checked, InvalidEvent) else {"event_id": checked.event_id, "status": "valid"}
 
 
@@ -160,7 +171,9 @@ class _KafkaTransport:
         self._acceptor = acceptor
 
     async def send(self, lines: Sequence[Line]) -> Sequence[Item]:
-        return (await self._acceptor.accept([self._checker.line(line) for _, line in lines]))[1]
+        from schemas.senders import TRUSTED  # noqa: PLC0415 - see above
+
+        return (await self._acceptor.accept([self._checker.line(line, TRUSTED) for _, line in lines]))[1]
 
 
 @asynccontextmanager
@@ -176,10 +189,10 @@ async def _kafka(settings: Settings) -> AsyncIterator[Transport]:
 
 
 @asynccontextmanager
-async def _http(url: str) -> AsyncIterator[Transport]:
+async def _http(url: str, settings: Settings) -> AsyncIterator[Transport]:
     import httpx  # noqa: PLC0415 - only for this transport
 
-    async with httpx.AsyncClient(base_url=url, timeout=_DELIVER_S) as client:
+    async with httpx.AsyncClient(base_url=url, timeout=_DELIVER_S, headers=settings.api_headers) as client:
         yield _HttpTransport(client)
 
 
@@ -192,7 +205,10 @@ class _HttpTransport:
         headers = {"content-type": "application/x-ndjson"}
         try:
             response = await self._client.post("/v1/events", content=body, headers=headers)
-            items: list[Item] = response.json().get("events", [])
+            answer = response.json()
+            items: list[Item] = answer.get("events", [])
+            if not items and response.status_code in _NOT_ADMITTED:
+                raise _NotAdmittedError(answer["error"]["message"])
         except (OSError, ValueError, _transport_error()):
             items = []
         return items or [{"status": "unknown"}] * len(lines)

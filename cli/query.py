@@ -25,7 +25,7 @@ def query(
     *,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object per row.")] = False,
 ) -> None:
-    """Run an SQL query on ClickHouse and print the rows."""
+    """Run an SQL query on ClickHouse and print the rows. It cannot change anything."""
     try:
         rows = asyncio.run(_query(statement))
     except ClickHouseError as error:
@@ -45,5 +45,6 @@ def query(
 
 
 async def _query(statement: str) -> list[dict[str, Any]]:
-    async with ClickHouse(Settings.load().clickhouse_url) as server:
+    settings = Settings.load()
+    async with ClickHouse(settings.clickhouse_read_url or settings.clickhouse_url, read_only=True) as server:
         return await server.query(statement)

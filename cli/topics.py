@@ -1,10 +1,11 @@
-"""``topics apply`` and ``topics diff``: the topics on the broker and those of ``infra/kafka/topics.toml``."""
+"""``topics apply|diff|secure|grant``: the topics on the broker and those of ``infra/kafka/topics.toml``; its users."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -13,6 +14,7 @@ from infra.settings import Settings
 if TYPE_CHECKING:
     from operations.broker_topics import Difference
 
+Result = TypeVar("Result")
 _JSON = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -21,6 +23,8 @@ def register(app: typer.Typer) -> None:
     group = typer.Typer(no_args_is_help=True, help="Compare and apply the topics of infra/kafka/topics.toml.")
     group.command("apply")(apply)
     group.command("diff")(diff)
+    group.command("secure")(secure)
+    group.command("grant")(grant)
     app.add_typer(group, name="topics")
 
 
@@ -29,11 +33,12 @@ def apply(*, as_json: _JSON = False) -> None:
 
     Exit code 1 when a topic has more partitions than in the file, which Kafka cannot correct, or too few replicas.
     """
-    from infra.kafka import topics  # noqa: PLC0415 - the Kafka client costs every other command its import
+    from infra.kafka import received, topics  # noqa: PLC0415 - the Kafka client costs every other command its import
     from operations import broker_topics  # noqa: PLC0415
 
     try:
-        found = broker_topics.apply(Settings.load())
+        settings = Settings.load()
+        found = broker_topics.apply(settings, topics.load_topics(tenants=received.tenant_names(settings.tenants_dir)))
     except topics.TopicsError as error:
         typer.echo(str(error), err=True)
         raise typer.Exit(1) from None
@@ -52,9 +57,11 @@ def diff(*, as_json: _JSON = False) -> None:
 
     Exit code 1 when there is a difference.
     """
-    from operations import broker_topics  # noqa: PLC0415 - see above
+    from infra.kafka import received, topics  # noqa: PLC0415 - see above
+    from operations import broker_topics  # noqa: PLC0415
 
-    found = broker_topics.diff(Settings.load())
+    settings = Settings.load()
+    found = broker_topics.diff(settings, topics.load_topics(tenants=received.tenant_names(settings.tenants_dir)))
     if as_json:
         print(json.dumps([asdict(d) for d in found], indent=1))
     for d in () if as_json else found:
@@ -63,6 +70,53 @@ def diff(*, as_json: _JSON = False) -> None:
         raise typer.Exit(1)
     if not as_json:
         print("No difference.")
+
+
+def secure() -> None:
+    """Create the users of LEADSTREAM_KAFKA_PASSWORDS on the broker, with their ACLs.
+
+    Needs a connection that may do so, and a broker with an authorizer. docs/guides/security.md shows the settings.
+    """
+    from operations import broker_access  # noqa: PLC0415 - see above
+
+    settings = Settings.load()
+    text = "" if settings.kafka_passwords is None else settings.kafka_passwords.get_secret_value()
+    pairs = [pair.partition("=") for pair in text.split(",") if pair.strip()]
+    if not pairs or not all(user.strip() and password for user, _, password in pairs):
+        typer.echo("LEADSTREAM_KAFKA_PASSWORDS: must be user=password, separated by commas", err=True)
+        raise typer.Exit(2)
+    passwords = {user.strip(): password for user, _, password in pairs}
+    _permitted(lambda: broker_access.secure(settings, passwords))
+    print(f"Users with their ACLs: {', '.join(passwords)}.")
+
+
+def grant(
+    tenant: Annotated[str, typer.Argument(help="Tenant whose own producers write to leads.received.TENANT.")],
+    *,
+    as_json: _JSON = False,
+) -> None:
+    """Create the broker's user of a tenant, or give it a new password, and print it once.
+
+    It may write to the tenant's topic and to nothing else. Needs a broker with an authorizer.
+    """
+    from infra.kafka.received import is_tenant  # noqa: PLC0415 - see above
+    from operations import broker_access  # noqa: PLC0415
+
+    if not is_tenant(tenant):
+        typer.echo(f"{tenant!r} is not a tenant: lower-case letters, digits, _ and -, at most 63", err=True)
+        raise typer.Exit(2)
+    user, password = _permitted(lambda: broker_access.grant(Settings.load(), tenant))
+    print(json.dumps({"user": user, "password": password}) if as_json else f"{user} {password}")
+
+
+def _permitted(change: Callable[[], Result]) -> Result:
+    from infra.kafka.topics import TopicsError  # noqa: PLC0415 - see above
+
+    try:
+        return change()
+    except TopicsError as error:
+        typer.echo(str(error), err=True)
+        raise typer.Exit(1) from None
 
 
 def describe(d: Difference) -> str:
@@ -75,5 +129,5 @@ def describe(d: Difference) -> str:
         "shrink": f"{d.topic}: {counts}; Kafka cannot remove partitions: change the file",
         "replicas": f"{d.topic}: has {d.actual} replicas, must have {d.wanted}; place them with "
         "kafka-reassign-partitions.sh, then run `leadstream topics apply`",
-        "unknown": f"{d.topic}: is not in the file: delete the topic or add it to the file",
+        "unknown": f"{d.topic}: is not in the file, or its tenant has no file: delete the topic or add the entry",
     }[d.what]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
@@ -16,19 +15,12 @@ from infra.runtime import Status
 
 _CACHE_S = 1.0
 
-Check = Callable[[], Awaitable[str]]
-
 
 class Health:
-    """The three pages of a process with ``status``.
+    """The three pages of a process with ``status``, whose ``check`` is called at most once a second."""
 
-    ``check`` is a further condition of readiness: within a bounded time it returns what is unavailable, or "". It is
-    called at most once a second, however often the page is requested.
-    """
-
-    def __init__(self, status: Status, check: Check | None = None) -> None:
+    def __init__(self, status: Status) -> None:
         self._status = status
-        self._check = check
         self._lock = asyncio.Lock()
         self._unavailable = ""
         self._checked_at = float("-inf")
@@ -57,15 +49,15 @@ class Health:
             return status.failure or status.waiting
         if not status.ready:
             return "starting"
-        if self._check is None:
+        if status.check is None:
             return ""
         async with self._lock:
             if time.monotonic() - self._checked_at > _CACHE_S:
-                self._unavailable = await self._check()
+                self._unavailable = await status.check()
                 self._checked_at = time.monotonic()
         return status.failure or self._unavailable  # the check may have detected a permanent failure
 
 
 def app(health: Health) -> Starlette:
-    """Return an application with only these pages, for a process that serves no other HTTP."""
+    """Return an application with only these pages, which need no key: they are served on a port of their own."""
     return Starlette(routes=health.routes)

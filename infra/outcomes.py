@@ -24,6 +24,8 @@ class Reason(StrEnum):
     INVALID_FIELD = "invalid_field"  # one or more fields are missing, of a wrong type or out of bounds
     ABSURD_TIME = "absurd_time"  # occurred_at before 2000-01-01 or too far in the future
     NO_IDENTIFIER = "no_identifier"  # no identifier of a lead
+    # another tenant's event, or one that only the pipeline may send, by a key or in a topic of a tenant that must not
+    FORBIDDEN = "forbidden"
     EVENT_ID_REUSED = "event_id_reused"  # another event of the tenant has this event_id
     UNKNOWN_TENANT = "unknown_tenant"  # the installation is closed, and the tenant has no file
     TENANT_INVALID = "tenant_invalid"  # the tenant's file is invalid: replay the record when it is corrected

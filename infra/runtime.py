@@ -35,12 +35,14 @@ EX_CONFIG = 78
 class Status:
     """Health status for ``/ready``: 200 if ``ready`` is true and the texts are empty, otherwise 503 with the reason.
 
-    ``waiting``: the unavailable dependencies. ``failure``: why the process is about to end.
+    ``waiting``: the unavailable dependencies. ``failure``: why the process is about to end. ``check``: a further
+    condition; within a bounded time it returns what is unavailable, or "".
     """
 
     ready: bool = True
     waiting: str = ""
     failure: str = ""
+    check: Callable[[], Awaitable[str]] | None = None
     _unavailable: dict[object, set[str]] = field(default_factory=dict)
 
     def show_unavailable(self, owner: object, names: Iterable[str]) -> None:

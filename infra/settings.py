@@ -14,9 +14,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
-from pydantic import BaseModel, Field, ValidationError, field_validator
+from pydantic import BaseModel, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
+from infra import tls_parameters
 from infra.kafka_settings import KafkaSettings
+from infra.keys import is_key
 
 PREFIX = "LEADSTREAM_"
 _SHIPPED = Path(__file__).parents[1]
@@ -47,6 +49,11 @@ class Settings(KafkaSettings):
 
     home: Path = Field(Path(".leadstream"), description="State folder: holds all data of an embedded stack.")
 
+    kafka_passwords: SecretStr | None = Field(
+        None,
+        description="Passwords of the broker's users that `leadstream topics secure` creates, as user=password, "
+        "separated by commas. The users are pipeline and schema-registry.",
+    )
     kafka_flush: bool = Field(
         False,
         description="Whether an embedded broker writes each record to disk before it acknowledges it. Without it an "
@@ -62,7 +69,8 @@ class Settings(KafkaSettings):
         "postgresql://leadstream@127.0.0.1:5432/leadstream",
         pattern=r"^postgres(ql)?://",
         repr=False,
-        description="Address of Postgres: postgresql://user:password@host:port/database; ?sslmode=verify-full for TLS.",
+        description="Address of Postgres: postgresql://user:password@host:port/database; for TLS "
+        "?sslmode=verify-full&sslrootcert=FILE.",
     )
     database_pool_size: int = Field(
         4, ge=1, le=100, description="Maximum number of Postgres connections of one process, opened on demand."
@@ -71,16 +79,37 @@ class Settings(KafkaSettings):
         "http://127.0.0.1:8123/leadstream",
         pattern=r"^https?://",
         repr=False,
-        description="Address of ClickHouse over HTTP: http://user:password@host:port/database; https:// for TLS.",
+        description="Address of ClickHouse over HTTP: http://user:password@host:port/database; for TLS "
+        "https://, with ?ca_cert=FILE for an authority of your own.",
+    )
+    clickhouse_read_url: str = Field(
+        "",
+        pattern=r"^(https?://.+)?$",
+        repr=False,
+        description="Address of ClickHouse for `leadstream query`, with a user that may only read. Empty: "
+        "LEADSTREAM_CLICKHOUSE_URL, with the setting readonly.",
     )
     redis_url: str = Field(
         "redis://127.0.0.1:6379/0",
         pattern=r"^(redis|rediss|unix)://",
         repr=False,
-        description="Address of Redis: redis://user:password@host:port/database; rediss:// for TLS.",
+        description="Address of Redis: redis://user:password@host:port/database; for TLS "
+        "rediss://, with ?ssl_ca_certs=FILE for an authority of your own.",
     )
 
-    api_host: str = Field("127.0.0.1", description="Address that the API and the workers' health pages listen on.")
+    api_host: str = Field("127.0.0.1", description="Address that the API and the health pages listen on.")
+    api_keys_stale_s: float = Field(
+        300,
+        ge=5,
+        le=86_400,
+        description="How long the API admits the keys that it knows while Postgres is unavailable, in seconds. "
+        "Otherwise a revoked key is refused within 5 seconds.",
+    )
+    api_key: SecretStr | None = Field(
+        None,
+        description="API key that commands of leadstream send. `leadstream prepare` registers it, for every tenant and "
+        "with every scope.",
+    )
     api_port: int = Field(8080, ge=0, le=65535, description="TCP port of the API. 0: any free port.")
     cors_origins: str = Field(
         "",
@@ -89,7 +118,7 @@ class Settings(KafkaSettings):
         "navigator.sendBeacon does. Empty: none.",
     )
     health_port: int = Field(
-        0, ge=0, le=65535, description="TCP port of a worker's /live, /ready and /metrics. 0: not served."
+        0, ge=0, le=65535, description="TCP port of a process's /live, /ready and /metrics. 0: not served."
     )
 
     instance: str = Field(
@@ -183,10 +212,31 @@ class Settings(KafkaSettings):
                 )
         return value
 
+    @field_validator("database_url", "clickhouse_url", "clickhouse_read_url", "redis_url")
+    @classmethod
+    def _check_tls(cls, value: str, info: ValidationInfo) -> str:
+        if wrong := list(tls_parameters.problems(info.field_name or "", value)):
+            raise ValueError("; ".join(wrong))
+        return value
+
+    @field_validator("api_key")
+    @classmethod
+    def _check_key(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is None or not value.get_secret_value():
+            return None
+        if not is_key(value.get_secret_value().encode()):
+            raise ValueError("is not an API key: `leadstream keys create` makes one, ls_, 12 characters, _ and 43 more")
+        return value
+
     @property
     def allowed_origins(self) -> tuple[str, ...]:
         """The origins of LEADSTREAM_CORS_ORIGINS."""
         return tuple(_words(self.cors_origins))
+
+    @property
+    def api_headers(self) -> dict[str, str]:
+        """The headers with which commands of leadstream send requests to the API."""
+        return {} if self.api_key is None else {"Authorization": f"Bearer {self.api_key.get_secret_value()}"}
 
     @classmethod
     def load(cls, environ: Mapping[str, str] | None = None) -> Settings:

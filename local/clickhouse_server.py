@@ -1,8 +1,8 @@
 """An HTTP server that speaks ClickHouse's HTTP interface over chDB, the ClickHouse engine in a wheel.
 
-``python -m local.clickhouse_server --path DIR --port N --password-file FILE``. curl, leadstream's own client and
-clickhouse-connect (sync and async) work with it as with clickhouse-server. Its only user is ``leadstream``; only
-``/ping`` needs no password. It listens on 127.0.0.1 by default.
+``python -m local.clickhouse_server --path DIR --port N --password-file FILE [--reader-password-file FILE]``. curl,
+leadstream's own client and clickhouse-connect (sync and async) work with it as with clickhouse-server. Its users are
+``leadstream`` and ``reader``, who may only read; only ``/ping`` needs no password. It listens on 127.0.0.1 by default.
 
 - The statement is in the URL, or in the body, or its start is in the URL and its data in the body. The data of
   ``INSERT … FORMAT Avro`` reaches the engine unchanged.
@@ -27,7 +27,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -42,10 +42,11 @@ from starlette.routing import Route
 
 from infra import web
 from infra.runtime import until_signalled
-from local.clickhouse_access import refusal
+from local.clickhouse_access import READER, USER, reads_only, refusal, uses_local_files
 
 _READERS = 4
 _WRITERS = 3
+_RESTRICTED = 2  # connections that may only read
 _COMPRESS_FROM = 1024
 # Parameters of the HTTP interface; every other parameter of a request is a setting.
 _INTERFACE_PARAMETERS = frozenset(
@@ -54,6 +55,7 @@ _INTERFACE_PARAMETERS = frozenset(
         *("password", "session_id", "session_timeout", "session_check", "quota_key", "query_id", "role"),
         *("client_protocol_version", "wait_end_of_query", "buffer_size", "http_headers_progress_interval_ms"),
         *("send_progress_in_http_headers", "stacktrace", "cancel_http_readonly_queries_on_client_close"),
+        "readonly",  # chooses the connection: on it, the setting cannot be changed back
     }
 )
 _ERROR_CODE = re.compile(r"Code: (\d+)\.")
@@ -69,18 +71,26 @@ _SETTING_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 class _Engine:
-    """Connections to one data folder: a pool for inserts, a pool for the rest. Each runs one statement at a time."""
+    """Connections to one data folder: pools for inserts, for those who only read, and for the rest.
+
+    Each connection runs one statement at a time.
+    """
 
     def __init__(self, path: Path) -> None:
         # In memory when possible: data that was not acknowledged need not survive a crash.
         shared_memory = "/dev/shm"  # noqa: S108 - the files in it are created with mode 600
         self._temporary_folder = shared_memory if os.access(shared_memory, os.W_OK) else None
-        self._connections = [Connection(str(path)) for _ in range(_READERS + _WRITERS)]
+        self._connections = [Connection(str(path)) for _ in range(_READERS + _WRITERS + _RESTRICTED)]
         self._databases = dict.fromkeys(map(id, self._connections), "default")
         self._readers: asyncio.Queue[Connection] = asyncio.Queue()
         self._writers: asyncio.Queue[Connection] = asyncio.Queue()
+        self._restricted: asyncio.Queue[Connection] = asyncio.Queue()
         for index, connection in enumerate(self._connections):
-            (self._writers if index < _WRITERS else self._readers).put_nowait(connection)
+            if index >= _READERS + _WRITERS:
+                connection.query("SET readonly = 1")
+                self._restricted.put_nowait(connection)
+            else:
+                (self._writers if index < _WRITERS else self._readers).put_nowait(connection)
 
     def temporary_file(self) -> IO[bytes]:
         """Return a new file for the data of an insert; closing it deletes it."""
@@ -94,12 +104,18 @@ class _Engine:
         settings: dict[str, str],
         params: dict[str, Any],
         data: IO[bytes] | None = None,
+        *,
+        read_only: bool = False,
     ) -> bytes:
         """Run one statement and return its output in ``output_format``; close ``data``. Raises the engine's error.
+
+        ``read_only``: a statement that is not a query is an error.
 
         A cancelled call does not stop a statement that has started; its connection is reused when the statement ends.
         """
         pool = self._writers if _INSERT.match(statement) else self._readers
+        if read_only:
+            pool, settings = self._restricted, {}  # it refuses settings, and those of our client do not matter
         try:
             connection = await pool.get()
         except asyncio.CancelledError:  # the client disconnected before the statement started
@@ -150,8 +166,8 @@ def _quoted(value: str) -> str:
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def app(path: Path, password: str) -> Starlette:
-    """Return the server of the data folder ``path`` as an ASGI application; ``password`` is its user's."""
+def app(path: Path, passwords: Mapping[str, str]) -> Starlette:
+    """Return the server of the data folder ``path`` as an ASGI application; ``passwords``: of its users, by name."""
 
     @contextlib.asynccontextmanager
     async def lifespan(application: Starlette) -> AsyncIterator[None]:
@@ -162,7 +178,7 @@ def app(path: Path, password: str) -> Starlette:
     methods = ["GET", "POST", "HEAD"]
     routes = [Route("/ping", _ping, methods=["GET", "HEAD"]), Route("/", _query, methods=methods)]
     application = Starlette(routes=routes, lifespan=lifespan)
-    application.state.password = password
+    application.state.passwords = passwords
     return application
 
 
@@ -171,7 +187,7 @@ async def _ping(_: Request) -> Response:
 
 
 async def _query(request: Request) -> Response:
-    if refused := refusal(request, request.app.state.password):
+    if refused := refusal(request, request.app.state.passwords):
         return refused
     parameters = dict(request.query_params)
     engine: _Engine = request.app.state.engine
@@ -181,6 +197,11 @@ async def _query(request: Request) -> Response:
         return Response(f"the body of the request cannot be decompressed: {error}\n", 400)
     if not statement.strip():
         return Response("Ok.\n")
+    read_only = reads_only(request)
+    if read_only and (data is not None or uses_local_files(statement)):
+        if data is not None:
+            data.close()
+        return _error_response("Code: 164. DB::Exception: reader: Cannot execute query in readonly mode. (READONLY)")
     output_format = request.headers.get("x-clickhouse-format") or parameters.get("default_format") or "TabSeparated"
     database = request.headers.get("x-clickhouse-database") or parameters.get("database") or "default"
     settings = {
@@ -190,7 +211,7 @@ async def _query(request: Request) -> Response:
     }
     params = {k.removeprefix("param_"): v for k, v in parameters.items() if k.startswith("param_")}
     try:
-        output = await engine.run(statement, output_format, database, settings, params, data)
+        output = await engine.run(statement, output_format, database, settings, params, data, read_only=read_only)
     except Exception as error:  # noqa: BLE001 - every error of the engine is one type, with its code in the text
         return _error_response(str(error))
     headers = {
@@ -275,8 +296,10 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--password-file", type=Path, required=True)
+    parser.add_argument("--reader-password-file", type=Path)
     options = parser.parse_args()
-    password = options.password_file.read_text("utf-8").strip()
+    files = {USER: options.password_file, READER: options.reader_password_file}
+    passwords = {user: file.read_text("utf-8").strip() for user, file in files.items() if file is not None}
     options.path.mkdir(parents=True, exist_ok=True)
     with options.path.with_name(options.path.name + ".lock").open("w") as lock:
         try:
@@ -285,7 +308,7 @@ def main() -> None:
             sys.stderr.write(f"another process already uses {options.path}: stop it, or set another --path\n")
             raise SystemExit(1) from None
         listener = web.listen(options.host, options.port)
-        uvloop.run(until_signalled(web.serve(app(options.path, password), listener, lifespan=True)))
+        uvloop.run(until_signalled(web.serve(app(options.path, passwords), listener, lifespan=True)))
 
 
 if __name__ == "__main__":

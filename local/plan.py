@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 from infra import processes
+from infra.keys import new_key
 from infra.settings import Settings
 from local.brokers import Cluster, choose_count, cluster_id, controller, names_of
 from local.clickhouse import clickhouse
@@ -63,6 +64,7 @@ _ADDRESSES = {
     "pdl": ("url", f"http://{HOST}:{{port}}"),
     "smtp": ("url", f"smtp://{HOST}:{{port}}"),
 }
+_READER = "clickhouse-reader"
 _SETTINGS = {
     "kafka": "KAFKA_BOOTSTRAP",
     "postgres": "DATABASE_URL",
@@ -161,14 +163,8 @@ def make_plan(
 
 
 def _ports(home: Path, settings: Settings, services: list[str], workers: list[processes.Process]) -> dict[str, int]:
-    names = [
-        *services,
-        *(
-            name if process.name == "api" else f"health-{name}"
-            for process in workers
-            for name in _replica_names(process)
-        ),
-    ]
+    names = [*services, *(f"health-{name}" for process in workers for name in _replica_names(process))]
+    names += ["api"] * any(process.name == "api" for process in workers)
     set_by_user = "api_port" in settings.model_fields_set and settings.api_port
     return assign_ports(home, names, {"api": settings.api_port} if set_by_user and "api" in names else {})
 
@@ -181,8 +177,11 @@ def _environment(
     addresses: Mapping[str, Mapping[str, str]],
 ) -> dict[str, str]:
     values = {_SETTINGS[name]: next(iter(addresses[name].values())) for name in parts}
+    if "clickhouse" in parts:
+        password = _secret(home, _READER)
+        values["CLICKHOUSE_READ_URL"] = f"http://reader:{password}@{HOST}:{ports['clickhouse']}/leadstream"
     if "api" in ports:
-        values["API_PORT"] = str(ports["api"])
+        values |= {"API_PORT": str(ports["api"]), "API_KEY": api_key(home)}
     for name in simulated:
         section, secret = SIMULATORS[name].section.upper(), _secret(home, name)
         for key, text in SIMULATORS[name].settings.items():
@@ -204,7 +203,9 @@ def _part_factories(
 ) -> Iterator[tuple[str, Callable[[], ProcessSpec]]]:
     factories: dict[str, Callable[[], ProcessSpec]] = {
         "postgres": lambda: postgres(home, ports["postgres"], _secret(home, "postgres")),
-        "clickhouse": lambda: clickhouse(home, ports["clickhouse"], _secret_file(home, "clickhouse")),
+        "clickhouse": lambda: clickhouse(
+            home, ports["clickhouse"], _secret_file(home, "clickhouse"), _secret_file(home, _READER)
+        ),
         "redis": lambda: redis(home, ports["redis"], _secret(home, "redis")),
     }
     for name in parts:
@@ -227,12 +228,11 @@ def _simulators(home: Path, ports: Mapping[str, int], names: list[str]) -> Itera
 
 def _workers(settings: Settings, ports: Mapping[str, int], listed: list[processes.Process]) -> Iterator[ProcessSpec]:
     for process in listed:
-        is_api = process.name == "api"
         command = [sys.executable, "-m", process.module, *process.args]
         stop_s = settings.shutdown_s + _WORKER_STOP_S
         for name in _replica_names(process):
-            port = ports["api" if is_api else f"health-{name}"]
-            own = {} if is_api else {"LEADSTREAM_HEALTH_PORT": str(port), "LEADSTREAM_INSTANCE": f"local-{name}"}
+            port = ports[f"health-{name}"]
+            own = {"LEADSTREAM_HEALTH_PORT": str(port), "LEADSTREAM_INSTANCE": f"local-{name}"}
             yield ProcessSpec(name, command, partial(http_ready, port), own, stop_s=stop_s, nice=process.nice)
 
 
@@ -241,13 +241,18 @@ def _replica_names(process: processes.Process) -> list[str]:
     return [process.name, *(f"{process.name}-{number}" for number in range(2, process.replicas + 1))]
 
 
+def api_key(home: Path) -> str:
+    """Return the API key of the stack, in the file ``api.secret``; create it if it is missing."""
+    return _secret_file(home, "api", lambda: new_key()[1]).read_text("utf-8").strip()
+
+
 def _secret(home: Path, name: str) -> str:
     return _secret_file(home, name).read_text("utf-8")
 
 
-def _secret_file(home: Path, name: str) -> Path:
+def _secret_file(home: Path, name: str, make: Callable[[], str] = secrets.token_hex) -> Path:
     """Return the file of the password of the service ``name``; create it, for its owner only, if it is missing."""
     file = home / f"{name}.secret"
     if not file.exists():
-        write_atomically(file, secrets.token_hex(16), 0o600)
+        write_atomically(file, make(), 0o600)
     return file

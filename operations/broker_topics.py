@@ -59,7 +59,7 @@ class Difference:
 
 
 def diff(settings: KafkaSettings, topics: Mapping[str, Topic] | None = None) -> list[Difference]:
-    """Return the differences between the broker and ``topics`` (default: those of the file).
+    """Return the differences between the broker and ``topics`` (default: those of the file, without tenants').
 
     Raises:
         DependencyUnavailable: Kafka is unavailable, or refuses the login.
@@ -70,7 +70,9 @@ def diff(settings: KafkaSettings, topics: Mapping[str, Topic] | None = None) -> 
 
 
 def apply(settings: KafkaSettings, topics: Mapping[str, Topic] | None = None) -> list[Difference]:
-    """Apply ``topics`` (default: those of the file) to the broker; return all differences found, corrected or not.
+    """Apply ``topics`` to the broker; return all differences found, corrected or not.
+
+    Default: those of the file, without tenants'.
 
     Raises:
         DependencyUnavailable: Kafka is unavailable; some changes may be applied. Call again.

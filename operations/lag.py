@@ -20,6 +20,7 @@ from confluent_kafka.admin import OffsetSpec
 
 from infra.errors import DependencyUnavailable
 from infra.kafka.client import admin, metadata, reader
+from infra.kafka.received import with_tenants
 from infra.kafka_settings import KafkaSettings
 
 OK = "ok"  # nothing is waiting
@@ -73,7 +74,8 @@ class _First:
 class LagReader:
     """Reads lag repeatedly, over open connections; for one thread at a time. Close it.
 
-    ``groups`` maps consumer groups to topics (default: those of the installed processes). ``timeout_s`` is the timeout
+    ``groups`` maps consumer groups to topics (default: those of the installed processes); the topics of tenants are
+    added to the group that reads lead events. ``timeout_s`` is the timeout
     of reading timestamps, in seconds; partitions that were not read by then have the state ``unread``.
     """
 
@@ -141,6 +143,7 @@ class LagReader:
         there = metadata(
             self._consumer, timeout_s=_REQUEST_S
         ).topics  # this also makes the leaders known to the consumer
+        groups = {group: with_tenants(topics, there) for group, topics in groups.items()}
         spots = {topic: sorted(there[topic].partitions) for ts in groups.values() for topic in ts if topic in there}
         # Committed offsets are read before end offsets: offsets only increase, so lag is never negative.
         committed = self._committed(groups, spots)

@@ -9,6 +9,7 @@
 Attributes of an event type, in addition to Avro's ``type``, ``name`` (that of the file), ``namespace`` and ``fields``:
 
 - ``"authority"``, required: precedence in merging: ``person`` over ``crm_user`` over ``app`` over ``enrichment``
+- ``"scope"``: the scope of :mod:`infra.keys` that a sender needs in addition to ``ingest`` (see :mod:`schemas.senders`)
 - ``"doc"``, required: one sentence that says what happened; ``leadstream schemas list`` prints it
 
 Its first two fields are ``envelope`` and ``identifiers``. A field ``cleared``, an array of strings, names fields of the
@@ -35,6 +36,8 @@ from pathlib import Path
 from typing import Any
 
 from fastavro.schema import fingerprint, parse_schema, to_parsing_canonical_form
+
+from infra.keys import SCOPES
 
 FOLDER = Path(__file__).parent
 AUTHORITIES = ("person", "crm_user", "app", "enrichment")
@@ -79,6 +82,7 @@ class EventType(RecordType):
     """One lead event type. "Own fields" are the fields after ``envelope`` and ``identifiers``."""
 
     authority: str = ""
+    scope: str = ""  # that a sender needs in addition to ingest; "": none
     lead_fields: Mapping[str, str] = field(default_factory=dict)  # own field -> field or map of the lead
     lead_maps: Mapping[str, tuple[str, str]] = field(
         default_factory=dict
@@ -163,6 +167,9 @@ def _event(path: Path, shared: Mapping[str, Json]) -> EventType:
     authority = record.source.get("authority")
     if authority not in AUTHORITIES:
         raise SchemaError(f"{path.name}: authority is {authority!r}, but must be one of {', '.join(AUTHORITIES)}")
+    scope = record.source.get("scope", "")
+    if scope and scope not in SCOPES:
+        raise SchemaError(f"{path.name}: scope is {scope!r}, but must be one of {', '.join(SCOPES)}")
     lead_names = {f["name"] for f in shared["leadstream.lead"]["fields"]}
     lead_fields: dict[str, str] = {}
     lead_maps: dict[str, tuple[str, str]] = {}
@@ -184,6 +191,7 @@ def _event(path: Path, shared: Mapping[str, Json]) -> EventType:
         record.parsed_schema,
         record.fingerprint,
         authority=authority,
+        scope=scope,
         lead_fields=lead_fields,
         lead_maps=lead_maps,
         enums={own["name"]: tuple(own["enum"]) for own in fields if "enum" in own},

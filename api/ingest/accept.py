@@ -24,6 +24,7 @@ from schemas.codec import Codec, DecodeError
 from schemas.json_form import from_json
 from schemas.registry import Registry, registry
 from schemas.rules import check_event
+from schemas.senders import Sender, forbidden
 
 TOPIC = "leads.received"
 _SOURCE = "api"
@@ -34,6 +35,7 @@ _MAX_MEMBERS = 1000  # an object with more of them is invalid, and not worth a c
 _MAX_JSON_SHARE = 8
 _MAX_PROBLEMS = 1000  # in one response
 _MAX_ECHO = 200  # characters of an event_id in a response: the maximum of a valid one
+_NO_TENANT = (None, "")
 _REFUSED = {"MSG_SIZE_TOO_LARGE", "INVALID_RECORD"}
 
 Item = dict[str, Any]
@@ -90,18 +92,18 @@ class Checker:
         self._now = now
         self._new_id = new_id
 
-    def json(self, document: Any) -> Checked:
-        """Check one event in its JSON form; a missing event_id, occurred_at or source is added."""
+    def json(self, document: Any, sender: Sender) -> Checked:
+        """Check one event in its JSON form; what its envelope lacks is added: the tenant is the sender's."""
         now = self._now()
         event_id = ""
         if isinstance(document, dict):
-            document, event_id = self._completed(document, now)
+            document, event_id = self._completed(document, now, sender.tenant)
         kind, record = from_json(document, self._schemas) if isinstance(document, dict) else ("", _NO_OBJECT)
         if isinstance(record, Dead):
             return InvalidEvent(event_id, record)
-        return self._validated(kind, record, now)
+        return self._validated(kind, record, now, sender)
 
-    def line(self, line: bytes) -> Checked:
+    def line(self, line: bytes, sender: Sender) -> Checked:
         """Check the text of one event: a line of NDJSON, an element of an array, or a whole body."""
         line = line.removeprefix(_BOM)  # files that were joined have one in the middle
         if self.is_too_large(line):
@@ -110,13 +112,13 @@ class Checker:
             document = orjson.loads(line)
         except ValueError as error:
             return InvalidEvent("", Dead(Reason.NOT_JSON, (Problem("", not_json(error)),)))
-        return self.json(document)
+        return self.json(document, sender)
 
     def is_too_large(self, line: bytes) -> bool:
         """Return whether the text of one event is so large that the event is, without the work of parsing it."""
         return len(line) > self._max_event_bytes * _MAX_JSON_SHARE
 
-    def avro(self, payload: bytes) -> Checked:
+    def avro(self, payload: bytes, sender: Sender) -> Checked:
         """Check one event in a wire format of ``leads.received``; its bytes are published unchanged."""
         if len(payload) > self._max_event_bytes:  # before the work of decoding it
             return InvalidEvent("", self._too_large(len(payload)))
@@ -128,9 +130,9 @@ class Checker:
             return InvalidEvent(
                 "", Dead(Reason.UNKNOWN_EVENT_TYPE, (Problem("", f"{decoded.type} is not a lead event type"),))
             )
-        return self._validated(decoded.type, decoded.record, self._now(), payload)
+        return self._validated(decoded.type, decoded.record, self._now(), sender, payload)
 
-    def _completed(self, document: Item, now: int) -> tuple[Item, str]:
+    def _completed(self, document: Item, now: int, tenant: str) -> tuple[Item, str]:
         envelope = document.get("envelope")
         if envelope is None:
             envelope = {}
@@ -143,14 +145,19 @@ class Checker:
             filled["occurred_at"] = now
         if filled.get("source") is None:
             filled["source"] = _SOURCE
+        if tenant and filled.get("tenant") in _NO_TENANT:
+            filled["tenant"] = tenant
         return document | {"envelope": filled}, filled["event_id"] if isinstance(filled["event_id"], str) else ""
 
-    def _validated(self, kind: str, record: Item, now: int, payload: bytes = b"") -> Checked:
-        event_id = record["envelope"]["event_id"]
-        properties = check_event(self._schemas.events[kind], record, now, self._max_ahead_us)
+    def _validated(self, name: str, record: Item, now: int, sender: Sender, payload: bytes = b"") -> Checked:
+        envelope, kind = record["envelope"], self._schemas.events[name]
+        event_id = envelope["event_id"]
+        if refused := forbidden(kind, envelope, sender):
+            return InvalidEvent(event_id, refused)
+        properties = check_event(kind, record, now, self._max_ahead_us)
         if isinstance(properties, Dead):
             return InvalidEvent(event_id, properties)
-        value = payload or self._encoders[kind](record)
+        value = payload or self._encoders[name](record)
         if len(value) > self._max_event_bytes:
             return InvalidEvent(event_id, self._too_large(len(value)))
         return ValidEvent(event_id, _key(record), value)

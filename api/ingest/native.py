@@ -1,7 +1,7 @@
 """POST /v1/events and POST /v1/validate: the native format of events, as JSON, NDJSON or one Avro payload.
 
-Status 202: all events are accepted; 207: some; 400: none; 503: at least one is ``unknown`` (send those again with the
-same event_id). The body has an item for each event, in the order of the request:
+Status 202: all events are accepted; 207: some; 400: none; 403: the key may send none; 503: at least one is
+``unknown`` (send those again with the same event_id). The body has an item for each event, in the order of the request:
 ``{"accepted": n, "events": [{"index", "event_id", "status", ...}]}``.
 
 Guarantees: an event that is not valid JSON is rejected alone, in an array as in NDJSON; a truncated body is refused
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from time import perf_counter
 from typing import TypeVar
 
@@ -22,10 +22,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from api import body as bodies
+from api.auth import caller
 from api.errors import Refusal, error, json_response
 from api.ingest.accept import Acceptor, Checked, Checker, InvalidEvent, Item, not_json, numbered
 from api.ingest.elements import elements
 from infra import telemetry
+from infra.keys import ApiKey
+from infra.outcomes import Reason
+from schemas.senders import Sender
 
 MAX_EVENTS = 500
 MAX_BYTES = 4 << 20
@@ -40,12 +44,10 @@ _TEXT = {"text/plain"}
 
 T = TypeVar("T")
 
-# Raises Refusal if the caller may not send events.
-Admit = Callable[[Request], Awaitable[None]]
 
-
-async def everyone(_: Request) -> None:
-    """Admit every caller: the API has no keys."""
+def sender_of(key: ApiKey) -> Sender:
+    """Return what a key permits to send."""
+    return Sender(key.own_tenant, key.scopes, f"the key {key.id}")
 
 
 class Native:
@@ -55,17 +57,13 @@ class Native:
         checker: validates events.
         acceptor: delivers events.
         origins: pages of these origins may send ``text/plain`` (``*``: of any); programs, without an Origin, may too.
-        admit: checks the caller of a request.
 
     """
 
-    def __init__(
-        self, checker: Checker, acceptor: Acceptor, origins: Collection[str] = (), admit: Admit = everyone
-    ) -> None:
+    def __init__(self, checker: Checker, acceptor: Acceptor, origins: Collection[str] = ()) -> None:
         self._checker = checker
         self._acceptor = acceptor
         self._origins = origins
-        self._admit = admit
 
     async def events(self, request: Request) -> Response:
         """POST /v1/events: accept events and return an item for each."""
@@ -90,17 +88,16 @@ class Native:
         return _graded({"valid": valid, "events": numbered(items)}, valid, 200)
 
     async def _read(self, request: Request) -> list[Checked]:
-        await self._admit(request)
-        kind = self._kind(request)
+        kind, sender = self._kind(request), sender_of(caller(request))
         body = await bodies.read(request, MAX_BYTES)
         if not body.strip():
             raise Refusal("no_events", "the body is empty")
         if kind in _AVRO:
-            return [self._checker.avro(body)]
+            return [self._checker.avro(body, sender)]
         body = bodies.as_utf8(body)
         if kind in _NDJSON or (kind in _TEXT and _has_lines(body)):
-            return await _in_slices(self._checker.line, _lines(body))
-        return await self._documents(body)
+            return await _in_slices(self._checker.line, _lines(body), sender)
+        return await self._documents(body, sender)
 
     def _kind(self, request: Request) -> str:
         """Return the media type. Raises Refusal if it is not supported, or not from this origin."""
@@ -113,31 +110,33 @@ class Native:
             raise Refusal("origin_not_allowed", "pages of this origin may not send events")
         return kind or "application/json"
 
-    async def _documents(self, body: bytes) -> list[Checked]:
+    async def _documents(self, body: bytes, sender: Sender) -> list[Checked]:
         if self._checker.is_too_large(body) and body.lstrip()[:1] == b"{" and b'"events"' not in body:
-            return [self._checker.line(body)]  # one event: rejected before it is parsed, which takes 50 ms for 4 MB
+            return [
+                self._checker.line(body, sender)
+            ]  # one event: rejected before it is parsed, which takes 50 ms for 4 MB
         try:
             document = orjson.loads(body)
         except ValueError as wrong:
-            return await self._elements(body, wrong)
+            return await self._elements(body, wrong, sender)
         if isinstance(document, dict) and "events" in document and "type" not in document:
             document = document["events"]
             if not isinstance(document, list):
                 raise Refusal("not_json", "`events` must be an array")
         documents = document if isinstance(document, list) else [document]
         _count(len(documents))
-        return await _in_slices(self._checker.json, documents)
+        return await _in_slices(self._checker.json, documents, sender)
 
-    async def _elements(self, body: bytes, wrong: ValueError) -> list[Checked]:
+    async def _elements(self, body: bytes, wrong: ValueError, sender: Sender) -> list[Checked]:
         """Check the elements of an array that is not valid JSON one by one."""
         texts = elements(body)
         if texts is None:
             raise Refusal("not_json", not_json(wrong))
         _count(len(texts))
-        return await _in_slices(self._checker.line, texts)
+        return await _in_slices(self._checker.line, texts, sender)
 
 
-async def _in_slices(check: Callable[[T], Checked], events: Sequence[T]) -> list[Checked]:
+async def _in_slices(check: Callable[[T, Sender], Checked], events: Sequence[T], sender: Sender) -> list[Checked]:
     """Check events; let other requests run every few milliseconds."""
     checked: list[Checked] = []
     began = perf_counter()
@@ -145,7 +144,7 @@ async def _in_slices(check: Callable[[T], Checked], events: Sequence[T]) -> list
         if perf_counter() - began > _SLICE_S:
             await asyncio.sleep(0)
             began = perf_counter()
-        checked.append(check(event))
+        checked.append(check(event, sender))
     return checked
 
 
@@ -174,4 +173,6 @@ def _graded(body: Item, good: int, all_good: int) -> Response:
         return json_response(all_good, body)
     if good:
         return json_response(207, body)
+    if all(item.get("reason") == Reason.FORBIDDEN for item in body["events"]):
+        return json_response(403, body | {"error": error("forbidden", body["events"][0]["problems"][0]["message"])})
     return json_response(400, body | {"error": error("none_accepted", "no event of the request is valid")})

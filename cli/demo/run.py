@@ -49,7 +49,7 @@ async def run(
     console = Console(stderr=True)
     pool = await connect(settings.database_url, size=2, application="demo")
     deliverer = Deliverer(settings, "demo")
-    http = httpx.AsyncClient(base_url=places["api"]["url"], timeout=30, trust_env=False)
+    http = httpx.AsyncClient(base_url=places["api"]["url"], timeout=30, trust_env=False, headers=settings.api_headers)
     sent = Sent()
     try:
         async with ClickHouse(settings.clickhouse_url) as server:

@@ -9,7 +9,7 @@ Source: https://clickhouse.com/docs/integrations/python
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Collection
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 from urllib.parse import unquote, urlsplit
@@ -17,12 +17,14 @@ from urllib.parse import unquote, urlsplit
 import orjson
 
 from infra.errors import DependencyUnavailable
+from infra.tls_parameters import parameters
 
 if TYPE_CHECKING:
     from clickhouse_connect.driver import AsyncClient
 
 # Codes of temporary conditions: timeout, too many queries or parts, no memory or disk, read-only, network, shutdown.
 _TEMPORARY = frozenset({159, 160, 164, 202, 203, 209, 210, 236, 241, 242, 243, 252, 319, 394, 425, 439, 499, 999})
+_READONLY = 164
 _KEEPALIVE_S = 5  # shorter than any server's: a request must not use a connection that the server is closing
 _CHUNK_BYTES = 1 << 20
 _ERROR_CHARS = 500
@@ -42,13 +44,16 @@ class ClickHouse:
     """A client of the server at ``url`` (``http://user:password@host:port/database``); close it or use ``async with``.
 
     It connects with the first call, so it can be created while the server is unavailable or the database is missing.
-    ``timeout_s`` limits each wait for a part of a response, in seconds.
+    ``timeout_s`` limits each wait for a part of a response, in seconds. ``read_only``: a
+    :meth:`query` that writes is rejected.
 
     Every method raises DependencyUnavailable while the server is unavailable, and ClickHouseError when the server
     rejects the call.
     """
 
-    def __init__(self, url: str, *, timeout_s: float = 60) -> None:
+    def __init__(self, url: str, *, timeout_s: float = 60, read_only: bool = False) -> None:
+        self._settings = {"readonly": "1"} if read_only else {}
+        self._temporary = _TEMPORARY - ({_READONLY} if read_only else set())
         self._address = urlsplit(url)
         self._timeout_s = timeout_s
         self._connecting = asyncio.Lock()
@@ -82,9 +87,10 @@ class ClickHouse:
             client.raw_query(
                 statement,
                 parameters=params or None,
-                settings={"output_format_json_quote_64bit_integers": "0"},
+                settings={"output_format_json_quote_64bit_integers": "0"} | self._settings,
                 transport_settings={"X-ClickHouse-Format": "JSONEachRow"},
-            )
+            ),
+            self._temporary,
         )
         return [orjson.loads(line) for line in response.splitlines()]
 
@@ -109,12 +115,16 @@ class ClickHouse:
         from clickhouse_connect import get_async_client  # noqa: PLC0415
 
         address = self._address
+        tls = parameters(address.geturl())
         client = await get_async_client(
             interface=address.scheme,
             host=address.hostname,
             port=address.port or (8443 if address.scheme == "https" else 8123),
             username=unquote(address.username) if address.username else None,
             password=unquote(address.password or ""),
+            ca_cert=tls.get("ca_cert"),
+            client_cert=tls.get("client_cert"),
+            client_cert_key=tls.get("client_cert_key"),
             compress=False,
             connect_timeout=3,
             send_receive_timeout=self._timeout_s,
@@ -140,7 +150,7 @@ async def _chunks(data: bytes) -> AsyncIterator[bytes]:
         yield data[start : start + _CHUNK_BYTES]
 
 
-async def _classified(call: Awaitable[Result]) -> Result:
+async def _classified(call: Awaitable[Result], temporary: Collection[int] = _TEMPORARY) -> Result:
     from clickhouse_connect.driver.exceptions import DatabaseError, ProgrammingError  # noqa: PLC0415 - see above
 
     try:
@@ -151,7 +161,7 @@ async def _classified(call: Awaitable[Result]) -> Result:
         code = error.code
         if code is None:  # no response, or the response of a proxy
             raise DependencyUnavailable("ClickHouse", type(error.__cause__ or error).__name__) from error
-        if code in _TEMPORARY:
+        if code in temporary:
             raise DependencyUnavailable("ClickHouse", f"code {code}") from error
         raise ClickHouseError(code, _text(str(error))) from error
 

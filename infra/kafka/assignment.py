@@ -37,6 +37,8 @@ _COMMIT_RETRY_S = 1.0
 _FIRST_MEAN_BYTES = 16_384.0
 _REVOKE_S = 10.0  # maximum delay of a revocation
 
+_NO_TOPIC = (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.UNKNOWN_TOPIC_OR_PART)
+
 Partition = tuple[str, int]  # topic and number
 Result = TypeVar("Result")
 
@@ -77,6 +79,7 @@ class Assignment:
         self._current: dict[Partition, int] = {}  # the assigned partitions, each with its assignment's number
         self._carried: list[Message] = []  # fetched while paused or above the limits, for the next poll
         self._positions: dict[Partition, int] = {}  # the next offset of each partition that was read
+        self._named: frozenset[str] = frozenset()  # the topics that must exist: those of patterns come and go
         self._mean_bytes = _FIRST_MEAN_BYTES  # of the latest records, for the limits
 
     async def call(self, function: Callable[[], Result]) -> Result:
@@ -84,7 +87,8 @@ class Assignment:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function)
 
     def subscribe(self, topics: Sequence[str]) -> None:
-        """Join the group to read ``topics``."""
+        """Join the group to read ``topics``; one that begins with ``^`` is a pattern (librdkafka's)."""
+        self._named = frozenset(topic for topic in topics if not topic.startswith("^"))
         self._consumer.subscribe(
             list(topics), on_assign=self._on_assign, on_revoke=self._on_revoke, on_lost=self._on_lost
         )
@@ -104,7 +108,7 @@ class Assignment:
 
         Raises:
             ClientFailed: the consumer failed permanently, such as when a member with the same instance name joined.
-            KafkaException: reading is not authorized, or there is no such topic.
+            KafkaException: reading a named topic is not authorized, or it does not exist.
 
         """
         carried, self._carried = self._carried, []
@@ -179,7 +183,7 @@ class Assignment:
             return True
         if error.fatal() or error.code() == KafkaError._FATAL:  # noqa: SLF001 - librdkafka's own name
             raise ClientFailed(f"the Kafka consumer of {self._group} failed permanently: {error.str()}")
-        if error.code() in (KafkaError.TOPIC_AUTHORIZATION_FAILED, KafkaError.UNKNOWN_TOPIC_OR_PART):
+        if error.code() in _NO_TOPIC and (not message.topic() or message.topic() in self._named):
             raise KafkaException(error)
         self._log.warning("kafka error", extra={"fields": {"error": error.name()}})
         return False

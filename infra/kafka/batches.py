@@ -76,7 +76,7 @@ async def run_batches(
 ) -> None:
     """Run ``processor`` over ``topics`` in the consumer group ``group`` until a stop is requested.
 
-    ``config`` adds to or replaces librdkafka's consumer settings.
+    A topic that begins with ``^`` is a pattern. ``config`` adds to or replaces librdkafka's consumer settings.
 
     Raises:
         ClientFailed: the consumer failed permanently.

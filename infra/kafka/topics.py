@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from infra import processes
 
 FILE = Path(__file__).with_name("topics.toml")
 IN_SYNC = "min.insync.replicas"
+_TENANTS = "tenants"
 _NAME = re.compile(r"leads\.[a-z0-9][a-z0-9._-]*\*?")
 
 
@@ -44,8 +45,10 @@ class Topic(BaseModel):
         return wanted
 
 
-def load_topics(path: Path = FILE, root: Path = processes.ROOT) -> dict[str, Topic]:
-    """Read and check the file; return the topics by name, each pattern expanded to the connectors under ``root``.
+def load_topics(path: Path = FILE, root: Path = processes.ROOT, *, tenants: Collection[str] = ()) -> dict[str, Topic]:
+    """Read and check the file; return the topics by name.
+
+    Patterns are expanded to the connectors under ``root`` and to ``tenants``: those that have a topic of their own.
 
     Raises:
         TopicsError: an entry is invalid; the message names every invalid one.
@@ -67,7 +70,7 @@ def load_topics(path: Path = FILE, root: Path = processes.ROOT) -> dict[str, Top
             wrong.append(
                 f"{name}: a name is leads.<lower case>, with a * at its end if, and only if, the topic has expand"
             )
-        topics |= {t.name: t for t in _expanded(topic, root)}
+        topics |= {t.name: t for t in _expanded(topic, root, tenants)}
     if wrong:
         raise TopicsError(f"Invalid topics in {path.name}:\n  " + "\n  ".join(wrong))
     return topics
@@ -77,18 +80,18 @@ def _spelled(config: Mapping[str, Any]) -> dict[str, str]:
     return {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in config.items()}
 
 
-def _expanded(topic: Topic, root: Path) -> Iterable[Topic]:
+def _expanded(topic: Topic, root: Path, tenants: Collection[str]) -> Iterable[Topic]:
     if not topic.expand:
         return [topic]
     return [
         topic.model_copy(
             update={
-                "name": topic.name.replace("*", connector),
-                "consumers": tuple(consumer.replace("*", connector) for consumer in topic.consumers),
+                "name": topic.name.replace("*", name),
+                "consumers": tuple(consumer.replace("*", name) for consumer in topic.consumers),
                 "expand": "",
             }
         )
-        for connector in processes.connectors(root, topic.expand)
+        for name in (tenants if topic.expand == _TENANTS else processes.connectors(root, topic.expand))
     ]
 
 

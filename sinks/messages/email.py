@@ -25,6 +25,7 @@ from email.message import EmailMessage
 from email.policy import SMTP
 from email.utils import formatdate
 from functools import lru_cache
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import aiosmtplib
@@ -52,8 +53,18 @@ class Config(DeliveryConfig):
         min_length=3,
         description="Default sender address, for campaigns that set no `from`.",
     )
+    ca: Path | None = Field(
+        None, description="PEM file of the authorities that the server's certificate is checked against."
+    )
     username: str = Field("", description="User name for the SMTP server. Empty: no login.")
     password: SecretStr = Field(SecretStr(""), description="Password for the SMTP server.")
+
+    @field_validator("ca")
+    @classmethod
+    def _is_file(cls, file: Path | None) -> Path | None:
+        if file is not None and not file.is_file():
+            raise ValueError(f"there is no file {file}")
+        return file
 
     @field_validator("from_address")
     @classmethod
@@ -176,6 +187,7 @@ class Email:
             password=password or None,
             timeout=config.timeout_s,
             use_tls=secure,
+            cert_bundle=None if config.ca is None else str(config.ca),
             start_tls=None if secure or not password else True,
         )
         await client.connect()

@@ -7,6 +7,7 @@ from functools import partial
 from infra.kafka.batch_limits import BatchLimits
 from infra.kafka.batches import run_batches
 from infra.kafka.producer import Deliverer
+from infra.kafka.received import EVERY_TENANTS, SHARED
 from infra.kafka.topics import load_topics
 from infra.postgres.pool import close, connect
 from infra.runtime import Stop, run_together
@@ -20,6 +21,7 @@ from streams.intake.pipeline import Intake
 from streams.intake.route import CRM_TOPICS, STAGE, Router
 from streams.intake.store import Store
 
+_NEW_TOPICS_MS = 3_000  # how soon the topic of a new tenant is found
 _RECORD_BYTES = 2000  # of an event and its records as Python objects, in addition to its size
 
 
@@ -46,13 +48,14 @@ async def main(settings: Settings, stop: Stop) -> None:
         batches = run_batches(
             settings,
             group=STAGE,
-            topics=["leads.received"],
+            topics=[SHARED, EVERY_TENANTS],
             processor=intake,
             stop=stop,
             limits=BatchLimits(
                 settings.batch_size, settings.batch_bytes, settings.batch_linger_ms, record_bytes=_RECORD_BYTES
             ),
             deliverer=deliverer,
+            config={"topic.metadata.refresh.interval.ms": _NEW_TOPICS_MS},
         )
         await run_together(batches, keep(), tenants.watch(stop, keep))
     finally:

@@ -19,6 +19,7 @@ from infra.kafka.dead_letters import Origin
 from infra.outcomes import Dead
 from schemas.blanks import is_blank
 from schemas.registry import EventType
+from schemas.senders import OWN_SOURCE
 
 Identity = tuple[str, str, str]  # tenant, kind, normal form: from schemas.identifiers
 Coordinates = tuple[str, int, int]  # topic, partition, offset
@@ -28,7 +29,6 @@ Coordinates = tuple[str, int, int]  # topic, partition, offset
 _MAY_BE_BLANK = re.compile(rb':(?:"[" \\\x7f-\xff]|null|\[\]|\{\})')
 
 ERASURE = "lead_erased"  # the event type that removes what was said before
-OWN_SOURCE = "leadstream:"  # sources of events that the pipeline makes itself
 
 
 class Event(NamedTuple):

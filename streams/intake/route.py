@@ -17,6 +17,7 @@ from infra.kafka.dead_letters import Origin, dead_letter
 from infra.kafka.outcome_records import TOPIC as OUTCOMES
 from infra.kafka.outcome_records import OutcomeRecords
 from infra.kafka.producer import Output
+from infra.kafka.received import tenant_of
 from infra.kafka.senders import DeadBySender, sender_name, sender_of
 from infra.kafka.sizes import topic_limits, utf8_bytes
 from infra.outcomes import Dead, Problem, Reason, What
@@ -123,8 +124,11 @@ class Router:
         return outputs
 
     def _dead(self, message: Message, dead: Dead, origin: Origin | None) -> Output:
+        """Return the dead letter of ``message`` and count it. In the topic of a tenant, its origin is the tenant."""
         metrics.OUTCOMES.labels(STAGE, What.DEAD.value, dead.reason.value).inc()
         origin = origin or Origin(sender=sender_of(message))
+        if tenant := tenant_of(message.topic() or ""):  # who sent it is certain, whatever the record claims
+            origin = Origin(tenant, origin.event_id, sender_name(f"{tenant}/{origin.sender.rpartition('/')[2]}"))
         self._senders.count(origin.sender)
         return dead_letter(message, STAGE, dead, origin=origin)
 

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 import orjson
 from confluent_kafka import Message
 
+from infra.kafka.received import tenant_of
 from infra.outcomes import Dead, Problem, Reason
 from infra.telemetry import HEADER
 from infra.tenants import State, Tenants
@@ -19,6 +21,7 @@ from schemas.codec import Decoded
 from schemas.identifiers import is_placeholder
 from schemas.phones import is_one_digit, parse_phone
 from schemas.registry import registry
+from schemas.senders import Sender, forbidden
 from streams.intake.event import ERASURE, Event, content_hash, event_key
 from streams.intake.identity_policy import IdentityPolicy, Policies, default_policy
 
@@ -55,6 +58,8 @@ def validate(
     record = decoded.record
     envelope, identifiers = record["envelope"], record["identifiers"]
     tenant, event_id = envelope["tenant"], envelope["event_id"]
+    if (sender := _sender(message.topic())) is not None and (refused := forbidden(kind, envelope, sender)):
+        return refused
     policy = policies(tenant)
     has_time, appended_at = message.timestamp()
     received_at = (appended_at if has_time else now // 1000) * 1000
@@ -117,6 +122,13 @@ def _unserved(state: State) -> Dead:
         return Dead(Reason.TENANT_INVALID, (problem,))
     problem = Problem("/envelope/tenant", "no such tenant: this installation serves only tenants with a file")
     return Dead(Reason.UNKNOWN_TENANT, (problem,))
+
+
+@lru_cache(4096)
+def _sender(topic: str) -> Sender | None:
+    """Return who may write to a topic; None: the pipeline and trusted services, which may send everything."""
+    tenant = tenant_of(topic)
+    return Sender(tenant, frozenset(), f"the topic {topic}") if tenant else None
 
 
 def _time_for_precedence(kind: str, occurred_at: int, received_at: int) -> int:

@@ -17,9 +17,11 @@ from confluent_kafka import Message, TopicPartition
 from api.app import build
 from infra.kafka import client as kafka
 from infra.kafka.producer import Deliverer
-from infra.runtime import Status
+from infra.postgres.keys_table import KeysTable
+from infra.postgres.pool import close, connect
 from infra.settings import Settings, child_environment
 from operations import broker_topics
+from tests.api.hostile import EVERYTHING, FixedKeys
 
 OpenClient = Callable[..., Any]
 
@@ -29,18 +31,14 @@ async def open_client(stack: Any) -> AsyncIterator[OpenClient]:
     """Return a function that opens a client of an API (with another broker, or with other settings)."""
     async with AsyncExitStack() as closing:
 
-        async def at(
-            bootstrap: str = "", *, timeout_s: float = 5, status: Status | None = None, **settings: Any
-        ) -> httpx.AsyncClient:
+        async def at(bootstrap: str = "", *, timeout_s: float = 5, **settings: Any) -> httpx.AsyncClient:
             changed: Settings = stack.settings.model_copy(update=settings)
             changed = changed.model_copy(update={"kafka_bootstrap": bootstrap or changed.kafka_bootstrap})
             deliverer = Deliverer(changed, "test", timeout_s=timeout_s)
             closing.push_async_callback(deliverer.close)
-            admin = kafka.admin(changed, "test")
-            transport = httpx.ASGITransport(
-                build(changed, deliverer, admin, status or Status()), raise_app_exceptions=False
-            )
-            return await closing.enter_async_context(httpx.AsyncClient(transport=transport, base_url="http://api"))
+            transport = httpx.ASGITransport(build(changed, deliverer, FixedKeys()), raise_app_exceptions=False)
+            client = httpx.AsyncClient(transport=transport, base_url="http://api", headers=EVERYTHING)
+            return await closing.enter_async_context(client)
 
         yield at
 
@@ -71,18 +69,22 @@ def record_at(stack: Any) -> Callable[[dict[str, Any]], Message]:
 
 @pytest.fixture
 def running(stack: Any, tmp_path: Path) -> Callable[[], Any]:
-    """Return a context manager that runs ``python -m api`` on a free port and yields the process and its URL."""
+    """Return a context manager that runs ``python -m api`` on a free port and yields the process, its URL, a key."""
     return lambda: _running(stack, tmp_path)
 
 
 @asynccontextmanager
-async def _running(stack: Any, home: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, str]]:
+async def _running(stack: Any, home: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, str, str]]:
     environment = {
         "LEADSTREAM_HOME": str(home),
         "LEADSTREAM_API_PORT": "0",
         "LEADSTREAM_KAFKA_BOOTSTRAP": stack.settings.kafka_bootstrap,
+        "LEADSTREAM_DATABASE_URL": stack.settings.database_url,
     }
     broker_topics.apply(stack.settings)
+    pool = await connect(stack.settings.database_url, size=1, application="test")
+    key = (await KeysTable(pool).create("acme", ["ingest"]))[1]
+    await close(pool)
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "api", stdout=asyncio.subprocess.PIPE, env=child_environment(environment)
     )
@@ -91,7 +93,7 @@ async def _running(stack: Any, home: Path) -> AsyncIterator[tuple[asyncio.subpro
         async with asyncio.timeout(60):
             while (line := json.loads(await process.stdout.readline()))["event"] != "listening":
                 pass
-        yield process, f"http://127.0.0.1:{line['port']}"
+        yield process, f"http://127.0.0.1:{line['port']}", key
     finally:
         if process.returncode is None:
             process.kill()

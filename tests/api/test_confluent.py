@@ -74,12 +74,12 @@ def _example(name: str) -> dict[str, Any]:
     return registry().events[name].example | {"envelope": TYPE.example["envelope"] | {"event_id": uuid4().hex}}
 
 
-def _produce(url: str, bootstrap: str) -> list[Message]:
+def _produce(url: str, key: str, bootstrap: str) -> list[Message]:
     """Write every event type as an upstream app would: only with the serializer of Confluent."""
     context = SerializationContext("leads.received", MessageField.VALUE)
     producer = Producer({"bootstrap.servers": bootstrap, "acks": "all"})
     delivered: list[Message] = []
-    with SchemaRegistryClient({"url": url}) as client:
+    with SchemaRegistryClient({"url": url, "basic.auth.user.info": f"{key}:"}) as client:
         for auto in (True, False):
             for name in registry().events:
                 schema = client.get_latest_version(f"leadstream.{name}").schema.schema_str
@@ -95,8 +95,8 @@ def _produce(url: str, bootstrap: str) -> list[Message]:
 
 
 async def test_a_stock_confluent_producer_needs_no_other_registry(running: Any, stack: Any) -> None:
-    async with running() as (_, url):
-        delivered = await asyncio.to_thread(_produce, url, stack.settings.kafka_bootstrap)
+    async with running() as (_, url, key):
+        delivered = await asyncio.to_thread(_produce, url, key, stack.settings.kafka_bootstrap)
     assert [message.error() for message in delivered] == [None] * len(delivered)
     read = [Codec().decode(message.value() or b"") for message in delivered]
     assert sorted(decoded.type for decoded in read) == sorted([*registry().events, *registry().events])
@@ -104,9 +104,9 @@ async def test_a_stock_confluent_producer_needs_no_other_registry(running: Any, 
 
 async def test_the_error_of_an_unknown_schema_names_the_fix(running: Any) -> None:
     schema = json.dumps({"type": "record", "name": "lead_found", "fields": [{"name": "x", "type": "string"}]})
-    async with running() as (_, url):
+    async with running() as (_, url, key):
         with (
-            SchemaRegistryClient({"url": url}) as client,
+            SchemaRegistryClient({"url": url, "basic.auth.user.info": f"{key}:"}) as client,
             pytest.raises(SchemaRegistryError, match="schemas/events") as refused,
         ):
             await asyncio.to_thread(client.register_schema, "leads.received-value", Schema(schema, "AVRO"))

@@ -61,7 +61,7 @@ async def test_a_content_length_that_is_no_number_is_refused(length: str) -> Non
             assert response.status_code == 413
 
 
-@pytest.mark.parametrize("path", ["/live", "/metrics", "/subjects", "/v1/schemas", "/v1/errors/too_large", "/nothing"])
+@pytest.mark.parametrize("path", ["/live", "/config", "/subjects", "/v1/schemas", "/v1/errors/too_large", "/nothing"])
 async def test_no_other_route_reads_a_body(path: str) -> None:
     sent = Endless()
     async with client_of(KeptRecords()) as client:

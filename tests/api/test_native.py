@@ -11,9 +11,11 @@ from uuid import UUID, uuid4
 import httpx
 import orjson
 import pytest
+from prometheus_client import generate_latest
 
-from infra.errors import ClientFailed
-from infra.runtime import Stop
+from api.health import kafka_unavailable
+from infra.kafka import client as kafka
+from infra.kafka_settings import KafkaSettings
 from schemas.codec import Codec
 from schemas.registry import registry
 
@@ -202,18 +204,9 @@ async def test_while_the_broker_is_unavailable_no_event_is_accepted(open_client:
     assert (response.status_code, body["accepted"], body["error"]["code"]) == (503, 0, "kafka_unavailable")
     assert [item["status"] for item in body["events"]] == ["unknown", "rejected"]
     assert int(response.headers["retry-after"]) > 0
-    ready = await client.get("/ready")
-    assert (ready.status_code, "Kafka" in ready.text) == (503, True)
-    assert (await client.get("/live")).status_code == 200
+    unavailable = await kafka_unavailable(kafka.admin(KafkaSettings(kafka_bootstrap="127.0.0.1:1"), "test"))
+    assert "Kafka" in unavailable
     assert (await send(client, event(), "/v1/validate")).status_code == 200
-
-
-async def test_an_api_that_is_about_to_end_is_not_ready(open_client: Any) -> None:
-    stop = Stop()
-    client = await open_client(status=stop.status)
-    stop.fail(ClientFailed("the Kafka client api failed permanently: fenced"))
-    ready = await client.get("/ready")
-    assert (ready.status_code, ready.text) == (503, "stopping: the Kafka client api failed permanently: fenced\n")
 
 
 async def test_events_that_wait_for_the_broker_are_limited(open_client: Any) -> None:
@@ -233,10 +226,10 @@ async def test_concurrent_requests_are_all_accepted(client: httpx.AsyncClient) -
     assert len({(item["partition"], item["offset"]) for item in items}) == 1000
 
 
-async def test_health_metrics_and_unknown_paths(client: httpx.AsyncClient) -> None:
-    assert (await client.get("/ready")).status_code == 200
+async def test_readiness_metrics_and_unknown_paths(client: httpx.AsyncClient, stack: Any) -> None:
+    assert not await kafka_unavailable(kafka.admin(stack.settings, "test"))
     await send(client, event())
-    metrics = (await client.get("/metrics")).text
+    metrics = generate_latest().decode()
     assert 'leadstream_http_events_total{status="accepted"}' in metrics
     assert 'leadstream_http_requests_total{path="/v1/events",status="202"}' in metrics
     missing = await client.get("/v2/nothing")

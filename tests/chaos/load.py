@@ -70,7 +70,7 @@ class Load:
         self._settings = settings
         self._deliverer = self._new_deliverer()
         self._failed = False
-        self._http = httpx.AsyncClient(base_url=api_url, timeout=30, trust_env=False)
+        self._http = httpx.AsyncClient(base_url=api_url, timeout=30, trust_env=False, headers=settings.api_headers)
         self._slots = asyncio.Semaphore(_IN_FLIGHT)
 
     def _new_deliverer(self) -> Deliverer:

@@ -61,6 +61,7 @@ FACTORIES = {
     "operations/lag.py": "owns the admin client and the consumer that look at offsets; the CLI closes it",
     "infra/kafka/producer.py": "is the producer",
     "schemas/writer_schemas.py": "is the registry's client: a decoder asks within a batch, it cannot await",
+    "operations/broker_access.py": "one admin client, for the one call that the command line makes",
     "operations/broker_topics.py": "one admin client, for the one call that `prepare` makes",
     "operations/migrate_postgres.py": "one connection, opened and closed by the one call that `prepare` makes",
     "infra/postgres/pool.py": "is the factory of Postgres pools",

@@ -95,3 +95,43 @@ def test_origins_are_separated_by_commas() -> None:
     )
     assert Settings.load({"LEADSTREAM_CORS_ORIGINS": "*"}).allowed_origins == ("*",)
     assert Settings.load({}).allowed_origins == ()
+
+
+URL = "postgresql://leadstream:s3cret-3@db:5432/leadstream"
+
+
+@pytest.mark.parametrize(
+    ("setting", "url", "problem"),
+    [
+        ("DATABASE_URL", f"{URL}?sslmode=verify-all", "sslmode must be one of"),
+        ("DATABASE_URL", f"{URL}?sslmode=verify-full&sslrootcert=/nowhere/ca.pem", "there is no file /nowhere/ca.pem"),
+        ("DATABASE_URL", f"{URL}?sslrootcert={__file__}", "sslmode=verify-full"),
+        ("CLICKHOUSE_URL", f"http://u:s3cret-3@ch:8123/d?ca_cert={__file__}", "https://"),
+        ("CLICKHOUSE_URL", "https://u:s3cret-3@ch:8443/d?ca_cert=/nowhere", "there is no file /nowhere"),
+        ("CLICKHOUSE_READ_URL", "https://u:s3cret-3@ch:8443/d?client_cert=/nowhere", "there is no file /nowhere"),
+        ("REDIS_URL", "rediss://:s3cret-3@r:6379/0?ssl_ca_certs=/nowhere", "there is no file /nowhere"),
+        ("REDIS_URL", f"redis://:s3cret-3@r:6379/0?ssl_ca_certs={__file__}", "rediss://"),
+        ("API_KEY", "ls_s3cret-3", "keys create"),
+    ],
+)
+def test_a_wrong_parameter_of_a_connection_is_named_without_the_password(setting: str, url: str, problem: str) -> None:
+    with pytest.raises(SettingsError) as caught:
+        Settings.load({f"LEADSTREAM_{setting}": url})
+    assert f"LEADSTREAM_{setting}: " in str(caught.value)
+    assert problem in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("setting", "url"),
+    [
+        ("DATABASE_URL", URL),
+        ("DATABASE_URL", f"{URL}?sslmode=verify-full&sslrootcert={__file__}"),
+        ("CLICKHOUSE_URL", f"https://u:s3cret-3@ch:8443/d?ca_cert={__file__}"),
+        ("REDIS_URL", f"rediss://:s3cret-3@r:6379/0?ssl_ca_certs={__file__}"),
+        ("API_KEY", ""),
+        ("API_KEY", "ls_abcdefghij01_" + "x" * 43),
+    ],
+)
+def test_a_connection_with_tls_is_accepted(setting: str, url: str) -> None:
+    assert "s3cret" not in repr(Settings.load({f"LEADSTREAM_{setting}": url}))

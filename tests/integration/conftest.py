@@ -29,6 +29,7 @@ class World:
 
     places: dict[str, Any]
     home: Path
+    api_headers: dict[str, str]
     postgres: asyncpg.Pool
     clickhouse: ClickHouse
     http: httpx.AsyncClient
@@ -97,7 +98,8 @@ async def world(pipeline: Stack) -> AsyncIterator[World]:
             ClickHouse(pipeline.clickhouse_url) as clickhouse,
             httpx.AsyncClient(timeout=30, trust_env=False) as http,
         ):
-            yield World(pipeline.places, pipeline.home, pool, clickhouse, http)
+            headers = Settings.load({"LEADSTREAM_HOME": str(pipeline.home)}).api_headers
+            yield World(pipeline.places, pipeline.home, headers, pool, clickhouse, http)
     finally:
         await pool.close()
 

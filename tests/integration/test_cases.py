@@ -29,7 +29,9 @@ def event(kind: str, event_id: str, tenant: str, **own: Any) -> dict[str, Any]:
 async def post(world: World, body: Any, content_type: str = "application/json", **headers: str) -> httpx.Response:
     content = body if isinstance(body, bytes) else orjson.dumps(body)
     url = f"{world.places['api']['url']}/v1/events"
-    return await world.http.post(url, content=content, headers={"Content-Type": content_type} | headers)
+    return await world.http.post(
+        url, content=content, headers={"Content-Type": content_type} | world.api_headers | headers
+    )
 
 
 async def accept(world: World, tenant: str, *events: dict[str, Any]) -> None:

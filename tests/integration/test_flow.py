@@ -28,7 +28,7 @@ async def test_one_form_over_http_reaches_every_store_and_is_answered_once(world
     form = document("e-1", unique, email=email, first_name="Ada", last_name="Lovelace", form_id="demo")
     again = document("e-2", unique, email=email, form_id="demo")
     for body in ([form], [form, again]):  # and its sender is not sure that it arrived
-        answer = await world.http.post(f"{world.places['api']['url']}/v1/events", json=body)
+        answer = await world.http.post(f"{world.places['api']['url']}/v1/events", json=body, headers=world.api_headers)
         assert answer.status_code == httpx.codes.ACCEPTED, answer.text
         assert [item["status"] for item in answer.json()["events"]] == ["accepted"] * len(body)
 
@@ -111,7 +111,19 @@ async def test_curl_posts_a_form(world: World, unique: str) -> None:
     form = {"type": "form_submitted", "envelope": {"event_id": "e-curl", "tenant": unique}, "first_name": "Cleo"}
     form |= {"identifiers": {"anonymous_id": f"a-{unique}"}}
     address = f"{world.places['api']['url']}/v1/events"
-    words = [curl, "-sS", "--noproxy", "*", "-H", "Content-Type: application/json", "-d", json.dumps(form), address]
+    key = [word for name, value in world.api_headers.items() for word in ("-H", f"{name}: {value}")]
+    words = [
+        curl,
+        "-sS",
+        "--noproxy",
+        "*",
+        *key,
+        "-H",
+        "Content-Type: application/json",
+        "-d",
+        json.dumps(form),
+        address,
+    ]
     process = await asyncio.create_subprocess_exec(*words, stdout=subprocess.PIPE)
     out, _ = await process.communicate()
     assert json.loads(out)["accepted"] == 1
@@ -144,7 +156,9 @@ async def test_what_is_malformed_is_a_dead_letter_with_its_reason(world: World, 
     assert story["kind"] == "record"
     assert "did you mean form_submitted?" in story["steps"][-1]["said"]
     refused = await world.http.post(
-        f"{world.places['api']['url']}/v1/events", json=document("e", unique, email="nobody")
+        f"{world.places['api']['url']}/v1/events",
+        json=document("e", unique, email="nobody"),
+        headers=world.api_headers,
     )
     assert refused.status_code == httpx.codes.BAD_REQUEST
     assert refused.json()["events"][0]["problems"][0]["path"] == "/identifiers/email"

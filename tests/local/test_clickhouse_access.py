@@ -1,4 +1,4 @@
-"""The embedded ClickHouse server serves its one user only, and refuses as clickhouse-server does."""
+"""The embedded ClickHouse server serves its users only, and refuses as clickhouse-server does."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from local.clickhouse_access import USER, refusal
+from local.clickhouse_access import READER, USER, refusal, uses_local_files
 from local.clickhouse_server import app
 
 PASSWORD = "p:ü s"
+PASSWORDS = {USER: PASSWORD, READER: "another", "none": ""}
 
 
 Get = Callable[..., Awaitable[httpx.Response]]
@@ -26,7 +27,7 @@ Get = Callable[..., Awaitable[httpx.Response]]
 @pytest.fixture
 async def get() -> AsyncIterator[Get]:
     async def query(request: Request) -> Response:
-        return refusal(request, PASSWORD) or Response("1\n")
+        return refusal(request, PASSWORDS) or Response("1\n")
 
     transport = httpx.ASGITransport(Starlette(routes=[Route("/", query)]))
     async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
@@ -61,6 +62,9 @@ async def test_the_user_is_accepted_in_each_of_the_three_ways(get: Get) -> None:
         basic(USER, PASSWORD + "x"),
         basic("default", PASSWORD),
         basic("", ""),
+        basic("none", ""),
+        basic(READER, PASSWORD),
+        basic(USER, "another"),
         {"Authorization": "Basic %%%"},
         {"Authorization": "Basic " + base64.b64encode(b"\xff\xfe").decode()},
         {"Authorization": f"Bearer {USER}"},
@@ -75,7 +79,24 @@ async def test_every_other_request_is_refused(get: Get, headers: dict[str, str])
 
 
 async def test_a_ping_needs_no_password_and_a_query_does(tmp_path: Path) -> None:
-    transport = httpx.ASGITransport(app(tmp_path, PASSWORD))  # runs no lifespan, which would start the engine
+    transport = httpx.ASGITransport(app(tmp_path, PASSWORDS))  # runs no lifespan, which would start the engine
     async with httpx.AsyncClient(transport=transport, base_url="http://server") as client:
         assert (await client.get("/ping")).text == "Ok.\n"
         assert refused(await client.post("/", content="SELECT 1"))
+
+
+@pytest.mark.parametrize(
+    ("statement", "uses"),
+    [
+        (b"SELECT 1", False),
+        (b"SELECT profile(1) FROM lead_events -- file", False),
+        (b"SELECT 1 INTO OUTFILE '/tmp/x'", True),
+        (b"SELECT 1 INTO/**/outfile '/tmp/x'", True),
+        (b"SELECT file('/etc/passwd')", True),
+        (b"SELECT `file`('/etc/passwd')", True),
+        (b"SELECT FILE /* x */ ('/etc/passwd')", True),
+        (b"SELECT file -- x\n('/etc/passwd')", True),
+    ],
+)
+def test_the_local_files_of_a_statement(statement: bytes, uses: bool) -> None:
+    assert uses_local_files(statement) == uses

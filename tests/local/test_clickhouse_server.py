@@ -39,12 +39,15 @@ class Server:
         self.port = free_port()
         self.password_file = path.with_name("password")
         self.password_file.write_text(PASSWORD, "utf-8")
+        self.reader_file = path.with_name("reader-password")
+        self.reader_file.write_text("may-only-read", "utf-8")
         address = f"http://127.0.0.1:{self.port}"
         self.http = httpx.Client(base_url=address, auth=(USER, PASSWORD), timeout=60, trust_env=False)
         self.process: subprocess.Popen[bytes] | None = None
 
     def command(self, port: int) -> list[str]:
         options = ["--path", str(self.path), "--port", str(port), "--password-file", str(self.password_file)]
+        options += ["--reader-password-file", str(self.reader_file)]
         return [sys.executable, "-m", "local.clickhouse_server", *options]
 
     async def start(self) -> None:

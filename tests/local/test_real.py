@@ -16,6 +16,7 @@ import asyncpg
 import pytest
 from confluent_kafka.admin import AdminClient
 
+from local.state import read_stack
 from tests.local.conftest import processes_of, wait_until_ended
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
@@ -31,8 +32,8 @@ def leadstream(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def up(home: Path) -> dict[str, Any]:
     done = leadstream(home, "up", "--parts", "kafka,postgres")
     assert done.returncode == 0, done.stderr
-    shown: dict[str, Any] = json.loads(leadstream(home, "status", "--json").stdout)
-    return shown
+    assert json.loads(leadstream(home, "status", "--json").stdout)["state"] == "up"
+    return read_stack(home)
 
 
 async def fetch_value(dsn: str, statement: str) -> Any:

@@ -69,11 +69,11 @@ def secured_broker(home: Path) -> Iterator[Secured]:
         Cluster(home, ("kafka",), {"kafka": plain, "kafka-controller": controller}, "leadstream-test-cluste"), "kafka"
     )
     ca = _certificate(home)
-    _add_listeners(home, plain, sasl, sasl_ssl)
+    add_listeners(home, plain, sasl, sasl_ssl)
     with (home / "kafka.log").open("wb") as log, _token_endpoint() as token_url:
         process = subprocess.Popen(part.command, stdout=log, stderr=log, cwd=part.folder)
         try:
-            asyncio.run(_ready(part))
+            asyncio.run(ready(part))
             _add_scram_user(f"127.0.0.1:{plain}")
             yield Secured(f"127.0.0.1:{plain}", f"127.0.0.1:{sasl}", f"127.0.0.1:{sasl_ssl}", ca, token_url)
         finally:
@@ -81,7 +81,8 @@ def secured_broker(home: Path) -> Iterator[Secured]:
             process.wait(30)
 
 
-def _add_listeners(home: Path, plain: int, sasl: int, sasl_ssl: int) -> None:
+def add_listeners(home: Path, plain: int, sasl: int, sasl_ssl: int) -> None:
+    """Add the listeners with a login to the broker's configuration."""
     file = home / "kafka.properties"
     open_listener = f"PLAINTEXT://127.0.0.1:{plain}"
     added = f"SASL_PLAINTEXT://127.0.0.1:{sasl},SASL_SSL://127.0.0.1:{sasl_ssl}"
@@ -104,7 +105,8 @@ def _certificate(home: Path) -> Path:
     return certificate
 
 
-async def _ready(part: ProcessSpec) -> None:
+async def ready(part: ProcessSpec) -> None:
+    """Wait until the broker is ready."""
     async with asyncio.timeout(60):
         while not await part.is_ready():  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0.05)

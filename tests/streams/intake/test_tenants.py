@@ -96,6 +96,6 @@ def test_the_identity_policy_of_the_file_takes_effect_when_it_changes(folder: Pa
     (folder / "acme.yaml").write_text(text, "utf-8")
     policy = TenantPolicies(Tenants(folder))("acme")
 
-    assert (policy.region, policy.placeholders, policy.cap("phone")) == ("GB", {"walk-in"}, 3)
+    assert (policy.region, policy.placeholders, policy.cap("phone")) == ("GB", frozenset({"walk-in"}), 3)
     assert not policy.is_strong("email", "empfang@example.com")
     assert policies("other").is_strong("email", "empfang@example.com")

@@ -1,6 +1,8 @@
-"""The traceparent header of a record, and its time."""
+"""The traceparent header of a record, its time, and what the topic of a tenant may contain."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 from confluent_kafka import Message
@@ -8,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from infra.outcomes import Dead, Reason
+from schemas.registry import registry
 from streams.intake.event import Event
 from streams.intake.validate import validate
 from tests.events import CODEC, HOUR, NOW, message, payload
@@ -76,3 +79,32 @@ def test_without_a_time_of_the_broker_the_worker_s_clock_decides() -> None:
 
     assert isinstance(validate(CODEC.decode(value), made, NOW, 0), Event)
     assert isinstance(validate(CODEC.decode(value), made, NOW - HOUR, 0), Dead)
+
+
+def found_in(topic: str, kind: str = "page_viewed", **envelope: Any) -> Event | Dead:
+    example = registry().events[kind].example
+    value = CODEC.encoder(kind)(example | {"envelope": example["envelope"] | envelope})
+    return validate(CODEC.decode(value), Message(topic, 0, 0, None, value, [], None, (2, NOW // 1000)), NOW, HOUR)
+
+
+def test_a_record_of_another_tenant_in_a_tenants_topic_is_forbidden() -> None:
+    assert isinstance(found_in("leads.received.acme", tenant="acme"), Event)
+    assert isinstance(found_in("leads.received", tenant="other"), Event)
+    for topic in ("leads.received.acme", "leads.received.other2", "leads.received.othe"):
+        dead = found_in(topic, tenant="other")
+        assert isinstance(dead, Dead)
+        assert (dead.reason, dead.problems[0].path) == (Reason.FORBIDDEN, "/envelope/tenant")
+
+
+@pytest.mark.parametrize("kind", [name for name, kind in registry().events.items() if kind.scope])
+def test_what_only_the_pipeline_may_send_is_forbidden_in_a_tenants_topic(kind: str) -> None:
+    assert isinstance(found_in("leads.received", kind, tenant="acme"), Event)
+    dead = found_in("leads.received.acme", kind, tenant="acme")
+    assert isinstance(dead, Dead)
+    assert (dead.reason, dead.problems[0].path) == (Reason.FORBIDDEN, "/type")
+
+
+def test_the_pipelines_sources_are_forbidden_in_a_tenants_topic() -> None:
+    dead = found_in("leads.received.acme", tenant="acme", source="leadstream:pdl")
+    assert isinstance(dead, Dead)
+    assert (dead.reason, dead.problems[0].path) == (Reason.FORBIDDEN, "/envelope/source")
