@@ -17,8 +17,8 @@ from typing import TypeVar
 from pydantic import BaseModel, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 
 from infra import tls_parameters
-from infra.kafka_settings import KafkaSettings
 from infra.keys import is_key
+from infra.worker_settings import WorkerSettings
 
 PREFIX = "LEADSTREAM_"
 _SHIPPED = Path(__file__).parents[1]
@@ -26,9 +26,6 @@ _SHIPPED = Path(__file__).parents[1]
 # LEADSTREAM_SECRET_* are secrets that tenant files refer to.
 SECTIONS = ("PROVIDER_", "CRM_", "CHANNEL_", "ENRICHMENT_", "SECRET_")
 
-_MB = 1 << 20
-# Of memory_mb: at most five batches are in memory, and a record as Python objects is several times larger.
-_BATCH_SHARE = 32
 # As browsers send it: lower case, no default port. IPv6 addresses are in brackets.
 _ORIGIN = re.compile(
     r"(?!http://[^/]*:80$)(?!https://[^/]*:443$)[a-z][a-z0-9+.-]*://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?"
@@ -41,10 +38,11 @@ class SettingsError(Exception):
     """One or more settings are invalid; the message names each of them and what is wrong."""
 
 
-class Settings(KafkaSettings):
+class Settings(WorkerSettings):
     """All settings except those of connectors. Frozen: read once at start, then passed on.
 
-    The connection settings of Kafka (TLS, SASL) are in infra/kafka_settings.py.
+    The connection settings of Kafka (TLS, SASL) are in infra/kafka_settings.py, the limits of a worker in
+    infra/worker_settings.py.
     """
 
     home: Path = Field(Path(".leadstream"), description="State folder: holds all data of an embedded stack.")
@@ -121,57 +119,6 @@ class Settings(KafkaSettings):
         0, ge=0, le=65535, description="TCP port of a process's /live, /ready and /metrics. 0: not served."
     )
 
-    instance: str = Field(
-        "",
-        pattern=r"^[A-Za-z0-9._-]{0,100}$",
-        description="Unique name of this replica, stable across restarts (static group membership): after a restart "
-        "it is assigned the same partitions without waiting for the session timeout. Empty: dynamic membership.",
-    )
-    batch_size: int = Field(
-        10_000,
-        ge=1,
-        le=100_000,
-        description="Maximum number of records in a batch (one Postgres transaction).",
-    )
-    batch_linger_ms: int = Field(
-        40,
-        ge=0,
-        le=10_000,
-        description="Maximum time to fill a batch, in milliseconds. Higher: fewer and larger batches.",
-    )
-    sink_batch_size: int = Field(
-        50_000, ge=1, le=1_000_000, description="Maximum number of records in one batch of the ClickHouse sink."
-    )
-    sink_batch_linger_ms: int = Field(
-        500, ge=0, le=60_000, description="Maximum time to fill a batch of the ClickHouse sink, in milliseconds."
-    )
-    memory_mb: int = Field(
-        512,
-        ge=256,
-        le=65_536,
-        description="Memory that one worker may use, in MB: it limits the bytes of batches, transactions and queues.",
-    )
-    dedupe_days: int = Field(
-        90,
-        ge=1,
-        le=3650,
-        description="Days after its acceptance in which an event that is sent again is a duplicate.",
-    )
-    max_event_bytes: int = Field(
-        262_144,
-        ge=1024,
-        le=4_194_304,
-        description="Maximum size of an event, in bytes. A larger one is a dead letter.",
-    )
-    max_clock_ahead_s: int = Field(
-        86_400,
-        ge=0,
-        description="Maximum time that occurred_at may be in the future, in seconds. A later event is a dead letter.",
-    )
-    shutdown_s: float = Field(
-        15.0, gt=0, le=300, description="Maximum time at shutdown for started work to finish, in seconds."
-    )
-
     campaigns_dir: Path = Field(
         default_factory=lambda: _folder("campaigns"),
         description="Folder of the campaign files (*.yaml). Default: ./campaigns if it exists, else the examples.",
@@ -195,11 +142,6 @@ class Settings(KafkaSettings):
     )
 
     _sections: Mapping[str, str] = {}
-
-    @property
-    def batch_bytes(self) -> int:
-        """Maximum bytes of a batch's records, and of the records about one transaction."""
-        return self.memory_mb * _MB // _BATCH_SHARE
 
     @field_validator("cors_origins")
     @classmethod
