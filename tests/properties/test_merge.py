@@ -17,6 +17,8 @@ WORDS = st.sampled_from(["Ada", "Grace", "Alan", "Edsger"])
 @st.composite
 def events(draw: st.DrawFn, size: int = 8) -> list[Event]:
     made: list[Event] = []
+    orders = st.sampled_from([None, {"first_name": 1000}, {"first_name": 999, "custom": 1000}])
+    crm_ranks = draw(orders)
     for number in range(draw(st.integers(1, size))):
         # few instants, so that ties on time are common and event_id has to decide
         common: dict[str, Any] = {
@@ -51,8 +53,9 @@ def events(draw: st.DrawFn, size: int = 8) -> list[Event]:
             common["provider"] = "pdl"
         if kind == "consent_changed":
             common |= {"purpose": "marketing", "status": draw(st.sampled_from(["granted", "withdrawn"]))}
-        ranks = draw(st.sampled_from([None, {"first_name": 1000}, {"first_name": 999, "custom": 1000}]))
-        made.append(event(kind, f"e-{number}", **common)._replace(ranks=ranks))  # a tenant's order of sources
+        # A tenant's order of sources. There is one CRM: what is an echo of another one's report depends on the order.
+        ranks = crm_ranks if kind == "crm_record_changed" else draw(orders)
+        made.append(event(kind, f"e-{number}", **common)._replace(ranks=ranks))
     return made
 
 
