@@ -27,9 +27,8 @@ def prepared(tenants: Tenants | None) -> dict[str, str]:
         ]
     )
     found: dict[str, Any] = {event.tenant: "" for event in batch.events}
-    for output in batch.dead:
-        headers = dict(output.headers or ())
-        found[names[int(headers["leadstream.offset"])]] = headers["leadstream.reason"].decode()
+    for letter in batch.dead:
+        found[names[letter.message.offset() or 0]] = letter.dead.reason.value
     return found
 
 
