@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -45,12 +46,28 @@ def list_(*, as_json: _Json = False) -> None:
 
 
 def check(*, as_json: _Json = False) -> None:
-    """Check every campaign and template.
+    """Check every campaign and template, those of the folders of tenants too.
 
     Prints every problem; exit code 1 when there is one.
     """
-    names = list(_load())
-    print(json.dumps({"campaigns": names}, indent=1) if as_json else f"{len(names)} campaigns, no problems")
+    from streams.campaigns.templates import load_campaigns_and_templates  # noqa: PLC0415 - only these commands need it
+
+    settings = Settings.load()
+    names: dict[str, list[str]] = {}
+    problems: list[str] = []
+    for owner, folder in {"": settings.campaigns_dir, **_tenants(settings)}.items():
+        try:
+            names[owner] = list(load_campaigns_and_templates(folder)[0])
+        except SettingsError as error:
+            problems.append(f"{owner}: {error}" if owner else str(error))
+    if problems:
+        sys.stderr.write("\n".join(problems) + "\n")
+        raise typer.Exit(1)
+    own = {owner: each for owner, each in names.items() if owner}
+    if as_json:
+        print(json.dumps({"campaigns": names[""]} | ({"tenants": own} if own else {}), indent=1))
+        return
+    print(f"{sum(map(len, names.values()))} campaigns, no problems")
 
 
 def preview(
@@ -82,6 +99,13 @@ def preview(
     headers = {"From": sender, "To": message["to"], "Subject": message["subject"]}
     print("".join(f"{label}: {value}\n" for label, value in headers.items()))
     print(rendered.body)
+
+
+def _tenants(settings: Settings) -> dict[str, Path]:
+    """Return the campaigns folder of each tenant whose valid file names one."""
+    from infra.tenants import Tenants  # noqa: PLC0415 - see above
+
+    return {each.name: each.campaigns for each in Tenants.load(settings).own if each.campaigns is not None}
 
 
 def _load() -> dict[str, Campaign]:

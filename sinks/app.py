@@ -126,7 +126,8 @@ async def _sync(
             config.base_url, timeout_s=config.timeout_s, connections=process.in_flight * 2
         ) as client:
             connector: Connector = module.connect(config, client)
-            reconciler = Reconciler(table, connector, pause, stage, max_bytes=settings.batch_bytes // process.in_flight)
+            max_bytes = settings.batch_bytes // (process.in_flight * max(1, len(accounts.current())))
+            reconciler = Reconciler(table, connector, pause, stage, max_bytes=max_bytes)
             rows = AccountRows(pool, accounts, scope, reconciler.handle, wakes)
             if account.tenant and not await _done(partial(rows.open, account.tenant, name), stop):
                 return

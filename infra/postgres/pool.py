@@ -101,7 +101,9 @@ async def connection(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
 
 @asynccontextmanager
 async def as_tenant(pool: asyncpg.Pool, tenant: str) -> AsyncIterator[asyncpg.Connection]:
-    """Run the body in a read-only transaction that sees only the rows of ``tenant``, whatever its statements are.
+    """Run the body in a transaction that sees only the rows of ``tenant``, whatever its statements are.
+
+    It cannot write: the role has no right to.
 
     Guarantees: the role and the tenant end with the transaction, so a pooler (PgBouncer) may share the connection.
 
@@ -110,7 +112,7 @@ async def as_tenant(pool: asyncpg.Pool, tenant: str) -> AsyncIterator[asyncpg.Co
 
     """
     with _classified():
-        async with pool.acquire(timeout=_ACQUIRE_S) as connection, connection.transaction(readonly=True):
+        async with pool.acquire(timeout=_ACQUIRE_S) as connection, connection.transaction():
             await connection.execute("SET LOCAL ROLE leadstream_api")
             await connection.execute("SELECT set_config('leadstream.tenant', $1, true)", tenant)
             yield connection

@@ -209,12 +209,6 @@ class MessagesTable(LeasedTable[MessageRow]):
             known = await postgres.fetch(_ADD, *columns, self._clock(), accounts)
         return {row["message_id"]: row["event_id"] for row in known}
 
-    async def request(self, row: MessageRow) -> bytes | None:
-        """Return the request of a claimed message, or None if the message was finished since."""
-        async with connection(self._pool) as postgres:
-            found: bytes | None = await postgres.fetchval(_REQUEST, row.key)
-        return found
-
     async def listen(self, wake: asyncio.Event) -> None:
         """Wait until cancelled, without a connection: the consumer of this process wakes the engine."""
         wake.set()
@@ -224,6 +218,12 @@ class MessagesTable(LeasedTable[MessageRow]):
         """Give a row of ``lease`` to another account."""
         async with connection(self._pool) as postgres:
             await postgres.execute(_FORWARD, row.key, lease.until, account)
+
+    async def request(self, row: MessageRow) -> bytes | None:
+        """Return the request of a claimed message, or None if the message was finished since."""
+        async with connection(self._pool) as postgres:
+            found: bytes | None = await postgres.fetchval(_REQUEST, row.key)
+        return found
 
     async def mark_sending(self, lease: Lease[MessageRow], row: MessageRow) -> bool:
         """Write the state ``sending``, directly before the message is sent; return False if the lease has ended."""

@@ -62,6 +62,10 @@ async def settled(running: Installation, postgres: asyncpg.Pool) -> bool:
         "AND s.synced_version = l.version GROUP BY 1"
     )
     looked_up = await postgres.fetch("SELECT tenant, count(*) FROM enrichment_results GROUP BY 1")
+    async with ClickHouse(running.state["clickhouse"]["url"]) as clickhouse:
+        counted = await clickhouse.query("SELECT tenant, count() AS n FROM leads GROUP BY 1")
+    if {row["tenant"]: row["n"] for row in counted} != dict.fromkeys(TENANTS, LEADS):
+        return False
     enough = {row["tenant"]: row["count"] for row in synced} == dict.fromkeys(TENANTS, LEADS)
     asked = all(row["count"] >= PEOPLE for row in looked_up) and len(looked_up) == len(TENANTS)
     return enough and asked and all(len(mails(running, tenant)) >= PEOPLE for tenant in TENANTS)
@@ -120,7 +124,8 @@ async def test_equal_data_of_two_tenants_never_cross(running: Installation, post
         "messages_sent",
     ):
         assert seen[f"postgres {where}"] == every, "the scan has looked at something"
-    assert seen["clickhouse lead_events"] == every
+    for where in ("lead_events_store", "leads_store", "outcomes_store"):
+        assert seen[f"clickhouse {where}"] == every
     assert not [tenant for tenant in TENANTS if canary(tenant) in in_redis(running)]
     destinations = await postgres.fetch("SELECT DISTINCT tenant, destination FROM crm_sync ORDER BY 1")
     assert [tuple(row) for row in destinations] == [

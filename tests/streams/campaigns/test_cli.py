@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,19 @@ def test_check_reports_problems_and_exits_with_1(monkeypatch: pytest.MonkeyPatch
     (tmp_path / "bad.yaml").write_text("name: bad\n", "utf-8")
     code, _, err = run(monkeypatch, tmp_path, "check")
     assert code == 1
+    assert "bad.yaml: trigger: Field required" in err
+
+
+def test_check_includes_the_folders_of_tenants(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    shutil.copytree(SHIPPED, tmp_path / "acme-campaigns")
+    (tmp_path / "acme.yaml").write_text("campaigns: acme-campaigns", "utf-8")
+    monkeypatch.setenv("LEADSTREAM_TENANTS_DIR", str(tmp_path))
+    found = json.loads(run(monkeypatch, SHIPPED, "check", "--json")[1])
+    assert found == {"campaigns": ["demo_request"], "tenants": {"acme": ["demo_request"]}}
+    (tmp_path / "acme-campaigns" / "bad.yaml").write_text("name: bad\n", "utf-8")
+    code, _, err = run(monkeypatch, SHIPPED, "check")
+    assert code == 1
+    assert "acme: " in err
     assert "bad.yaml: trigger: Field required" in err
 
 

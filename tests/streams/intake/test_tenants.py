@@ -28,8 +28,8 @@ def prepared(tenants: Tenants | None) -> dict[str, str]:
         ]
     )
     found: dict[str, Any] = {event.tenant: "" for event in batch.events}
-    for dead in batch.dead:
-        found[names[dead.message.offset()]] = dead.dead.reason.value
+    for letter in batch.dead:
+        found[names[letter.message.offset() or 0]] = letter.dead.reason.value
     return found
 
 
