@@ -27,11 +27,12 @@ from infra.keys import INGEST, ApiKey, digest_of, is_key
 
 _CALLER = "leadstream.key"
 _NO_KEY = (
-    "no API key: send `Authorization: Bearer ls_...`, Basic authentication with the key as user name, or X-Api-Key"
+    "no API key: send `Authorization: Bearer ls_...`, Basic authentication with the key as user name, or X-Api-Key; "
+    "`leadstream keys create` makes a key"
 )
 _NOT_A_KEY = "this is not an API key: a key is ls_, 12 characters, _ and 43 characters"
-_UNKNOWN = "this API key is unknown, expired or revoked"
-_MAX_DIGESTS = 10_000
+_UNKNOWN = "this API key is unknown, expired or revoked: `leadstream keys create` makes another one"
+_MAX_DIGESTS, _MAX_REMEMBERED = 10_000, 300  # headers, and the bytes of each
 _MAX_ENCODED = 400  # characters of a Basic header
 
 
@@ -128,7 +129,7 @@ class Authentication:
             raise Refusal("forbidden", f"the key {key.id} may not be in a URL: use one with the scope ingest only")
         if len(self._digests) >= _MAX_DIGESTS:
             self._digests.clear()
-        if header:
+        if header and len(header) <= _MAX_REMEMBERED:
             self._digests[header] = digest
         return key
 

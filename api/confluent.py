@@ -54,7 +54,9 @@ def _described(subject: str, form: RecordType) -> dict[str, Any]:
 
 def _type_of(subject: str) -> str | None:
     """Return the type of a subject, which is a record name, a topic-record name or the name of a type, or None."""
-    name = subject.removeprefix(f"{_TOPIC}-").removeprefix("leadstream.")
+    if subject.startswith(_TOPIC):  # or the topic of a tenant, whose name may have a dash; that of a type has none
+        subject = subject.rpartition("-")[2]
+    name = subject.removeprefix("leadstream.")
     return name if name in registry().types else None
 
 

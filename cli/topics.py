@@ -72,7 +72,7 @@ def diff(*, as_json: _JSON = False) -> None:
         print("No difference.")
 
 
-def secure() -> None:
+def secure(*, as_json: _JSON = False) -> None:
     """Create the users of LEADSTREAM_KAFKA_PASSWORDS on the broker, with their ACLs.
 
     Needs a connection that may do so, and a broker with an authorizer. docs/guides/security.md shows the settings.
@@ -87,7 +87,7 @@ def secure() -> None:
         raise typer.Exit(2)
     passwords = {user.strip(): password for user, _, password in pairs}
     _permitted(lambda: broker_access.secure(settings, passwords))
-    print(f"Users with their ACLs: {', '.join(passwords)}.")
+    print(json.dumps({"users": [*passwords]}) if as_json else f"Users with their ACLs: {', '.join(passwords)}.")
 
 
 def grant(

@@ -35,6 +35,10 @@ from infra.kafka_settings import KafkaSettings
 
 PIPELINE, REGISTRY = "pipeline", "schema-registry"
 _ITERATIONS = 8192
+_EXPLAINED = {
+    "CLUSTER_AUTHORIZATION_FAILED": "not authorized: this connection may not change users and ACLs",
+    "SECURITY_DISABLED": "the broker has no authorizer: set its authorizer.class.name",
+}
 _REQUEST_S = 15.0
 _All = AclOperation.ALL
 # resource, name, whether the name is a prefix, operations
@@ -119,4 +123,5 @@ def _classified(error: KafkaException, user: str) -> Exception:
     cause = error.args[0]
     if cause.retriable() or cause.name().startswith("_"):  # names of librdkafka's own errors: no response
         return DependencyUnavailable("Kafka", cause.name())
-    return TopicsError(f"user {user}: {cause.str()}")
+    # Not the broker's text: it prints its request.
+    return TopicsError(f"user {user}: {_EXPLAINED.get(cause.name(), cause.name())}")

@@ -294,3 +294,13 @@ async def test_concurrent_requests_do_not_exchange_their_keys() -> None:
         await asyncio.gather(*[send(key, name) for key, name in ((one, "one"), (two, "two")) * 50])
     assert {output.key for output in kept.outputs} == {b"one:one@example.com", b"two:two@example.com"}
     assert len(kept.outputs) == 100
+
+
+async def test_the_registry_knows_the_subjects_of_a_tenants_topic() -> None:
+    api = Api()
+    for subject in ("leads.received", "leads.received.acme", "leads.received.a-b"):
+        path = f"/subjects/{subject}-leadstream.form_submitted/versions/latest"
+        response = await api.client.get(path, headers={"x-api-key": api.key})
+        assert response.status_code == 200
+    missing = await api.client.get("/subjects/leads.received.acme-value/versions", headers={"x-api-key": api.key})
+    assert missing.status_code == 404
