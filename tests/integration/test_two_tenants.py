@@ -112,7 +112,7 @@ async def test_equal_data_of_two_tenants_never_cross(running: Installation, post
     produce(running, *made[:-late])
 
     async def stored() -> bool:  # two leads of one person, which are merged then
-        return await postgres.fetchval("SELECT count(*) FROM leads") == (LEADS + 1) * len(TENANTS)
+        return bool(await postgres.fetchval("SELECT count(*) FROM leads") == (LEADS + 1) * len(TENANTS))
 
     await eventually(stored)
     produce(running, *made[-late:])
