@@ -16,7 +16,17 @@ from infra.clickhouse.client import ClickHouse
 from infra.clock import now_us
 from tests.conftest import eventually
 from tests.events import payload
-from tests.integration.two_tenants import DEFAULT, OWN, PEOPLE, TENANTS, Installation, canary, events, installation
+from tests.integration.two_tenants import (
+    DEFAULT,
+    MERGING,
+    OWN,
+    PEOPLE,
+    TENANTS,
+    Installation,
+    canary,
+    events,
+    installation,
+)
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(600)]
 
@@ -97,7 +107,15 @@ def in_redis(running: Installation) -> str:
 
 
 async def test_equal_data_of_two_tenants_never_cross(running: Installation, postgres: asyncpg.Pool) -> None:
-    produce(running, *(value for each in zip(*map(events, TENANTS), strict=True) for value in each))  # interleaved
+    made = [value for each in zip(*map(events, TENANTS), strict=True) for value in each]  # interleaved
+    late = MERGING * len(TENANTS)
+    produce(running, *made[:-late])
+
+    async def stored() -> bool:  # two leads of one person, which are merged then
+        return bool(await postgres.fetchval("SELECT count(*) FROM leads") == (LEADS + 1) * len(TENANTS))
+
+    await eventually(stored)
+    produce(running, *made[-late:])
     await eventually(lambda: settled(running, postgres), 300)
 
     owner = {str(row[0]): row[1] for row in await postgres.fetch("SELECT lead_id, tenant FROM leads")}

@@ -24,6 +24,7 @@ OWN = ("acme", "globex")
 DEFAULT = "initech"  # has no file
 TENANTS = (*OWN, DEFAULT)
 PEOPLE = 6
+MERGING = 2  # the last events of each tenant: they merge two leads
 _FILE = """
 phone_region: DE
 crm:
