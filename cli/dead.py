@@ -114,6 +114,7 @@ def _read(settings: Settings) -> Iterator[Message]:
 
     from infra.kafka.client import metadata, reader  # noqa: PLC0415
     from infra.kafka.dead_letters import TOPIC  # noqa: PLC0415
+    from infra.kafka.headers import make_readable  # noqa: PLC0415
 
     consumer = reader(settings, "leadstream-dead", {"auto.offset.reset": "earliest", "enable.partition.eof": True})
     try:
@@ -124,6 +125,7 @@ def _read(settings: Settings) -> Iterator[Message]:
             messages = consumer.consume(1000, 0.2)
             for message in messages:
                 if message.error() is None:
+                    make_readable(message)
                     yield message
                 else:  # end of the partition
                     left.discard(message.partition() or 0)

@@ -6,20 +6,22 @@
   that the lead has got the message
 
 Guarantees: every transaction is short, and none waits for a lock for more than 2 seconds: intake waits no longer, once
-for each partition that is dropped. Any number of instances may run.
+for each partition that is dropped. What is locked for longer is skipped until the next run, with a log line. Any number
+of instances may run.
 
 Crash: what was deleted stays deleted; the next run deletes the rest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 
 import asyncpg
 
-from infra.errors import DependencyUnavailable
 from infra.postgres.pool import transaction
+from infra.runtime import log
 
 STAGE = "maintenance"
 _ROWS = 5_000  # of one transaction
@@ -54,39 +56,45 @@ async def clean(pool: asyncpg.Pool, days: int, now: datetime | None = None) -> M
         The number of deleted partitions of receipts, results and messages.
 
     Raises:
-        DependencyUnavailable: Postgres is unavailable, or a partition is locked for too long.
+        DependencyUnavailable: Postgres is unavailable.
 
     """
-    async with transaction(pool) as connection:
-        await connection.execute("SELECT make_month_partitions()")
+    await _run(pool, "the partitions of coming months", "SELECT make_month_partitions()")
     oldest = ((now or datetime.now(UTC)) - timedelta(days=days)).strftime("receipts_%Y_%m")
-    async with transaction(pool) as connection:
+    async with _transaction(pool) as connection:
         names = [row["name"] for row in await connection.fetch(_PARTITIONS)]
     outdated = [name for name in names if name < oldest]
-    for name in outdated:
-        await _drop(pool, name)
+    dropped = [await _run(pool, name, f"DROP TABLE IF EXISTS {name}") is not None for name in outdated]
     return {
-        "receipt_partitions": len(outdated),
-        "enrichment_results": await _delete(pool, _EXPIRED_RESULTS),
-        "messages": await _delete(pool, _FINISHED_MESSAGES, days),
+        "receipt_partitions": sum(dropped),
+        "enrichment_results": await _delete(pool, "enrichment_results", _EXPIRED_RESULTS),
+        "messages": await _delete(pool, "messages_sent", _FINISHED_MESSAGES, days),
     }
 
 
-async def _drop(pool: asyncpg.Pool, partition: str) -> None:
-    try:
-        async with transaction(pool) as connection:
-            await connection.execute(_LOCK_TIMEOUT)
-            await connection.execute(f"DROP TABLE IF EXISTS {partition}")
-    except asyncpg.LockNotAvailableError as error:
-        raise DependencyUnavailable("Postgres", f"{partition} is locked") from error
-
-
-async def _delete(pool: asyncpg.Pool, statement: str, *arguments: int) -> int:
+async def _delete(pool: asyncpg.Pool, table: str, statement: str, *arguments: int) -> int:
     """Delete in short transactions; return the number of rows."""
     total = 0
     while True:
-        async with transaction(pool) as connection:
-            deleted = int((await connection.execute(statement, _ROWS, *arguments)).rpartition(" ")[2])
+        status = await _run(pool, table, statement, _ROWS, *arguments)
+        deleted = int(status.rpartition(" ")[2]) if status else 0
         total += deleted
         if deleted < _ROWS:
             return total
+
+
+async def _run(pool: asyncpg.Pool, what: str, statement: str, *arguments: int) -> str | None:
+    """Run a statement in a transaction; return its status, or None if ``what`` is locked."""
+    try:
+        async with _transaction(pool) as connection:
+            return str(await connection.execute(statement, *arguments))
+    except asyncpg.LockNotAvailableError:
+        log(STAGE).warning("locked; skipped until the next run", extra={"fields": {"what": what}})
+        return None
+
+
+@asynccontextmanager
+async def _transaction(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
+    async with transaction(pool) as connection:
+        await connection.execute(_LOCK_TIMEOUT)
+        yield connection

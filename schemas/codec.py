@@ -15,9 +15,9 @@ Source: Avro 1.12 specification, "Single-object encoding" and "Object container 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, NamedTuple
 
@@ -28,14 +28,17 @@ from fastavro.validation import ValidationError, validate
 
 from infra.outcomes import Dead, Problem, Reason
 from schemas.foreign_schemas import (
+    Conversions,
     ForeignSchemaError,
-    TimeConversions,
+    InvalidTimeError,
     check_foreign_schema,
-    nullable_reader,
+    convert_times,
     time_conversions,
+    without_defaults,
 )
 from schemas.json_form import from_json
 from schemas.registry import RecordType, Registry, registry, without_logical_types
+from schemas.resolution import UnresolvableError, resolve
 
 MARKER = b"\xc3\x01"  # the first two bytes of single-object encoding
 HEADER = 10  # bytes of a single-object header: marker and fingerprint
@@ -68,16 +71,14 @@ class _DatumReader:
     name: str
     writer_schema: Any
     reader_schema: Any  # None: the writer used the current version
-    times: TimeConversions | None = None  # of a writer schema of another registry
 
     def read(self, payload: bytes, start: int) -> Decoded:
         stream = BytesIO(payload)
         stream.seek(start)
         try:
-            record = schemaless_reader(stream, self.writer_schema, self.reader_schema)
-            if self.times is not None:
-                self.times.apply(record)
-                validate(record, self.reader_schema or self.writer_schema)
+            record = self._record(stream)
+        except DecodeError:
+            raise
         except (SchemaResolutionError, ValidationError):
             message = f"the writer's schema cannot be resolved to {self.name}: a field is missing or has another type"
             raise DecodeError(Reason.UNKNOWN_SCHEMA, message) from None
@@ -87,6 +88,32 @@ class _DatumReader:
         if extra := len(payload) - stream.tell():
             raise DecodeError(Reason.NOT_AVRO, f"{extra} extra bytes follow the {self.name} record: send one record")
         return Decoded(self.name, record)
+
+    def _record(self, stream: BytesIO) -> dict[str, Any]:
+        found: dict[str, Any] = schemaless_reader(stream, self.writer_schema, self.reader_schema)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class _ForeignReader(_DatumReader):
+    """Reads records of a writer schema of another registry. ``wanted``: the current schema."""
+
+    wanted: Mapping[str, Any]
+    conversions: Conversions
+
+    def _record(self, stream: BytesIO) -> dict[str, Any]:
+        written = schemaless_reader(stream, self.writer_schema, None)
+        try:
+            found: dict[str, Any] = resolve(written, self.wanted)
+            convert_times(found, self.conversions)
+        except UnresolvableError as error:
+            message = f"the writer's schema cannot be resolved to {self.name}: a field is missing or has another type"
+            raise DecodeError(Reason.UNKNOWN_SCHEMA, message, error.path) from None
+        except InvalidTimeError as error:
+            message = "the time is out of range: check its unit"
+            raise DecodeError(Reason.INVALID_FIELD, message, error.path) from None
+        validate(found, self.reader_schema)
+        return found
 
 
 class Codec:
@@ -182,18 +209,17 @@ class Codec:
             raise DecodeError(Reason.UNKNOWN_SCHEMA, message) from None
 
     def _foreign_reader(self, schema_text: str) -> _DatumReader:
-        schema = check_foreign_schema(schema_text)
+        schema = without_defaults(check_foreign_schema(schema_text))
         name = str(schema["name"]).rpartition(".")[2]
         current = self._schemas.types.get(name)
         if current is None:
             raise ForeignSchemaError("its record name is not a type of leadstream")
-        times = time_conversions(schema, current.full_schema)
+        conversions = time_conversions(schema, current.full_schema)
         digest = bytes.fromhex(fingerprint(to_parsing_canonical_form(schema), "CRC-64-AVRO"))
-        if same := self._by_header.get(MARKER + digest):  # equal but for its logical types
-            return replace(same, times=times) if times.by_path else same
-        reader, defaults = nullable_reader(schema, current.full_schema)
-        written, wanted = (parse_schema(without_logical_types(each)) for each in (schema, reader))
-        return _DatumReader(name, written, wanted, replace(times, defaults=defaults))
+        if not conversions and (same := self._by_header.get(MARKER + digest)):
+            return same
+        written = parse_schema(without_logical_types(schema))
+        return _ForeignReader(name, written, current.parsed_schema, current.full_schema, conversions)
 
     def _decode_json(self, payload: bytes) -> Decoded:
         kind, found = from_json(payload, self._schemas)

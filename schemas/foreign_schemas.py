@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from copy import copy
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 _MAX_SCHEMA = 1 << 17  # characters
 _MAX_FIXED = 1 << 20  # bytes
@@ -26,6 +25,7 @@ _CONVERSIONS: Mapping[str, Callable[[int], int]] = {
     "timestamp-nanos": lambda value: value // 1000,
     "date": lambda value: value * _DAY_US,
 }
+_MAX_LONG = (1 << 63) - 1
 _MAX_NAMES = 200  # characters
 # All logical types of Avro that change what a value means. Others are ignored, as Avro's specification demands.
 _MEANINGFUL = frozenset({*_CONVERSIONS, _OURS, "decimal", "duration", "time-millis", "time-micros"}) | {
@@ -35,40 +35,54 @@ _NAMED = frozenset({"record", "error", "enum", "fixed"})
 _PRIMITIVES = frozenset({"null", "boolean", "int", "long", "float", "double", "bytes", "string"})
 
 Path = tuple[str, ...]
+_Definition = tuple[Any, str]  # a type, and the namespace around it
 
 
 class ForeignSchemaError(ValueError):
     """The schema cannot be used; the message says why and contains nothing of a record."""
 
 
-@dataclass(frozen=True, slots=True)
-class TimeConversions:
-    """What to change in records of a writer schema, by path.
+class InvalidTimeError(ValueError):
+    """A time cannot be converted to microseconds. ``path``: of its field."""
 
-    ``by_path``: the conversions of times in other units to microseconds. ``defaults``: the values of fields that the
-    writer may leave null and the reader may not.
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.path = path
+
+
+Conversions = Mapping[Path, Callable[[int], int]]
+
+
+def convert_times(record: dict[str, Any], conversions: Conversions) -> None:
+    """Convert the times of ``record`` to microseconds, in place. ``conversions``: from :func:`time_conversions`.
+
+    Raises:
+        InvalidTimeError: the result is no 64-bit integer.
+
     """
-
-    by_path: Mapping[Path, Callable[[int], int]]
-    defaults: Mapping[Path, Any] = field(default_factory=dict)
-
-    def apply(self, record: dict[str, Any]) -> None:
-        """Change a record that was read, in place."""
-        for path, default in self.defaults.items():
-            holder = _holder(record, path)
-            if holder[path[-1]] is None:
-                holder[path[-1]] = copy(default)
-        for path, convert in self.by_path.items():
-            holder = _holder(record, path)
-            if isinstance(value := holder[path[-1]], int):
-                holder[path[-1]] = convert(value)
+    for path, convert in conversions.items():
+        holder: Any = record
+        for name in path[:-1]:
+            holder = holder[name]
+        value = holder[path[-1]]
+        if not isinstance(value, int):
+            continue
+        if not -_MAX_LONG <= (converted := convert(value)) <= _MAX_LONG:
+            raise InvalidTimeError(f"/{'/'.join(path)}")
+        holder[path[-1]] = converted
 
 
-def _holder(record: dict[str, Any], path: Path) -> dict[str, Any]:
-    holder: Any = record
-    for name in path[:-1]:
-        holder = holder[name]
-    return cast("dict[str, Any]", holder)
+def without_defaults(node: Any) -> Any:
+    """Return a copy of a writer's schema without its defaults: reading does not use them, and they may be invalid."""
+    if isinstance(node, list):
+        return [without_defaults(item) for item in node]
+    if isinstance(node, dict):
+        return {
+            key: without_defaults(value) if key in ("type", "items", "values", "fields") else value
+            for key, value in node.items()
+            if key != "default"
+        }
+    return node
 
 
 def check_foreign_schema(text: str) -> dict[str, Any]:
@@ -136,11 +150,9 @@ class _Checker:
         return self.defined[full]
 
     def _define(self, node: dict[str, Any], namespace: str, depth: int) -> bool:
-        name = node.get("name")
-        if not isinstance(name, str):
+        if not isinstance(node.get("name"), str):
             raise ForeignSchemaError("a named type has no name")
-        own = str(node.get("namespace") or (name.rpartition(".")[0] if "." in name else namespace))
-        full = _full_name(name, own)
+        full, own = _names(node, namespace)
         if node["type"] == "enum":
             takes = bool(node.get("symbols"))
         elif node["type"] == "fixed":
@@ -169,61 +181,42 @@ def _full_name(name: str, namespace: str) -> str:
     return name if "." in name or not namespace else f"{namespace}.{name}"
 
 
-def time_conversions(writer: dict[str, Any], reader: dict[str, Any]) -> TimeConversions:
+def _names(node: Mapping[str, Any], namespace: str) -> tuple[str, str]:
+    """Return the full name of a named type, and the namespace of the names in it."""
+    name = str(node["name"])
+    own = str(node.get("namespace") or (name.rpartition(".")[0] if "." in name else namespace))
+    return _full_name(name, own), own
+
+
+def time_conversions(writer: dict[str, Any], reader: dict[str, Any]) -> Conversions:
     """Return the conversions from ``writer`` to ``reader``, both with logical types, for a checked ``writer``.
 
     Raises:
         ForeignSchemaError: a field has a logical type that cannot be converted.
 
     """
-    return TimeConversions(dict(_conversions(writer, reader, (), _definitions(writer))))
-
-
-def nullable_reader(writer: dict[str, Any], reader: dict[str, Any]) -> tuple[dict[str, Any], dict[Path, Any]]:
-    """Return ``reader`` with null permitted where a checked ``writer`` may write it and ``reader`` has a default.
-
-    Returns:
-        The schema to read with, and the default of each such field: null means the default, as in JSON.
-
-    """
-    defaults: dict[Path, Any] = {}
-    return _nullable(writer, reader, (), _definitions(writer), defaults), defaults
-
-
-def _nullable(
-    writer: dict[str, Any], reader: dict[str, Any], path: Path, named: Mapping[str, Any], defaults: dict[Path, Any]
-) -> dict[str, Any]:
-    theirs = {own.get("name"): [_resolved(each, named) for each in _branches(own["type"])] for own in writer["fields"]}
-    fields: list[dict[str, Any]] = []
-    for own in reader["fields"]:
-        branches, place = theirs.get(own["name"], []), (*path, str(own["name"]))
-        records = [branch for branch in branches if _is_record(branch)]
-        if _is_record(own["type"]) and records:
-            fields.append(own | {"type": _nullable(records[0], own["type"], place, named, defaults)})
-        elif "null" in branches and "default" in own and not isinstance(own["type"], list):
-            defaults[place] = own["default"]
-            fields.append(own | {"type": [own["type"], "null"]})
-        else:
-            fields.append(own)
-    return reader | {"fields": fields}
+    return dict(_conversions(writer, reader, (), "", _definitions(writer, "")))
 
 
 def _conversions(
-    writer: dict[str, Any], reader: dict[str, Any], path: Path, named: Mapping[str, Any]
+    writer: dict[str, Any], reader: dict[str, Any], path: Path, namespace: str, named: Mapping[str, _Definition]
 ) -> Iterator[tuple[Path, Callable[[int], int]]]:
     ours = {own["name"]: own["type"] for own in reader["fields"]}
+    _, inner = _names(writer, namespace)
     for own in writer["fields"]:
         if (wanted := ours.get(own.get("name"))) is None:
             continue  # a field that is not read
         place = (*path, str(own["name"]))
-        branches = [_resolved(branch, named) for branch in _branches(own["type"])]
+        branches = [_resolved(branch, inner, named) for branch in _branches(own["type"])]
         if _is_record(wanted):
-            for branch in branches:
+            for branch, outer in branches:
                 if _is_record(branch):
-                    yield from _conversions(branch, wanted, place, named)
+                    yield from _conversions(branch, wanted, place, outer, named)
             continue
+        if any(isinstance(branch, dict) and branch.get("type") == "fixed" for branch, _ in branches):
+            raise ForeignSchemaError(f"/{'/'.join(place)}: a fixed type cannot be converted")
         unit = _unit(wanted)
-        units = {_unit(branch) or unit for branch in branches if branch != "null"} & (_MEANINGFUL | {unit})
+        units = {_unit(branch) or unit for branch, _ in branches if branch != "null"} & (_MEANINGFUL | {unit})
         if units <= {unit}:
             continue
         if unit != _OURS or len(units) > 1 or not units <= _CONVERSIONS.keys():
@@ -247,22 +240,24 @@ def _is_record(node: Any) -> bool:
     return isinstance(node, dict) and node.get("type") == "record"
 
 
-def _resolved(node: Any, named: Mapping[str, Any]) -> Any:
+def _resolved(node: Any, namespace: str, named: Mapping[str, _Definition]) -> _Definition:
     if isinstance(node, str) and node not in _PRIMITIVES:
-        return named.get(node.rpartition(".")[2], node)
-    return node
+        return named.get(_full_name(node, namespace)) or named.get(node) or (node, namespace)
+    return node, namespace
 
 
-def _definitions(node: Any) -> dict[str, Any]:
-    """Return the named types of a schema by their names without namespace."""
-    found: dict[str, Any] = {}
+def _definitions(node: Any, namespace: str) -> dict[str, _Definition]:
+    """Return the named types of a schema by their full names, each with the namespace around it."""
+    found: dict[str, _Definition] = {}
     if isinstance(node, list):
         for item in node:
-            found |= _definitions(item)
+            found |= _definitions(item, namespace)
     elif isinstance(node, dict):
+        inner = namespace
         if isinstance(node.get("type"), str) and node["type"] in _NAMED and isinstance(node.get("name"), str):
-            found[node["name"].rpartition(".")[2]] = node
+            full, inner = _names(node, namespace)
+            found[full] = node, namespace
         for key in ("type", "items", "values", "fields"):
             if key in node:
-                found |= _definitions(node[key])
+                found |= _definitions(node[key], inner)
     return found

@@ -116,7 +116,7 @@ async def _sync(
     work = LeasedWork(
         stage,
         table,
-        Reconciler(table, connector, pause, stage).handle,
+        Reconciler(table, connector, pause, stage, max_bytes=settings.batch_bytes // config.in_flight).handle,
         limits=WorkLimits(
             in_flight=config.in_flight,
             batch_max=connector.batch_max,

@@ -46,6 +46,6 @@ def message(
 def event(kind: str, event_id: str = "e-1", *, offset: int = 0, partition: int = 0, **own: Any) -> Event:
     """Return a valid event as intake's later stages see it."""
     made = message(payload(kind, event_id, **own), offset=offset, partition=partition)
-    found = validate(CODEC.decode(made.value()), made, NOW + HOUR, 0)
+    found = validate(CODEC.decode(made.value()), made, NOW, HOUR)
     assert isinstance(found, Event), found
     return found

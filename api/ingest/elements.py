@@ -3,7 +3,8 @@
 Used only for a body that orjson rejects; a valid body is parsed in one call. The splitter knows strings, brackets and
 commas, and nothing else of JSON: every text that it returns must still be parsed.
 
-Guarantees: linear in the size of the body, with at most :data:`MAX_STEPS` steps in Python.
+Guarantees: linear in the size of the body, with at most :data:`MAX_STEPS` steps in Python. A single event of the
+default maximum size takes fewer, unless it is nested thousands of levels deep.
 """
 
 from __future__ import annotations
@@ -12,12 +13,26 @@ import re
 
 import orjson
 
-# Brackets, and commas between elements. 500 events with 40 maps each have 41,000.
-MAX_STEPS = 100_000
+# A value of up to three levels is one step, and so is a sequence of opening or of closing brackets.
+MAX_STEPS = 50_000
 _STRING = rb'"(?:[^"\\]++|\\.)*+"'
-# Possessive, and matched at a position, never searched for: no text makes them go back.
-_TO_BRACKET = re.compile(rb'(?:[^"\[\]{}]++|' + _STRING + rb")*+", re.DOTALL)
-_TO_COMMA = re.compile(rb'(?:[^"\[\]{},]++|' + _STRING + rb")*+", re.DOTALL)
+
+
+def _skip(other: bytes, levels: int) -> bytes:
+    """Return a pattern of strings, of the characters ``other``, and of values with at most ``levels`` levels.
+
+    Possessive, and matched at a position, never searched for: a text is read once, and once more for each level.
+    """
+    nested = rb"|[\[{]" + _skip(_NO_BRACKET, levels - 1) + rb"[\]}]" if levels else b""
+    return rb"(?:" + other + rb"++|" + _STRING + nested + rb")*+"
+
+
+_NO_BRACKET = rb'[^"\[\]{}]'
+_LEVELS = 3
+_TO_BRACKET = re.compile(_skip(_NO_BRACKET, _LEVELS), re.DOTALL)
+_TO_COMMA = re.compile(_skip(rb'[^"\[\]{},]', _LEVELS), re.DOTALL)
+_OPENING = re.compile(rb"[\[{]++")
+_CLOSING = re.compile(rb"[\]}]++")
 _SPACE = re.compile(rb"[ \t\r\n]*+")
 _KEY = re.compile(rb"[ \t\r\n]*+(" + _STRING + rb")[ \t\r\n]*+:[ \t\r\n]*+", re.DOTALL)
 
@@ -73,25 +88,28 @@ class _Scanner:
     def events(self, start: int) -> tuple[list[Span], int]:
         """Return the spans of the elements of the member ``events`` of the object at ``start``, and its end.
 
-        The other members must be valid JSON, and ``type`` is none of them: an object with a type is one event.
+        The other members may be anything, since nothing is read from them, but ``type`` is none of them: an object
+        with a type is one event.
         """
         body, at = self._body, start
         if body[at : at + 1] != b"{":
             raise _Unsplittable
-        found: tuple[list[Span], int, int] | None = None
+        found: list[Span] | None = None
+        names: list[str | None] = []
         while body[at : at + 1] in {b"{", b","}:
             key = _KEY.match(body, at + 1)
             if key is None:
                 raise _Unsplittable
             at = key.end()
-            if key[1] == b'"events"' and body[at : at + 1] == b"[":
-                spans, end = self.items(at)
-                found, at = (spans, at, end), _space(body, end)
+            names.append(_name(key[1]))
+            if names[-1] == "events" and body[at : at + 1] == b"[":
+                found, end = self.items(at)
+                at = _space(body, end)
             else:
                 at = self._value_end(at)
-        if found is None or body[at : at + 1] != b"}" or not _is_envelope(body, found[1], found[2], at + 1):
+        if found is None or body[at : at + 1] != b"}" or names.count("events") > 1 or "type" in names:
             raise _Unsplittable
-        return found[0], at + 1
+        return found, at + 1
 
     def _value_end(self, at: int) -> int:
         """Return the position of the comma or bracket that follows the value at ``at``."""
@@ -104,12 +122,18 @@ class _Scanner:
             if not mark or mark == b'"' or self._steps > MAX_STEPS:  # truncated, the last time within a string
                 raise _Unsplittable
             if mark in b"[{":
-                depth += 1
+                end = self._run_end(_OPENING, at)
+                depth += end - at
             elif not depth:
                 return at
             else:
-                depth -= 1
-            at += 1
+                end = min(self._run_end(_CLOSING, at), at + depth)
+                depth -= end - at
+            at = end
+
+    def _run_end(self, brackets: re.Pattern[bytes], at: int) -> int:
+        match = brackets.match(self._body, at)
+        return match.end() if match else at
 
 
 def _space(body: bytes, at: int) -> int:
@@ -117,10 +141,9 @@ def _space(body: bytes, at: int) -> int:
     return match.end() if match else at
 
 
-def _is_envelope(body: bytes, start: int, end: int, closed: int) -> bool:
-    """Return whether the object is valid JSON around its events, and is not itself an event."""
+def _name(key: bytes) -> str | None:
+    """Return the name of a member, or None if it is not valid JSON."""
     try:
-        around = orjson.loads(body[:start] + b"[]" + body[end:closed])
+        return str(orjson.loads(key))
     except ValueError:
-        return False
-    return "type" not in around and around["events"] == []
+        return None

@@ -28,6 +28,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from infra import metrics
 from infra.errors import ClientFailed
 from infra.kafka.batch_limits import BatchLimits
+from infra.kafka.headers import make_readable
 from infra.runtime import Status, log
 
 IDLE_S = 0.25  # maximum wait for a first record: bounds how late a stop is noticed
@@ -173,10 +174,7 @@ class Assignment:
             self._commit()
         found: list[Message] = self._consumer.consume(limit, wait_s)
         for message in found:
-            try:
-                message.headers()
-            except SystemError:  # a name is not UTF-8: the client fails now, and would crash the process the next time
-                message.set_headers([])
+            make_readable(message)
         return found
 
     def _is_record(self, message: Message) -> bool:

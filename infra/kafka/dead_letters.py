@@ -34,6 +34,8 @@ def dead_letter(message: Message, stage: str, dead: Dead, exception: str = "", o
     (microseconds since 1970), and tenant, event_id and sender of ``origin``. They are the last headers: if the
     record has headers of these names, too, the last one of each name counts.
 
+    Headers of which one has a name that is not UTF-8 are not copied: :mod:`infra.kafka.headers` replaces them.
+
     A topic's limit counts compressed bytes, so a record can be any size here. One over ``LARGEST`` is not copied: the
     letter names its coordinates, and has neither its key nor its value nor its headers.
     """

@@ -8,6 +8,7 @@ Guarantees, in addition to those of the engine (:mod:`infra.postgres.leased`):
   claimed. So the clocks of two workers may differ by up to half a lease.
 - A version that changes nothing that the CRM gets, such as a page view, costs no call and emits no outcome.
 - A property that was sent before and has no value any more is cleared. Others that have no value are not sent.
+- A call's snapshots have at most ``max_bytes`` bytes as JSON, or one lead more. The rows above that are released.
 - A lead that the CRM rejects is parked until a newer version is wanted. So is a lead in conflict with the record of
   another lead, unless that record is going to change; it is also due when that other lead is written or retired.
 - Records of merged or deleted leads are retired *before* their survivors are written: the survivor may have the merged
@@ -22,7 +23,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from infra.errors import DependencyUnavailable, Verdict
 from infra.outcomes import Reason, What
@@ -35,6 +36,7 @@ from sinks.crm.fingerprints import Fingerprint, fingerprint
 from sinks.crm.sync_table import CanonicalLead, CrmSyncTable, Owner, RecordRetired, RecordWritten, SyncRow
 
 _DEFER_S = 0.1  # delay of a survivor whose merged lead is leased by another worker
+_MAX_BYTES = 4 << 20  # of the snapshots of a call, as JSON
 
 _Item = TypeVar("_Item")
 _Settled = list[tuple[SyncRow, Done | Parked | Released]]
@@ -45,21 +47,26 @@ class _Plan:
     """The rows of a lease by the action that they need, in the order of the actions.
 
     ``unchanged``: what the CRM gets is what it was sent last. ``deferred``: survivors of a lead that another worker has
-    leased. ``outdated``: the canonical record has a lower version than the wanted one, which is a defect.
+    leased. ``postponed``: their snapshots are above the limit in bytes. ``outdated``: the canonical record has a lower
+    version than the wanted one, which is a defect.
     """
 
     retire: list[tuple[SyncRow, RetiredLead]] = field(default_factory=list)
     upsert: list[tuple[SyncRow, Snapshot]] = field(default_factory=list)
     unchanged: list[tuple[SyncRow, Snapshot]] = field(default_factory=list)
     deferred: list[SyncRow] = field(default_factory=list)
+    postponed: list[SyncRow] = field(default_factory=list)
     outdated: list[SyncRow] = field(default_factory=list)
 
 
 class Reconciler:
-    """Syncs the leads of one destination."""
+    """Syncs the leads of one destination. ``max_bytes``: of the snapshots of one call."""
 
-    def __init__(self, table: CrmSyncTable, connector: Connector, pause: Pause, stage: str) -> None:
+    def __init__(
+        self, table: CrmSyncTable, connector: Connector, pause: Pause, stage: str, *, max_bytes: int = _MAX_BYTES
+    ) -> None:
         self._table = table
+        self._max_bytes = max_bytes
         self._crm = connector
         self._pause = pause
         self._log = log(stage)
@@ -72,6 +79,7 @@ class Reconciler:
         plan = await self._plan(lease)
         settled: _Settled = [(row, Parked(Reason.UNAVAILABLE)) for row in plan.outdated]
         settled += [(row, Released(_DEFER_S)) for row in plan.deferred]
+        settled += [(row, Released()) for row in plan.postponed]
         settled += [(row, _unchanged(row, snapshot)) for row, snapshot in plan.unchanged]
         settled += await self._retire(plan, lease.deadline)
         if self._pause.active:
@@ -79,7 +87,7 @@ class Reconciler:
         return settled + await self._upsert(plan, lease.deadline)
 
     async def _plan(self, lease: Lease[SyncRow]) -> _Plan:
-        leads = await self._table.leads([row.key for row in lease.rows])
+        leads = await self._table.leads([row.key for row in lease.rows], self._max_bytes)
         plan = _Plan()
         for row in lease.rows:
             lead = leads.get(row.key)
@@ -91,8 +99,10 @@ class Reconciler:
                 fields = {"lead_id": row.key, "version": lead.version, "wanted": row.wanted}
                 self._log.error("the canonical record is older than the wanted version", extra={"fields": fields})
                 plan.outdated.append(row)
+            elif lead.attributes is None:
+                plan.postponed.append(row)
             else:
-                plan.upsert.append((row, _snapshot(row, lead)))
+                plan.upsert.append((row, _snapshot(row, lead, lead.attributes)))
         await self._add_losers(lease, plan)
         self._compare(plan)
         return plan
@@ -208,5 +218,5 @@ def _merged(row: SyncRow, survivor_id: str, survivor_remote_id: str) -> RetiredL
     return RetiredLead(row.key, row.remote_id, survivor_id, survivor_remote_id)
 
 
-def _snapshot(row: SyncRow, lead: CanonicalLead) -> Snapshot:
-    return Snapshot(row.key, row.tenant, lead.version, lead.attributes, row.remote_id, lead.erased)
+def _snapshot(row: SyncRow, lead: CanonicalLead, attributes: Mapping[str, Any]) -> Snapshot:
+    return Snapshot(row.key, row.tenant, lead.version, attributes, row.remote_id, lead.erased)

@@ -36,12 +36,26 @@ FROM losers l LEFT JOIN claimed c ON c.lead_id = l.lead_id
 WHERE l.lead_id <> ALL($5::uuid[])
 """
 
+# Attributes only of leads that are not merged, and only of $3 bytes (of the last one, what exceeds them): those of the
+# rows that are due longest.
 LEADS = """
-SELECT l.lead_id, l.version, l.merged_into, l.attributes::text AS attributes, l.erased_at IS NOT NULL AS erased,
-       CASE WHEN l.merged_into IS NOT NULL THEN
-           (SELECT s.remote_id FROM crm_sync s WHERE s.destination = $1 AND s.lead_id = l.merged_into)
+WITH found AS MATERIALIZED (
+    SELECT l.lead_id, l.version, l.merged_into, l.erased_at IS NOT NULL AS erased, s.next_attempt_at,
+           CASE WHEN l.merged_into IS NULL THEN octet_length(l.attributes::text) ELSE 0 END AS bytes
+    FROM leads l
+    LEFT JOIN crm_sync s ON s.destination = $1 AND s.lead_id = ANY($2::uuid[]) AND s.lead_id = l.lead_id
+    WHERE l.lead_id = ANY($2::uuid[])
+), summed AS (
+    SELECT *, sum(bytes) OVER (ORDER BY next_attempt_at, lead_id) - bytes AS bytes_before FROM found
+)
+SELECT f.lead_id, f.version, f.merged_into, f.erased,
+       CASE WHEN f.merged_into IS NULL AND f.bytes_before < $3 THEN
+           (SELECT l.attributes::text FROM leads l WHERE l.lead_id = f.lead_id)
+       END AS attributes,
+       CASE WHEN f.merged_into IS NOT NULL THEN
+           (SELECT s.remote_id FROM crm_sync s WHERE s.destination = $1 AND s.lead_id = f.merged_into)
        END AS survivor_remote_id
-FROM leads l WHERE l.lead_id = ANY($2::uuid[])
+FROM summed f
 """
 
 SYNCED = """

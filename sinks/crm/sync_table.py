@@ -73,12 +73,15 @@ class Loser:
 
 @dataclass(frozen=True, slots=True)
 class CanonicalLead:
-    """The current canonical record of a lead. ``survivor_id``: the lead that it was merged into, or ""."""
+    """The current canonical record of a lead. ``survivor_id``: the lead that it was merged into, or "".
+
+    ``attributes``: None if the lead was merged, or if it was above the limit of :meth:`CrmSyncTable.leads`.
+    """
 
     version: int
     survivor_id: str
     survivor_remote_id: str
-    attributes: Mapping[str, Any]
+    attributes: Mapping[str, Any] | None
     erased: bool = False
 
 
@@ -141,16 +144,20 @@ class CrmSyncTable(LeasedTable[SyncRow]):
             )
         return [Loser(str(r["survivor_id"]), None if r["tenant"] is None else self.read(r)) for r in found]
 
-    async def leads(self, lead_ids: Sequence[str]) -> dict[str, CanonicalLead]:
-        """Return the current canonical records of ``lead_ids``; a deleted lead is missing."""
+    async def leads(self, lead_ids: Sequence[str], max_bytes: int) -> dict[str, CanonicalLead]:
+        """Return the current canonical records of ``lead_ids``; a deleted lead is missing.
+
+        Attributes are read until they have ``max_bytes`` bytes as JSON, those of the rows that are due longest, and of
+        one lead at least.
+        """
         async with connection(self._pool) as postgres:
-            rows = await postgres.fetch(statements.LEADS, self._scope, lead_ids)
+            rows = await postgres.fetch(statements.LEADS, self._scope, lead_ids, max_bytes)
         return {
             str(row["lead_id"]): CanonicalLead(
                 row["version"],
                 str(row["merged_into"] or ""),
                 row["survivor_remote_id"] or "",
-                orjson.loads(row["attributes"]),
+                None if row["attributes"] is None else orjson.loads(row["attributes"]),
                 row["erased"],
             )
             for row in rows

@@ -4,6 +4,7 @@ Guarantees, in addition to those of the engine (:mod:`infra.postgres.leased`):
 
 - The row has the state ``sending`` before the first byte is sent after which the provider might accept the message. A
   worker whose lease has ended by then sends nothing.
+- The content of a large message is read when it is sent, of at most ``_LARGE`` messages at a time.
 - A message that the provider rejects, or that is older than ``expire_s``, is dead.
 - Nothing is sent to a lead whose consent was withdrawn, or that was erased, since the event that caused the message.
   This is checked when the message is claimed, by ``_PERMISSION`` in messages_table.py. Before the request,
@@ -39,6 +40,7 @@ from sinks.messages import (
 from sinks.messages.messages_table import FinalState, MessageRow, MessagesTable
 
 _UNAVAILABLE_S = 5.0  # delay of a message that was not sent because Postgres is unavailable
+_LARGE = 4  # large messages that are in memory at the same time, each with a body of at most a million characters
 
 _Result = Done | Parked | Released
 
@@ -61,6 +63,7 @@ class MessageDelivery:
         self._channel = channel
         self._expire_us = seconds_us(config.expire_s)
         self._may_repeat = channel.dedupes or config.when_unsure == "again"
+        self._large = asyncio.Semaphore(_LARGE)
         self._pause = pause
         self._codec = codec
         self._log = log(stage)
@@ -80,11 +83,15 @@ class MessageDelivery:
             return _finished(row, "skipped", What.SKIPPED, Reason.NO_CONSENT)
         if self._clock() - row.requested_at > self._expire_us:
             return _finished(row, "failed", What.DEAD, Reason.EXPIRED, row.last_error)
-        return await self._send(lease, row)
+        if row.request is not None:
+            return await self._send(lease, row, row.request)
+        async with self._large:
+            content = await self._table.request(row)
+            return Released() if content is None else await self._send(lease, row, content)
 
-    async def _send(self, lease: Lease[MessageRow], row: MessageRow) -> _Result:
+    async def _send(self, lease: Lease[MessageRow], row: MessageRow, content: bytes) -> _Result:
         try:
-            request = self._codec.decode(row.request).record
+            request = self._codec.decode(content).record
         except DecodeError as error:  # the schema that it was consumed with is not known any more
             return _finished(row, "failed", What.DEAD, error.dead.reason)
         message = OutgoingMessage(

@@ -37,6 +37,8 @@ _PERMISSION = """
 ) AS permission
 """
 
+_CLAIMED_BYTES = 16_384  # of a request that is read with its claim: many are claimed in advance
+
 _COLUMNS = WorkColumns(
     table="messages_sent",
     key="message_id",
@@ -44,7 +46,8 @@ _COLUMNS = WorkColumns(
     scope="channel",
     unfinished="state IN ('waiting', 'sending')",
     returning=f'work.tenant, work.lead_id, work.event_id, work.campaign, work.topic, work.partition, work."offset", '
-    f"work.requested_at, work.request, work.state, {_PERMISSION}",
+    f"work.requested_at, work.state, {_PERMISSION}, "
+    f"CASE WHEN octet_length(work.request) <= {_CLAIMED_BYTES} THEN work.request END AS request",
     on_park="state = 'waiting'",
 )
 
@@ -89,6 +92,8 @@ WITH requested AS MATERIALIZED (
 SELECT message_id, event_id FROM earlier
 """
 
+_REQUEST = "SELECT request FROM messages_sent WHERE message_id = $1"
+
 _SENDING = """
 UPDATE messages_sent SET state = 'sending'
 WHERE message_id = $1 AND claimed_until = $2 AND claimed_until > $3 AND state IN ('waiting', 'sending') RETURNING 1
@@ -128,12 +133,12 @@ class MessageRow(ClaimedRow):
     """A claimed message. ``key``: its message_id. ``erased``: its lead was erased or deleted.
 
     ``unsure``: an earlier attempt to send it has no result, so the provider may have accepted it. ``withdrawn``: the
-    consent for its purpose was withdrawn.
+    consent for its purpose was withdrawn. ``request``: None if it is large: :meth:`MessagesTable.request` reads it.
     """
 
     campaign: str
     requested_at: int
-    request: bytes
+    request: bytes | None
     unsure: bool
     erased: bool
     withdrawn: bool
@@ -192,6 +197,12 @@ class MessagesTable(LeasedTable[MessageRow]):
         async with connection(self._pool) as postgres:
             known = await postgres.fetch(_ADD, *columns, self._clock())
         return {row["message_id"]: row["event_id"] for row in known}
+
+    async def request(self, row: MessageRow) -> bytes | None:
+        """Return the request of a claimed message, or None if the message was finished since."""
+        async with connection(self._pool) as postgres:
+            found: bytes | None = await postgres.fetchval(_REQUEST, row.key)
+        return found
 
     async def mark_sending(self, lease: Lease[MessageRow], row: MessageRow) -> bool:
         """Write the state ``sending``, directly before the message is sent; return False if the lease has ended."""

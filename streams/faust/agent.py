@@ -60,7 +60,9 @@ def build(settings: Settings, pipe: OrderedPipe, topic: str) -> Any:
         broker_heartbeat_interval=2.0,
         broker_rebalance_timeout=30.0,
         broker_request_timeout=40.0,
-        consumer_max_fetch_size=4 << 20,
+        # Of one partition. Small, so that the partitions take turns: a fetch is processed before the next one is asked
+        # for. The broker returns a larger record all the same.
+        consumer_max_fetch_size=256 << 10,
         stream_buffer_maxsize=4096,
         stream_wait_empty=True,
         producer_acks=-1,

@@ -25,6 +25,7 @@ from faust.transport.drivers import aiokafka as driver
 from mode.utils.futures import notify
 
 from infra.runtime import log
+from streams.faust import record_batches
 from streams.faust.offsets import Admission, OffsetLedger
 from streams.faust.ordered import OrderedPipe, exit_at_once
 
@@ -56,6 +57,7 @@ class _Thread(driver.AIOKafkaConsumerThread):
         self._read_to: dict[Any, int] = {}  # of the assignment: every record before it was returned, or never existed
 
     def _create_worker_consumer(self, transport: Any) -> Any:
+        record_batches.install()
         consumer = super()._create_worker_consumer(transport)
         consumer._partition_assignment_strategy = (Assignor,)  # noqa: SLF001 - Faust has no setting for it
         consumer._isolation_level = "read_committed"  # noqa: SLF001 - Faust sets it only together with its transactions

@@ -127,6 +127,11 @@ class OrderedPipe:
         """The dependencies that are unavailable now."""
         return self._retry.unavailable
 
+    @property
+    def in_process(self) -> set[tuple[str, int]]:
+        """The partitions that have records which are submitted and not acked."""
+        return {topic_partition for topic_partition, queue in self._queues.items() if queue}
+
     async def submit(self, record: Record, ack: Ack) -> None:
         """Start to process ``record`` when there is capacity.
 

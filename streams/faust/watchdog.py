@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from infra.runtime import Stop
@@ -14,6 +14,7 @@ from streams.faust.ordered import OrderedPipe, exit_at_once
 _BEAT_S = 1.0
 _WATCH_S = 5.0
 _STALL_S = 60.0
+_WAIT_S = 1800.0
 _REBALANCE_S = 120.0
 
 
@@ -48,6 +49,39 @@ class StallDetector:
         return f"no commit for {self._after_s:.0f} s on {', '.join(map(str, stalled))}" if stalled else ""
 
 
+class Commits:
+    """Detects that commits make no progress.
+
+    A worker reads a backlog of several partitions one after the other, so a partition may wait for long while others
+    make progress. It is stalled if a record of it is in process for a minute, or if no partition makes progress, or if
+    it waits for longer than any backlog explains.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._in_process = StallDetector(_STALL_S, clock)
+        self._all = StallDetector(_STALL_S, clock)
+        self._waiting = StallDetector(_WAIT_S, clock)
+
+    def check(
+        self, progress: Mapping[Any, tuple[int, int]], in_process: Collection[Any], *, excused: bool = False
+    ) -> str:
+        """Return a description of the stall, or "" if there is none.
+
+        Args:
+            progress: (committed offset, end offset) of each partition.
+            in_process: the partitions with records that are accepted and not acked.
+            excused: there is a reason for no commits.
+
+        """
+        total = sum(committed for committed, _ in progress.values()), sum(end for _, end in progress.values())
+        found = (
+            self._in_process.check({tp: each for tp, each in progress.items() if tp in in_process}, excused=excused),
+            self._all.check({"any partition": total}, excused=excused),
+            self._waiting.check(progress, excused=excused),
+        )
+        return next(filter(None, found), "")
+
+
 class Watchdog:
     """Watches the event loop from a thread, and the Faust app and its commits from the event loop.
 
@@ -57,7 +91,7 @@ class Watchdog:
     def __init__(self, app: Any, pipe: OrderedPipe) -> None:
         self._app = app
         self._pipe = pipe
-        self._commits = StallDetector(_STALL_S)
+        self._commits = Commits()
         self._rebalance = StallDetector(_REBALANCE_S)
         self._last_beat = time.monotonic()
         self.ended = threading.Event()
@@ -73,7 +107,8 @@ class Watchdog:
             rebalancing = app.rebalancing
             stop.status.ready = not rebalancing
             excused = bool(self._pipe.unavailable) or rebalancing
-            if reason := self._commits.check({} if rebalancing else app.consumer.progress(), excused=excused):
+            progress = {} if rebalancing else app.consumer.progress()
+            if reason := self._commits.check(progress, self._pipe.in_process, excused=excused):
                 exit_at_once(reason)
             if self._rebalance.check({"rebalance": (0, 1)} if rebalancing else {}):
                 exit_at_once(f"a rebalance takes more than {_REBALANCE_S:.0f} s")

@@ -24,25 +24,40 @@ from streams.intake.decision import (
     Oversize,
 )
 from streams.intake.dedupe import Receipt
-from streams.intake.echo import PastValues, echoes
+from streams.intake.echo import History, PastValues
 from streams.intake.event import ERASURE, Event, Identity
 from streams.intake.identity import Identified
-from streams.intake.merge import REPORTING, Lead, Touch, absorb, merge, values_of
+from streams.intake.merge import FORMER_CRM_USER, RANKS, REPORTING, Lead, Touch, absorb, merge, values_of
 
+_STAMP = 100  # approximate bytes of a new field in a lead's provenance, without its name
 _PROVENANCE = 4  # maximum size of a lead's provenance, hidden values included, as a multiple of that of its attributes
 
 
-def touches_needed(events: Sequence[Event], identified: Identified, leads: Mapping[str, LeadRow]) -> set[str]:
-    """Return the stored leads whose touches :func:`decide` needs: those to erase, or to merge if one was erased."""
+def touches_needed(
+    events: Sequence[Event], identified: Identified, leads: Mapping[str, LeadRow]
+) -> tuple[set[str], list[int]]:
+    """Return the stored leads whose touches :func:`decide` needs, and the times of the erasures that may restore them.
+
+    The leads are those to erase, and those to merge if one of them was erased. The times rise.
+    """
     merges = identified.merges
-    erased = {to for event, to in zip(events, identified.lead_ids, strict=True) if event.type.name == ERASURE}
-    erased |= {to for loser, to in merges.items() if (leads[loser].erased_at, leads[to].erased_at) != (None, None)}
-    return (erased | {loser for loser, to in merges.items() if to in erased}) - identified.created
+    erasures = [
+        (event, to) for event, to in zip(events, identified.lead_ids, strict=True) if event.type.name == ERASURE
+    ]
+    times = {event.at for event, _ in erasures}
+    erased = {to for _, to in erasures}
+    for loser, to in merges.items():
+        if past := [at for at in (leads[loser].erased_at, leads[to].erased_at) if at is not None]:
+            times.update(past)
+            erased.add(to)
+    losers = {loser for loser, to in merges.items() if to in erased}
+    return (erased | losers) - identified.created, sorted(times)
 
 
 def reported_leads(events: Sequence[Event], identified: Identified) -> set[str]:
-    """Return the stored leads whose newest changes :func:`decide` needs: those with a report of a CRM."""
-    return _reported(events, identified) - identified.created
+    """Return the stored leads whose newest changes :func:`decide` needs: those with a report of a CRM, and losers."""
+    reported = _reported(events, identified)
+    return (reported | {loser for loser, to in identified.merges.items() if to in reported}) - identified.created
 
 
 def reported_fields(events: Sequence[Event]) -> set[str]:
@@ -92,11 +107,13 @@ class _Work:
         self._now = known.now
         self._limits = limits
         self._leads = {lead_id: _working_copy(row, known.touches.get(lead_id)) for lead_id, row in known.leads.items()}
-        reported = _reported(known.events.new, known.identified)
-        self._past = {lead_id: list(known.past.get(lead_id, ())) for lead_id in reported}
         self._losers: dict[str, list[Lead]] = {}
         for loser_id, survivor_id in known.identified.merges.items():
             self._losers.setdefault(survivor_id, []).append(self._leads[loser_id])
+        self._past: dict[str, History] = {}
+        for lead_id in _reported(known.events.new, known.identified):
+            losers = [loser.lead_id for loser in self._losers.get(lead_id, ())]
+            self._past[lead_id] = History(change for each in (lead_id, *losers) for change in known.past.get(each, ()))
         self.bytes = 0  # of the records about the changes, approximately
         self.changes: list[Change] = []
         self.changed: dict[str, Lead] = {}
@@ -124,12 +141,14 @@ class _Work:
             return False
         self.changed[lead_id] = lead
         self.changes.append(change)
-        self.bytes += len(change.lead) + len(event.properties)
+        self.bytes += change.bytes
         return True
 
     def _exceeds(self, lead: Lead, losers: Sequence[Lead], event: Event) -> bool:
-        if sum(each.provenance_bytes for each in (lead, *losers)) > _PROVENANCE * self._limits.lead_bytes:
-            return True
+        if sum(each.provenance_bytes for each in (lead, *losers)) > _PROVENANCE * self._limits.lead_bytes and (
+            losers or any(name not in lead.provenance for name, _ in values_of(event))
+        ):
+            return True  # new fields: the known ones can still be changed
         for exact in (False, True):
             if exact:  # Postgres' text of jsonb has spaces: up to a fifth larger than the published text
                 for each in (lead, *losers):
@@ -154,9 +173,13 @@ class _Work:
     def _next_version(self, lead: Lead, event: Event, merged: dict[str, int]) -> Change:
         reporting = event.type.authority == REPORTING
         past = self._past.get(lead.lead_id)
-        changed = merge(lead, event, echoes(event, past)) if reporting and past else merge(lead, event)
-        if past is not None and changed:
-            past.append(PastValues(event.at, changed, reported=reporting))
+        ignored = past.echoes(event, lead.attributes) if reporting and past is not None else ()
+        fields = len(lead.provenance)
+        changed = merge(lead, event, ignored)
+        if past is not None:
+            past.add(PastValues(lead.lead_id, event.at, self._now, changed, reporting, bool(merged)))
+        if len(lead.provenance) > fields:
+            lead.provenance_bytes += (len(lead.provenance) - fields) * _STAMP + len(event.properties)
         lead.version += 1
         lead.updated_at = self._now
         lead.json = _json(lead.attributes)
@@ -195,7 +218,7 @@ def _past_changes(known: DecisionInput, max_bytes: int) -> tuple[list[Change], f
             lead.json = _json(lead.attributes)
             leads[receipt.lead_id] = lead.version, _lead_json(lead)
         found.append(_past_change(event, receipt, known, *leads[receipt.lead_id]))
-        size += len(found[-1].lead) + len(event.properties)
+        size += found[-1].bytes
         if size > max_bytes and (len(found) < count or known.events.new) and count > 1:
             return [], max(len(found) - 1, 1) / count if len(found) > 1 else 1 / count
     return found, 0
@@ -219,11 +242,21 @@ def _working_copy(row: LeadRow, touches: Sequence[Touch] | None) -> Lead:
         row.updated_at,
         row.merged_into,
         orjson.loads(row.attributes),
-        orjson.loads(row.provenance),
+        _stored_provenance(row.provenance),
         row.attributes,
         None if touches is None else list(touches),
-        len(row.provenance),
+        utf8_bytes(row.provenance),
     )
+
+
+def _stored_provenance(text: str) -> dict[str, Any]:
+    """Return a stored provenance, with the stamps of a CRM user as they are written today."""
+    found: dict[str, Any] = orjson.loads(text)
+    if f"[{FORMER_CRM_USER}," in text:
+        for stamp in found.values():
+            if isinstance(stamp, list) and stamp[0] == FORMER_CRM_USER:  # else hidden values
+                stamp[0] = RANKS[REPORTING]
+    return found
 
 
 def _row(lead: Lead) -> LeadRow:

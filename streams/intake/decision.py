@@ -10,6 +10,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from infra.kafka.sizes import utf8_bytes
 from streams.intake.dedupe import Deduplicated, Reused
 from streams.intake.echo import PastValues
 from streams.intake.event import Event, Identity
@@ -55,6 +56,11 @@ class Change(NamedTuple):
     lead_version: int  # the lead's current version; for a redelivered event it can be higher than ``version``
     lead: str  # the lead at ``lead_version``: the fields of lead.avsc that are set, as JSON
 
+    @property
+    def bytes(self) -> int:
+        """The approximate size of the largest record about the change."""
+        return utf8_bytes(self.lead) + len(self.event.properties)
+
 
 class Merge(NamedTuple):
     """The merge of a stored lead into another one, with the data that is needed to undo it."""
@@ -91,7 +97,7 @@ class DecisionInput:
     owners: Mapping[Identity, str]  # the leads of the stored identities of the new events
     identified: Identified  # the leads of the new events
     leads: Mapping[str, LeadRow]  # the stored leads that the new events change
-    touches: Mapping[str, Sequence[Touch]]  # the touches of the leads in touches_needed()
+    touches: Mapping[str, Sequence[Touch]]  # of the leads of touches_needed()
     past: Mapping[str, Sequence[PastValues]]  # the newest changes of the leads in reported_leads()
     history: Mapping[tuple[str, int], PastChange]  # the changes by redelivered events, by lead_id and version
     current: Mapping[str, LeadRow]  # the leads of redelivered events, and the leads that these events merged
@@ -123,4 +129,4 @@ class Decision:
     @property
     def bytes(self) -> int:
         """The approximate size of the records about the changes."""
-        return sum(len(change.lead) + len(change.event.properties) for change in (*self.accepted, *self.redelivered))
+        return sum(change.bytes for change in (*self.accepted, *self.redelivered))

@@ -66,7 +66,8 @@ def dedupe(events: Iterable[Event], receipts: Mapping[str, Receipt]) -> Deduplic
         if first is None:
             seen[event.key] = event
             found.new.append(event)
-        elif first.content is None or first.content == event.content:
+        # The pipeline's own events repeat a question's id: the answer may be published again with a newer lead.
+        elif first.content is None or first.content == event.content or event.own:
             found.duplicates.append(event)
         else:
             found.reused.append(Reused(event, first.coordinates))

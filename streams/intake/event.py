@@ -5,6 +5,7 @@ Every stage uses this module, so that no stage imports a later one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -14,14 +15,20 @@ from zlib import crc32
 import orjson
 from confluent_kafka import Message
 
-from infra.kafka.producer import Output
+from infra.kafka.dead_letters import Origin
+from infra.outcomes import Dead
 from schemas.addresses import normal_email
+from schemas.blanks import is_blank
 from schemas.registry import EventType
 from schemas.rules import e164
 from schemas.senders import OWN_SOURCE
 
 Identity = tuple[str, str, str]  # tenant, kind, normalised value
 Coordinates = tuple[str, int, int]  # topic, partition, offset
+
+# In JSON, a member that may have no value: empty, or a text that begins with a space, an escape or beyond ASCII. It is
+# searched for because nearly no event has one, and a check of each text would take longer than the hash.
+_MAY_BE_BLANK = re.compile(rb':(?:"[" \\\x7f-\xff]|null|\[\]|\{\})')
 
 ERASURE = "lead_erased"  # the event type that removes what was said before
 
@@ -59,12 +66,20 @@ class Event(NamedTuple):
         return self.topic, self.partition, self.offset
 
 
+class DeadRecord(NamedTuple):
+    """A record that is not accepted, and why. ``origin``: read from the record, or None if it was not decoded."""
+
+    message: Message
+    dead: Dead
+    origin: Origin | None
+
+
 @dataclass(frozen=True, slots=True)
 class EventBatch:
-    """A batch after decoding and validation: its valid events, and the dead letters of all other records."""
+    """A batch after decoding and validation: its valid events, and all other records."""
 
     events: list[Event] = field(default_factory=list)
-    dead: list[Output] = field(default_factory=list)
+    dead: list[DeadRecord] = field(default_factory=list)
 
 
 def event_key(tenant: str, event_id: str) -> str:
@@ -76,12 +91,22 @@ def content_hash(kind: str, source: str, record: Mapping[str, Any]) -> int:
     """Return a hash of an event's content, as a signed 32-bit integer: its type, its source, its fields with a value.
 
     ``occurred_at`` and ``context`` are left out, because a sender may repeat an event with others. Fields without a
-    value are left out, so that the hash stays the same when a later version of the schema adds one.
+    value are left out, so that the hash stays the same when a later version of the schema adds one. So are blank texts,
+    in maps too: absent, empty and white space say the same.
     """
     content = {name: value for name, value in record.items() if value}
     del content["envelope"]
     content["identifiers"] = {name: value for name, value in record["identifiers"].items() if value}
-    return crc32(orjson.dumps((kind, source, content), option=orjson.OPT_SORT_KEYS)) - (1 << 31)
+    text = orjson.dumps((kind, source, content), option=orjson.OPT_SORT_KEYS)
+    if _MAY_BE_BLANK.search(text):
+        text = orjson.dumps((kind, source, _with_values(content)), option=orjson.OPT_SORT_KEYS)
+    return crc32(text) - (1 << 31)
+
+
+def _with_values(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``content`` without blank texts and fields without a value, at every level."""
+    found = {name: _with_values(value) if isinstance(value, dict) else value for name, value in content.items()}
+    return {name: value for name, value in found.items() if value and not (isinstance(value, str) and is_blank(value))}
 
 
 def identities(tenant: str, identifiers: Mapping[str, Any]) -> tuple[Identity, ...]:

@@ -19,8 +19,8 @@ This needs two things that the lead does not show:
 
 - A removed value may have outranked a later value of lower authority, which must then be restored. Such values are
   stored as hidden values, at most one for each lower authority.
-- A lead stores only its first and last touch. To find the first touch after an erasure that arrives late, all touches
-  of the lead (``Lead.touches``) must be looked up.
+- A lead stores only its first and last touch. To find the first touch after an erasure that arrives late, the touches
+  of the lead after each erasure (``Lead.touches``) must be looked up.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ from schemas.rules import e164
 from streams.intake.event import ERASURE, Event
 
 RANKS = {"enrichment": 1, "app": 2, "crm_user": 4, "person": 4}
+FORMER_CRM_USER = 3  # the rank of a CRM user in provenance that was stored before a person had the same
 REPORTING = "crm_user"  # the authority of events that can repeat a value that was sent to the CRM
 MAPS = frozenset({"consent", "crm_ids", "custom"})
 _ERASED = "_erased"
@@ -61,8 +62,8 @@ class Lead:
     attributes: dict[str, Any] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)  # field -> Stamp
     json: str = ""  # ``attributes`` as JSON, after the last event
-    touches: list[Touch] | None = field(default=None, compare=False)  # all touches of the lead; None: not looked up
-    provenance_bytes: int = field(default=0, compare=False)  # size of the stored provenance as JSON
+    touches: list[Touch] | None = field(default=None, compare=False)  # that an erasure may restore; None: not looked up
+    provenance_bytes: int = field(default=0, compare=False)  # size of the provenance as JSON, approximately
 
     @property
     def erased_at(self) -> int | None:
@@ -108,7 +109,7 @@ def _repeats(lead: Lead, name: str, stamp: Stamp, value: Any) -> bool:
         value is not None
         and current is not None
         and current[0] < stamp[0]
-        and same_value(_get(lead.attributes, name), value)
+        and same_value(field_of(lead.attributes, name), value)
     )
 
 
@@ -137,7 +138,7 @@ def absorb(survivor: Lead, loser: Lead) -> None:
             if name in ("first_touch", "last_touch"):
                 _touch(survivor, stamp[1], loser.attributes[name + "_source"], stamp[2])
             else:
-                _set_if_greater(survivor, name, stamp, _get(loser.attributes, name))
+                _set_if_greater(survivor, name, stamp, field_of(loser.attributes, name))
     _restore(survivor, loser.provenance.get(_HIDDEN, {}), loser.touches or (), limit)
     survivor.created_at = min(survivor.created_at or loser.created_at, loser.created_at)
 
@@ -182,7 +183,7 @@ def _set_if_greater(lead: Lead, name: str, stamp: Stamp, value: Any) -> bool:
         return _put(attributes, name, value)
     if current < stamp:
         if current[1] > stamp[1] or _HIDDEN in provenance:
-            _hide(provenance, name, [*current, _get(attributes, name)], stamp[1])
+            _hide(provenance, name, [*current, field_of(attributes, name)], stamp[1])
         provenance[name] = stamp
         return _put(attributes, name, value)
     if stamp[1] > current[1]:
@@ -210,7 +211,7 @@ def _hide(provenance: dict[str, Any], name: str, entry: list[Any], after: int) -
 
 def _put(attributes: dict[str, Any], name: str, value: Any) -> bool:
     """Set a field, or a key of a map, or remove it if ``value`` is None; return whether its value changed."""
-    if _get(attributes, name) == value:
+    if field_of(attributes, name) == value:
         return False
     if value is None:
         _remove(attributes, name)
@@ -223,8 +224,8 @@ def _put(attributes: dict[str, Any], name: str, value: Any) -> bool:
     return True
 
 
-def _get(attributes: Mapping[str, Any], name: str) -> Any:
-    """Return the value of a field, or of a key of a map; None if it is not set."""
+def field_of(attributes: Mapping[str, Any], name: str) -> Any:
+    """Return the value of a field, or of a key of a map (``map.key``); None if it is not set."""
     top, in_map, key = name.partition(".")
     return attributes.get(top, {}).get(key) if in_map else attributes.get(name)
 
@@ -265,7 +266,7 @@ def _erase(lead: Lead, stamp: Stamp, changes: dict[str, Any]) -> None:
             lead.attributes.pop(name + "_at")
             lead.attributes.pop(name + "_source")
         elif name != _ERASED:
-            if _get(lead.attributes, name) is not None:
+            if field_of(lead.attributes, name) is not None:
                 changes[name] = None
             _remove(lead.attributes, name)
     lead.provenance[_ERASED] = stamp

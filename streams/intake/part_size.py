@@ -27,7 +27,12 @@ class PartSize:
         return max(1, int(self._limit / self._bytes_per_event))
 
     def decided(self, events: int, size: int) -> None:
-        """Adapt to a part of ``events`` events whose records had ``size`` bytes: larger parts by steps only."""
+        """Adapt to a part of ``events`` events whose records had ``size`` bytes: larger parts by steps only.
+
+        A part without records, such as one of duplicates, says nothing about the size of leads.
+        """
+        if size == 0:
+            return
         self._bytes_per_event = max(size / events, self._bytes_per_event / _GROWTH, 1)
 
     def cut(self, events: int) -> None:

@@ -21,8 +21,8 @@ from schemas.codec import Codec
 from streams.intake.decide import decide, reported_fields, reported_leads, touches_needed
 from streams.intake.decision import Decision, DecisionInput, Oversize
 from streams.intake.decode import decode
-from streams.intake.dedupe import dedupe
-from streams.intake.event import Event, EventBatch
+from streams.intake.dedupe import Reused, dedupe
+from streams.intake.event import DeadRecord, Event, EventBatch
 from streams.intake.identity import identify
 from streams.intake.part_size import Cut, PartSize
 from streams.intake.route import Router, origin_of
@@ -50,7 +50,7 @@ class Intake:
             event = decoded if isinstance(decoded, Dead) else self._validate(decoded, message, now)
             if isinstance(event, Dead):
                 origin = None if isinstance(decoded, Dead) else origin_of(decoded.record)
-                batch.dead.append(self._router.dead(message, event, origin))
+                batch.dead.append(DeadRecord(message, event, origin))
             else:
                 batch.events.append(event)
         return batch
@@ -58,13 +58,18 @@ class Intake:
     async def apply(self, batch: EventBatch) -> AsyncGenerator[Outputs, None]:
         """Decide, then publish, part by part: no change of a lead is published before it is committed.
 
-        The dead letters come last: while Postgres is unavailable, this is repeated, and they must not be.
+        The records about events that are not accepted come last: while Postgres is unavailable, this is repeated, and
+        they must not be.
         """
         oversize: list[Oversize] = []
+        duplicates: list[Event] = []
+        reused: list[Reused] = []
         async for decided in decide_in_parts(batch.events, self._decide, self._part_size):
             oversize += decided.oversize
+            duplicates += decided.decision.duplicates
+            reused += decided.decision.reused
             yield partial(self._router.route, decided.decision)
-        yield partial(self._router.dead_letters, oversize, batch.dead)
+        yield partial(self._router.unaccepted, duplicates, reused, oversize, batch.dead)
 
     async def _decide(self, batch: Sequence[Event]) -> Decision:
         await self._store.make_months(self._now())
@@ -78,7 +83,7 @@ class Intake:
             # Bind before lock: another worker that binds the same identity waits here for this commit, then retries.
             await stored.bind(who.bindings)
             leads = await stored.lock(who.existing)
-            touches = await stored.touches(touches_needed(events.new, who, leads))
+            touches = await stored.touches(*touches_needed(events.new, who, leads))
             past = await stored.past(reported_leads(events.new, who), reported_fields(events.new))
             history, current = await stored.history(events.redelivered)
             signals = await stored.signal_types()

@@ -24,7 +24,7 @@ from infra.outcomes import Dead, Problem, Reason, What
 from schemas.codec import Codec
 from streams.intake.decision import Change, Decision, Limits, Oversize
 from streams.intake.dedupe import Reused
-from streams.intake.event import Event
+from streams.intake.event import DeadRecord, Event
 
 STAGE = "intake"
 CRM_TOPICS = "leads.crm-"  # prefix of the topics of CRM sync
@@ -90,12 +90,19 @@ class Router:
         content += _MERGED * len(change.merged)
         return _FIXED + self.limits.lead_bytes + content
 
-    def dead_letters(self, oversize: Sequence[Oversize], dead: Sequence[Output]) -> list[Output]:
-        """Return the dead letters of a batch: of events that are too large, and those that were built before."""
-        return [*map(self._too_large, oversize), *dead]
+    def unaccepted(
+        self,
+        duplicates: Sequence[Event],
+        reused: Sequence[Reused],
+        oversize: Sequence[Oversize],
+        dead: Sequence[DeadRecord],
+    ) -> list[Output]:
+        """Return the records about what a batch has beside accepted events, and count it in the metrics."""
+        letters = (*map(_reused, reused), *map(self._too_large, oversize), *dead)
+        return [*map(self._duplicate, duplicates), *(self._dead(*letter) for letter in letters)]
 
     def route(self, decision: Decision) -> list[Output]:
-        """Return the records about a decision, in order, and count its events in the metrics.
+        """Return the records about the accepted events of a decision, in order, and count them in the metrics.
 
         Each CRM topic gets one record per changed lead, with its newest version in the decision.
         """
@@ -108,19 +115,14 @@ class Router:
             newest |= {loser: (tenant, version) for loser, version in change.merged.items()}
         count = len(decision.redelivered) + len(decision.accepted)
         metrics.OUTCOMES.labels(STAGE, What.ACCEPTED.value, "").inc(count)
-        outputs += [self._duplicate(event) for event in decision.duplicates]
-        outputs += [self._reused(reused) for reused in decision.reused]
         decided_at = self._now()
         for lead_id, (tenant, version) in newest.items():
             record = {"tenant": tenant, "lead_id": lead_id, "version": version, "decided_at": decided_at}
             outputs += [Output(topic, lead_id.encode(), self._crm_wanted(record)) for topic in self._crm_topics]
         return outputs
 
-    def dead(self, message: Message, dead: Dead, origin: Origin | None = None) -> Output:
-        """Return the dead letter of ``message`` and count it.
-
-        ``origin`` is read from the record if it was decoded. In the topic of a tenant, it is the tenant's.
-        """
+    def _dead(self, message: Message, dead: Dead, origin: Origin | None) -> Output:
+        """Return the dead letter of ``message`` and count it. In the topic of a tenant, its origin is the tenant."""
         metrics.OUTCOMES.labels(STAGE, What.DEAD.value, dead.reason.value).inc()
         origin = origin or Origin(sender=sender_of(message))
         if tenant := tenant_of(message.topic() or ""):  # who sent it is certain, whatever the record claims
@@ -128,14 +130,13 @@ class Router:
         self._senders.count(origin.sender)
         return dead_letter(message, STAGE, dead, origin=origin)
 
-    def _too_large(self, oversize: Oversize) -> Output:
-        """Return the dead letter of an event that is too large to be accepted, and count it."""
+    def _too_large(self, oversize: Oversize) -> DeadRecord:
         if oversize.what == "lead":
             problem = f"the lead would be larger than {self.limits.lead_bytes} bytes: send fewer or shorter fields"
         else:
             problem = f"a record about the lead would be larger than {self._record_bytes} bytes: send a smaller event"
         event = oversize.event
-        return self.dead(event.message, Dead(Reason.TOO_LARGE, (Problem("", problem),)), origin_of(event.record))
+        return DeadRecord(event.message, Dead(Reason.TOO_LARGE, (Problem("", problem),)), origin_of(event.record))
 
     def _records(self, change: Change, *, signalled: bool) -> list[Output]:
         event = change.event
@@ -173,14 +174,15 @@ class Router:
             source=event.coordinates,
         )
 
-    def _reused(self, reused: Reused) -> Output:
-        topic, partition, offset = reused.first
-        message = (
-            f"another event of this tenant has this event_id: the record {topic}/{partition}/{offset}, with another "
-            "type, source or content. Give each event its own event_id and send this one again"
-        )
-        dead = Dead(Reason.EVENT_ID_REUSED, (Problem("/envelope/event_id", message),))
-        return self.dead(reused.event.message, dead, origin_of(reused.event.record))
+
+def _reused(reused: Reused) -> DeadRecord:
+    topic, partition, offset = reused.first
+    message = (
+        f"another event of this tenant has this event_id: the record {topic}/{partition}/{offset}, with another type, "
+        "source or content. Give each event its own event_id and send this one again"
+    )
+    dead = Dead(Reason.EVENT_ID_REUSED, (Problem("/envelope/event_id", message),))
+    return DeadRecord(reused.event.message, dead, origin_of(reused.event.record))
 
 
 def origin_of(record: Mapping[str, Any]) -> Origin | None:

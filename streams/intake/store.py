@@ -15,6 +15,7 @@ import asyncpg
 import orjson
 
 from infra.clock import DAY_US, to_datetime
+from infra.kafka.sizes import utf8_bytes
 from infra.postgres.pool import transaction
 from schemas.registry import registry
 from streams.intake.decision import Decision, LeadRow, PastChange
@@ -23,11 +24,12 @@ from streams.intake.echo import PastValues
 from streams.intake.event import Event, Identity
 from streams.intake.merge import REPORTING, TOUCHING, Touch
 from streams.intake.part_size import Cut
+from streams.intake.touches import Outermost
 from streams.intake.writes import columns_of, insert_bindings, write_decision
 
 _CLOCK_ERROR = timedelta(seconds=300)  # maximum error of a worker's clock
 _EVERY_TYPE = "*"  # an event type in signal_types that stands for all; written while a campaign file is invalid
-_PREFETCH = 250  # leads
+_PREFETCH = 250  # rows
 _MONTH_LOCK = 7017840  # key of the advisory lock around the turn of a month
 _CONTENTION = {
     asyncpg.UniqueViolationError: "unique_violation",
@@ -107,52 +109,69 @@ class Transaction:
     async def past(self, lead_ids: Collection[str], fields: Collection[str]) -> dict[str, list[PastValues]]:
         """Return the newest changes of ``fields`` of stored leads and of the leads that were merged into them.
 
-        They are at most those of the latest 500 versions of each lead.
+        They are in the order of each lead's versions: at most those of its latest 500 versions, and of so many of them
+        as fit into the maximum size of the leads of a transaction.
         """
-        found: dict[str, list[PastValues]] = {lead_id: [] for lead_id in lead_ids}
-        if not found:
-            return found
-        rows = await self.connection.fetch(
+        newest: dict[str, list[PastValues]] = {lead_id: [] for lead_id in lead_ids}
+        if not newest:
+            return newest
+        size = 0
+        async for lead_id, alias_id, at, decided_at, event_type, merging, changes in self.connection.cursor(
             """
             WITH own AS (
                 SELECT w AS lead_id, w AS alias_id FROM unnest($1::uuid[]) AS w
                 UNION ALL SELECT lead_id, alias_id FROM lead_aliases WHERE lead_id = ANY($1::uuid[])
             )
-            SELECT own.lead_id, h.occurred_at, h.event_type,
+            SELECT own.lead_id, own.alias_id, h.occurred_at, h.decided_at, h.event_type, h.merged <> '{}',
                 (SELECT jsonb_object_agg(key, value) FROM jsonb_each(h.changes) WHERE key = ANY($2::text[]))
             FROM own CROSS JOIN LATERAL (
                 SELECT * FROM lead_history WHERE lead_id = own.alias_id ORDER BY version DESC LIMIT 500
-            ) AS h WHERE h.changes ?| $2::text[]
+            ) AS h WHERE h.changes ?| $2::text[] OR h.merged <> '{}'
             """,
-            list(found),
+            list(newest),
             list(fields),
-        )
-        for lead_id, at, event_type, changes in rows:
+            prefetch=_PREFETCH,
+        ):
+            size += len(changes or "")
+            if size > self._max_bytes:
+                if len(newest) > 1:
+                    raise Cut(1 / len(newest))
+                break
             kind = registry().events.get(event_type)
             reported = kind is not None and kind.authority == REPORTING
-            found[str(lead_id)].append(PastValues(at, orjson.loads(changes), reported))
-        return found
+            values = orjson.loads(changes) if changes else {}
+            newest[str(lead_id)].append(PastValues(str(alias_id), at, decided_at, values, reported, merging))
+        return {lead_id: changes[::-1] for lead_id, changes in newest.items()}
 
-    async def touches(self, lead_ids: Collection[str]) -> dict[str, list[Touch]]:
-        """Return all touches of stored leads, from the history of the leads and of the leads merged into them."""
-        found: dict[str, list[Touch]] = {lead_id: [] for lead_id in lead_ids}
-        if not found:
-            return found
-        rows = await self.connection.fetch(
+    async def touches(self, lead_ids: Collection[str], after: Sequence[int]) -> dict[str, list[Touch]]:
+        """Return touches from the history of stored leads and of the leads that were merged into them.
+
+        Args:
+            lead_ids: the leads.
+            after: times, rising. The first and the last touch after each of them are returned, as
+                :class:`streams.intake.touches.Outermost` selects them.
+
+        """
+        if not lead_ids:
+            return {}
+        found = {lead_id: Outermost(after) for lead_id in lead_ids}
+        async for lead_id, *row in self.connection.cursor(
             """
             WITH own AS (
                 SELECT w AS lead_id, w AS alias_id FROM unnest($1::uuid[]) AS w
                 UNION ALL SELECT lead_id, alias_id FROM lead_aliases WHERE lead_id = ANY($1::uuid[])
             )
             SELECT own.lead_id, h.occurred_at, h.event_id, h.source
-            FROM own JOIN lead_history h ON h.lead_id = own.alias_id WHERE h.event_type = ANY($2::text[])
+            FROM own JOIN lead_history h ON h.lead_id = own.alias_id
+            WHERE h.event_type = ANY($2::text[]) AND h.occurred_at > $3
             """,
             list(found),
             [kind.name for kind in registry().events.values() if kind.authority in TOUCHING],
-        )
-        for row in rows:
-            found[str(row[0])].append((row[1], row[2], row[3]))
-        return found
+            after[0],
+            prefetch=_PREFETCH,
+        ):
+            found[str(lead_id)].add((row[0], row[1], row[2]))
+        return {lead_id: outermost.touches for lead_id, outermost in found.items()}
 
     async def history(
         self, redelivered: Sequence[tuple[Event, Receipt]]
@@ -201,7 +220,7 @@ class Transaction:
         async for row in rows:
             lead_id = str(row[0])
             found[lead_id] = LeadRow(lead_id, row[1], row[2], row[3], row[4], row[5], row[6], row[7], str(row[8] or ""))
-            size += len(row[6]) + len(row[7])
+            size += utf8_bytes(row[6]) + utf8_bytes(row[7])
             if limit is not None and size > limit and len(found) < len(wanted):
                 raise Cut(len(found) / len(wanted))
         return found

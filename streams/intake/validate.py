@@ -30,11 +30,14 @@ _MILLISECOND_US = 999  # the broker's timestamp is cut off to milliseconds
 def validate(decoded: Decoded, message: Message, now: int, max_ahead: int) -> Event | Dead:
     """Validate a decoded record.
 
+    Guarantees: the result depends on the record alone, so a redelivery has the same one: times are compared with the
+    broker's time of the record, not with the clock of this worker.
+
     Args:
         decoded: of any type; only lead events are valid on this topic.
         message: the consumed message.
-        now: current time in microseconds since 1970.
-        max_ahead: how far ``occurred_at`` may be ahead of ``now``, in microseconds.
+        now: current time in microseconds since 1970; used only if the record has no time of the broker.
+        max_ahead: how far ``occurred_at`` may be ahead of the broker's time of the record, in microseconds.
 
     Returns:
         The event, or Dead with every problem.
@@ -47,13 +50,14 @@ def validate(decoded: Decoded, message: Message, now: int, max_ahead: int) -> Ev
     record = decoded.record
     if (sender := _sender(message.topic())) is not None and (refused := forbidden(kind, record["envelope"], sender)):
         return refused
-    properties = rules.check_event(kind, record, now, max_ahead)
+    has_time, appended_at = message.timestamp()
+    received_at = (appended_at if has_time else now // 1000) * 1000
+    properties = rules.check_event(kind, record, received_at + _MILLISECOND_US, max_ahead)
     if isinstance(properties, Dead):
         return properties
     envelope = record["envelope"]
     tenant, event_id = envelope["tenant"], envelope["event_id"]
     headers = message.headers()
-    received_at = message.timestamp()[1] * 1000
     return Event(
         kind,
         record,

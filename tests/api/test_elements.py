@@ -60,15 +60,39 @@ def test_an_event_with_a_field_events_is_one_event() -> None:
     assert elements(b'{"type": "form_submitted", "events": [NaN]}') is None
 
 
-def test_only_the_events_of_an_envelope_may_be_invalid() -> None:
-    assert elements(b'{"sent_at": NaN, "events": [1]}') is None
+@pytest.mark.parametrize("bad", [b"NaN", b'"\\ud83d"', b"[1, -Infinity]", b'{"a": [[[[[[]]]]]], 01}', b"1e999", b"nul"])
+def test_a_bad_member_beside_the_events_costs_none_of_them(bad: bytes) -> None:
+    for body in (b'{"sentAt":%s,"events":[1, {"a": 2}]}', b'{"events":[1, {"a": 2}], "context": %s }'):
+        assert elements(body % bad) == [b"1", b' {"a": 2}']
+
+
+def test_an_event_is_not_split_whatever_its_other_members_are() -> None:
+    assert elements(b'{"t\\u0079pe": NaN, "events": [1]}') is None
     assert elements(b'{"events": [NaN], "events": [1, NaN]}') is None
+    assert elements(b'{"\\u0065vents": [1], "events": [NaN]}') is None
 
 
 def test_the_number_of_steps_is_bounded() -> None:
-    assert len(elements(b"[" + b"{}," * (MAX_STEPS // 3 - 1) + b"NaN]") or ()) == MAX_STEPS // 3
+    assert len(elements(b"[" + b"{}," * (MAX_STEPS - 1) + b"NaN]") or ()) == MAX_STEPS
     assert elements(b"[" + b"{}," * MAX_STEPS + b"NaN]") is None
-    assert elements(b'{"events":[' + b"{}," * (MAX_STEPS // 2) + b"NaN]}") is None
+    assert elements(b'{"events":[' + b"{}," * MAX_STEPS + b"NaN]}") is None
+
+
+@pytest.mark.parametrize(
+    "nested",
+    [
+        b"[" * 130_000 + b"]" * 130_000,
+        b"[[[[[1]]]],[2]]," * 16_000,
+        b"[[1,[2]],{}]," * 20_000,
+        b'{"a":' * 43_000 + b"}" * 43_000,
+        b"[[[[[[]]]]]]," * 20_000,
+    ],
+)
+def test_an_event_of_many_nested_arrays_costs_only_itself(nested: bytes) -> None:
+    found = elements(b'[{"a": 1},[%s],NaN,{"b": [[[[[[[0]]]]]]]}]' % nested.rstrip(b","))
+
+    assert found is not None
+    assert [found[0], *found[2:]] == [b'{"a": 1}', b"NaN", b'{"b": [[[[[[[0]]]]]]]}']
 
 
 @pytest.mark.parametrize("repeated", [b"[", b'"', b"\\", b'"\\', b"{", b",", b" ", b'""', b'"a":'])

@@ -21,6 +21,7 @@ from confluent_kafka import Message, Producer, TopicPartition
 from infra.clickhouse.client import ClickHouse
 from infra.kafka import client
 from infra.kafka.dead_letters import PREFIX
+from infra.kafka.headers import make_readable
 from infra.settings import Settings
 from operations.lag import LagReader
 from tests.conftest import Stack, eventually
@@ -34,6 +35,7 @@ from tests.contracts.hostile_records import (
     good_record,
     mutated,
 )
+from tests.contracts.unreadable_headers import send_unreadable
 
 pytestmark = [pytest.mark.integration, pytest.mark.timeout(900)]
 
@@ -100,6 +102,7 @@ class World:
                 if message.error() is not None:
                     ends += 1
                     continue
+                make_readable(message)
                 own = dict((message.headers() or [])[-_OWN_HEADERS:])
                 place = [
                     (own.get(PREFIX + name) or b"").decode("utf-8", "replace")
@@ -199,6 +202,7 @@ async def test_the_corpus_stops_no_consumer(world: World, unique: str) -> None:
     for topic in TOPICS:
         hostile = list(corpus(topic, f"h-{unique}"))
         assert len({one.kind for one in hostile}) >= 60
+        world.sent |= await send_unreadable(world.stack.kafka_bootstrap, topic, f"h-{unique}")
         world.send(topic, [*hostile, *goods(topic, unique, 20)])
 
     await all_processed(world, dict.fromkeys(TOPICS, 20), unique)

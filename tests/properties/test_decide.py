@@ -224,7 +224,7 @@ async def test_a_decision_depends_only_on_its_input_and_does_not_change_it(
         owners = await stored.owners(split.new)
         who = identify(split.new, owners, NOW, uuid7)
         leads = await stored.lock(who.existing)
-        touches = await stored.touches(touches_needed(split.new, who, leads))
+        touches = await stored.touches(*touches_needed(split.new, who, leads))
         reports = await stored.past(reported_leads(split.new, who), reported_fields(split.new))
         past = await stored.history(split.redelivered)
         known = DecisionInput(NOW, split, owners, who, leads, touches, reports, *past)

@@ -24,14 +24,15 @@ def respond(request: httpx.Request) -> httpx.Response:
             return httpx.Response(200, json={"schema": json.dumps(registry().events["page_viewed"].full_schema)})
         case 8:
             return httpx.Response(200, json={"schema": 'syntax = "proto3";', "schemaType": "PROTOBUF"})
-        case 500:
-            return httpx.Response(500, json={"error_code": 50001, "message": "error in the backend data store"})
+        case 9:
+            return httpx.Response(200, json={"id": 9})
         case 502:
             return httpx.Response(200, text="<html>a proxy</html>")
         case 503:
             raise httpx.ConnectError("refused", request=request)
-        case _:
-            return httpx.Response(404, json={"error_code": 40403, "message": "Schema not found"})
+        case asked:
+            status = asked if 400 <= asked < 600 else 404
+            return httpx.Response(status, json={"error_code": status * 100 + 1, "message": "not found, or an error"})
 
 
 @pytest.fixture
@@ -56,20 +57,21 @@ def test_an_id_of_this_installation_can_still_be_decoded(codec: Codec) -> None:
     assert codec.decode(framed(own)).type == "page_viewed"
 
 
-@pytest.mark.parametrize("schema_id", [8, 404])
+@pytest.mark.parametrize("schema_id", [8, 9, 400, 403, 404, 410, 422])
 def test_an_unknown_schema_or_one_that_is_not_avro_is_a_dead_letter(codec: Codec, schema_id: int) -> None:
     with pytest.raises(Exception, match=f"no schema with id {schema_id}"):
         codec.decode(framed(schema_id))
 
 
-def test_an_unknown_id_is_not_requested_for_each_record(codec: Codec) -> None:
+@pytest.mark.parametrize("schema_id", [8, 9, 403, 404])
+def test_an_unknown_id_is_not_requested_for_each_record(codec: Codec, schema_id: int) -> None:
     for _ in range(3):
-        with pytest.raises(Exception, match="no schema with id 404"):
-            codec.decode(framed(404))
+        with pytest.raises(Exception, match=f"no schema with id {schema_id}"):
+            codec.decode(framed(schema_id))
     assert len(REQUESTED) == 1
 
 
-@pytest.mark.parametrize("schema_id", [500, 502, 503])
+@pytest.mark.parametrize("schema_id", [401, 407, 408, 429, 500, 502, 503])
 def test_an_unavailable_registry_is_reported_as_a_dependency(codec: Codec, schema_id: int) -> None:
     with pytest.raises(DependencyUnavailable, match="the schema registry is unavailable"):
         codec.decode(framed(schema_id))

@@ -45,7 +45,7 @@ async def _each_statement(table: CrmSyncTable) -> None:
     lease = await table.claim(100)
     synced, retired, parked, released, rest = (lease.rows[start : start + 20] for start in range(0, 100, 20))
     await table.claim_losers(lease, [row.key for row in lease.rows])
-    await table.leads([row.key for row in lease.rows])
+    await table.leads([row.key for row in lease.rows], 1 << 20)
     await table.owners([row.key for row in lease.rows])
     written = [(row, Done(What.SYNCED, version=1, value=RecordWritten("1"))) for row in synced]
     gone = [(row, Done(What.SYNCED, value=RecordRetired({rest[0].key: "2"}))) for row in retired]

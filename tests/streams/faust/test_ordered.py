@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from infra.errors import DependencyUnavailable
 from infra.kafka.producer import Output
 from streams.faust.ordered import OrderedPipe, Record
-from streams.faust.watchdog import StallDetector
+from streams.faust.watchdog import Commits, StallDetector
 
 
 class Work:
@@ -219,3 +219,22 @@ def test_a_partition_with_commits_or_without_records_is_no_stall() -> None:
     for step in range(10):
         now[0] = step * 50.0
         assert stall.check({"moves": (step, 100), "idle": (7, 7)}) == ""
+
+
+def test_a_partition_may_wait_while_another_one_makes_progress_but_not_with_a_record_in_process() -> None:
+    now = [0.0]
+    busy, waiting = ("t", 0), ("t", 1)
+
+    def seconds_to_stall(limit: int, in_process: set[tuple[str, int]], *, moving: bool) -> int:
+        commits = Commits(lambda: now[0])
+        for second in range(limit):
+            now[0] += 1
+            progress = {busy: (second if moving else 0, 10_000), waiting: (5, 9)}
+            if commits.check(progress, in_process):
+                return second
+        return limit
+
+    assert seconds_to_stall(1000, {busy}, moving=True) == 1000
+    assert seconds_to_stall(1000, {busy, waiting}, moving=True) == 61
+    assert seconds_to_stall(1000, set(), moving=False) == 61
+    assert seconds_to_stall(10_000, {busy}, moving=True) == 1801

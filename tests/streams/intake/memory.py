@@ -15,6 +15,7 @@ from streams.intake.echo import PastValues
 from streams.intake.event import Event, Identity
 from streams.intake.merge import REPORTING, TOUCHING, Touch
 from streams.intake.store import Store, Transaction
+from streams.intake.touches import Outermost
 
 
 @dataclass
@@ -53,13 +54,17 @@ class MemoryTransaction(Transaction):
         assert not any(lead.merged_into for lead in found.values())
         return found
 
-    async def touches(self, lead_ids: Collection[str]) -> dict[str, list[Touch]]:
-        return {lead_id: list(self._tables.touches.get(lead_id, [])) for lead_id in lead_ids}
+    async def touches(self, lead_ids: Collection[str], after: Sequence[int]) -> dict[str, list[Touch]]:
+        found = {lead_id: Outermost(after) for lead_id in lead_ids}
+        for lead_id, outermost in found.items():
+            for touch in self._tables.touches.get(lead_id, []):
+                outermost.add(touch)
+        return {lead_id: outermost.touches for lead_id, outermost in found.items()}
 
     async def past(self, lead_ids: Collection[str], fields: Collection[str]) -> dict[str, list[PastValues]]:
         stored = self._tables.past
         return {
-            lead_id: [one for one in stored.get(lead_id, []) if not one.values.keys().isdisjoint(fields)]
+            lead_id: [one for one in stored.get(lead_id, []) if one.merging or not one.values.keys().isdisjoint(fields)]
             for lead_id in lead_ids
         }
 
@@ -94,7 +99,9 @@ class MemoryTransaction(Transaction):
             tables.receipts[event.key] = Receipt(*event.coordinates, change.lead_id, change.version, event.content)
             past = PastChange(change.decided_at, change.changes, tuple(change.merged))
             tables.history[change.lead_id, change.version] = past
-            values = PastValues(event.at, json.loads(change.changes), reported=event.type.authority == REPORTING)
+            reported = event.type.authority == REPORTING
+            changes = json.loads(change.changes)
+            values = PastValues(change.lead_id, event.at, change.decided_at, changes, reported, bool(change.merged))
             tables.past.setdefault(change.lead_id, []).append(values)
             if event.type.authority in TOUCHING:
                 touch = (event.at, event.event_id, event.source)

@@ -104,3 +104,29 @@ async def test_an_erasure_that_would_merge_leads_into_one_too_large_is_dead(pool
     assert await offer(stage, payload("lead_erased", "late", tenant=unique, at=NOW + 1, **who)) == {}
     (lead,) = await leads(pool, unique)
     assert "custom" not in lead["attributes"]
+
+
+async def test_clearing_names_without_end_leaves_the_lead_writable(pool: asyncpg.Pool, unique: str) -> None:
+    stage = intake(pool)
+    who: dict[str, Any] = {"tenant": unique, "email": "a@example.com"}
+    first = payload("lead_updated", "first", at=NOW - HOUR, title="CTO", custom={"plan": "free"}, **who)
+    await stage_all(stage, [first])
+    clearing = [
+        payload("lead_updated", f"c-{n}", cleared=[f"custom.{n}-{k}-{'x' * 190}" for k in range(200)], **who)
+        for n in range(120)
+    ]
+    reasons = await stage_all(stage, clearing)
+    changed = await stage_all(stage, [payload("lead_updated", "last", title="CEO", custom={"plan": "pro"}, **who)])
+
+    assert set(reasons.values()) == {"too_large"}
+    assert 0 < len(reasons) < len(clearing)
+    assert changed == {}
+    (lead,) = await leads(pool, unique)
+    assert (lead["attributes"]["title"], lead["attributes"]["custom"]) == ("CEO", {"plan": "pro"})
+
+
+async def stage_all(stage: Intake, values: list[bytes]) -> dict[str, str]:
+    reasons: dict[str, str] = {}
+    for first in range(0, len(values), 20):
+        reasons |= await offer(stage, *values[first : first + 20])
+    return reasons

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 import asyncpg
@@ -10,6 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from infra.errors import DependencyUnavailable
+from infra.kafka.producer import Output
 from streams.intake.decision import Change, Decision
 from streams.intake.event import Event
 from streams.intake.part_size import Cut, PartSize
@@ -17,7 +21,7 @@ from streams.intake.route import Router
 from streams.intake.store import Store
 from streams.intake.transactions import decide_in_parts
 from tests.conftest import outputs_of
-from tests.events import CODEC, event, message, payload
+from tests.events import CODEC, NOW, event, message, payload
 from tests.streams.intake.conftest import intake, leads
 from tests.streams.intake.memory import MemoryStore
 
@@ -57,6 +61,35 @@ def test_parts_grow_by_steps_after_large_leads() -> None:
     assert size.events > 30_000
     size.decided(1000, 100_000_000)
     assert size.events < 200
+    before = size.events
+    size.decided(before, 0)  # duplicates say nothing about the size of leads
+    assert size.events == before
+
+
+async def test_what_is_not_accepted_is_published_once_however_often_its_batch_is_repeated() -> None:
+    unavailable = 3
+
+    def fail(events: Sequence[Event]) -> None:
+        nonlocal unavailable
+        if events[-1].event_id == "last" and unavailable:
+            unavailable -= 1
+            raise DependencyUnavailable("Postgres", "stopped")
+
+    names = ["first", "first", "reused", "reused", *(f"e-{n}" for n in range(400)), "last"]
+    values = [payload("lead_updated", name, email="a@example.com") for name in names]
+    values[3] = payload("lead_updated", "reused", email="a@example.com", title="CEO")
+    stage = intake(MemoryStore(fail), now=lambda: NOW)
+    batch = stage.prepare([*(message(value, offset=n) for n, value in enumerate(values)), message(b"?", offset=999)])
+    published: list[Output] = []
+    for _ in range(4):
+        with suppress(DependencyUnavailable):
+            async for outputs in stage.apply(batch):
+                published += outputs() if callable(outputs) else outputs
+
+    topics = Counter(output.topic for output in published)
+    assert unavailable == 0
+    assert (topics["leads.outcomes"], topics["leads.dead"]) == (1, 2)
+    assert topics["leads.changed"] >= len(names) - 2
 
 
 def growing(n: int, tenant: str) -> bytes:

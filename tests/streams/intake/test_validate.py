@@ -1,4 +1,4 @@
-"""The traceparent header of a record; what the topic of a tenant may contain."""
+"""The traceparent header of a record, its time, and what the topic of a tenant may contain."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from infra.outcomes import Dead, Reason
 from schemas.registry import registry
 from streams.intake.event import Event
 from streams.intake.validate import validate
-from tests.events import CODEC, HOUR, NOW, payload
+from tests.events import CODEC, HOUR, NOW, message, payload
 
 TRACE, PARENT = b"4bf92f3577b34da6a3ce929d0e0e4736", b"00f067aa0ba902b7"
 VALID = b"00-%s-%s-01" % (TRACE, PARENT)
@@ -85,3 +85,26 @@ def test_the_pipelines_sources_are_forbidden_in_a_tenants_topic() -> None:
     dead = found_in("leads.received.acme", tenant="acme", source="leadstream:pdl")
     assert isinstance(dead, Dead)
     assert (dead.reason, dead.problems[0].path) == (Reason.FORBIDDEN, "/envelope/source")
+
+
+@given(st.integers(-48 * HOUR, 48 * HOUR), st.integers(-48 * HOUR, 48 * HOUR), st.sampled_from([0, HOUR]))
+def test_whether_a_time_is_absurd_depends_on_the_broker_and_not_on_the_worker(
+    ahead: int, worker: int, max_ahead: int
+) -> None:
+    value = payload("page_viewed", at=NOW + ahead, email="a@example.com")
+    found = validate(CODEC.decode(value), message(value), NOW + worker, max_ahead)
+
+    if ahead <= max_ahead:
+        assert isinstance(found, Event)
+        assert found.received_at == NOW
+    elif ahead >= max_ahead + 1000:  # the broker's time is in milliseconds
+        assert isinstance(found, Dead)
+        assert found.reason is Reason.ABSURD_TIME
+
+
+def test_without_a_time_of_the_broker_the_worker_s_clock_decides() -> None:
+    value = payload("page_viewed", at=NOW, email="a@example.com")
+    made = Message("leads.received", 0, 0, None, value, None, None, (0, 0))
+
+    assert isinstance(validate(CODEC.decode(value), made, NOW, 0), Event)
+    assert isinstance(validate(CODEC.decode(value), made, NOW - HOUR, 0), Dead)
