@@ -95,18 +95,18 @@ async def test_an_invalid_event_is_a_dead_letter_with_unchanged_bytes(pool: asyn
     assert (await leads(pool, unique))[0]["version"] == 2
 
 
-def test_a_dead_letter_of_a_tenants_topic_is_that_tenants_whatever_the_record_claims() -> None:
-    router = Router(CODEC, [])
-    stage = Intake(Store(None), CODEC, router, max_event_bytes=65_536, max_ahead_s=0)
+async def test_a_dead_letter_of_a_tenants_topic_is_that_tenants_whatever_the_record_claims() -> None:
     forged = payload("lead_updated", "e-1", tenant="victim", email="a@example.com", source="crm")
     headers = [("source", b"victim/crm"), ("leadstream.tenant", b"victim")]
     found = [
         Message("leads.received.acme", 0, n, b"victim:a", v, headers, None, (2, 1))
         for n, v in enumerate((forged, b"\x07"))
     ]
-    letters = router.unaccepted([], [], [], stage.prepare(found).dead)
-    assert len(letters) == len(found)
-    for output in letters:
+    async with open_pool("postgresql://leadstream@127.0.0.1:1/leadstream") as away:
+        stage = intake(away)
+        outputs = await outputs_of(stage.apply(stage.prepare(found)))
+    assert len(outputs) == len(found)
+    for output in outputs:
         last = dict(output.headers or [])
         assert (last["leadstream.tenant"], last["leadstream.sender"]) == (b"acme", b"acme/crm")
 
