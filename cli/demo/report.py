@@ -63,7 +63,10 @@ def show(
     tenant, first = counts["tenant"], examples[0]["lead_id"] if examples else "LEAD"
     statement = f"SELECT event_type, count() FROM lead_events WHERE tenant = '{tenant}' GROUP BY ALL"  # noqa: S608
     console.print(f'\nClickHouse   leadstream query "{statement}"', highlight=False, soft_wrap=True)
-    console.print(f"Postgres     psql {settings.database_url}", highlight=False, soft_wrap=True)
+    # The address has a password: it stays in its file.
+    where = settings.home / "stack.env"
+    psql = f"psql \"$(sed -n 's/^LEADSTREAM_DATABASE_URL=//p' {where})\""
+    console.print(f"Postgres     {psql}", highlight=False, soft_wrap=True)
     console.print(
         f"next         leadstream trace {first} · lag · dead list · status · down", highlight=False, soft_wrap=True
     )
