@@ -12,6 +12,7 @@ from schemas.blanks import without_invisible
 from schemas.phones import is_one_digit, parse_phone
 
 _REPEATED = 6  # a character repeated so often is no id
+_LONGEST_WORD = 16  # characters, with brackets around it
 _WORDS = frozenset({
     "null", "nil", "none", "undefined", "unknown", "nan", "na", "notset", "notavailable", "notapplicable", "empty",
     "missing", "blank", "novalue", "anonymous", "true", "false", "objectobject", "xxx", "userid", "anonymousid",
@@ -29,6 +30,7 @@ _NO_NAME = frozenset({
     "noemail", "nomail", "unknown", "a", "aa", "aaa", "b", "x", "xx", "xxx", "abc", "foo", "bar", "dummy", "sample",
     "user", "name", "email_not_unlocked", "domain", "anonymous",
 })  # fmt: skip
+_SUSPECT = _NO_ADDRESS | _NO_NAME
 _SALESFORCE = "salesforce"
 _SALESFORCE_ID = re.compile(r"[A-Za-z0-9]{15}(?:[A-Za-z0-5]{3})?")
 _CHECK = "ABCDEFGHIJKLMNOPQRSTUVWXYZ012345"
@@ -71,25 +73,32 @@ def is_placeholder(text: str, more: Collection[str] = ()) -> bool:
 
     ``more``: further placeholders, in lower case.
     """
-    if len(text) > 60:  # noqa: PLR2004 - no word is so long
-        return len(set(text)) <= 2  # noqa: PLR2004 - one character, with a separator
-    return _is_placeholder(text) or (bool(more) and text.lower() in more)
+    if more and text.lower() in more:
+        return True
+    if len(text) > _LONGEST_WORD:
+        return len(set(text)) <= 3 and _is_one_character(text)  # noqa: PLR2004 - it, in two cases, and a separator
+    if text.isalnum() and not text.isalpha() and not text.isdigit():
+        return False  # fast path: letters and digits are no word, and more than one character
+    return _is_word(text) or _is_one_character(text)
 
 
 @lru_cache(maxsize=65_536)
-def _is_placeholder(text: str) -> bool:
-    core = "".join(c for c in text.lower() if c.isalnum())
-    if core in _WORDS or not core:
-        return True
-    one = len(set(core)) == 1
-    return one and (core[0] == "0" or len(core) >= _REPEATED)
+def _is_word(text: str) -> bool:
+    return "".join(filter(str.isalnum, text.lower())) in _WORDS
+
+
+def _is_one_character(text: str) -> bool:
+    core = {c for c in text.lower() if c.isalnum()}
+    return not core or (len(core) == 1 and (core == {"0"} or sum(map(str.isalnum, text)) >= _REPEATED))
 
 
 def is_no_address(email: str) -> bool:
     """Return whether an e-mail address in normal form is a placeholder, such as test@test.com."""
     local, _, domain = email.partition("@")
+    if local not in _SUSPECT:
+        return False
     name = domain.partition(".")[0]
-    return local in _NO_ADDRESS or (local in _NO_NAME and (name == local or name in _NO_DOMAIN))
+    return local in _NO_ADDRESS or name == local or name in _NO_DOMAIN
 
 
 def phone_key(text: str, region: str = "") -> str:

@@ -32,7 +32,15 @@ _MAX_KEYS = 200  # of one map
 _NO_IDENTIFIER = "no identifier of a person: provide one of external_id, email, phone, anonymous_id, crm_ids"
 
 
-def check_event(kind: EventType, record: dict[str, Any], now: int, max_ahead: int, region: str = "") -> bytes | Dead:
+def check_event(
+    kind: EventType,
+    record: dict[str, Any],
+    now: int,
+    max_ahead: int,
+    region: str = "",
+    *,
+    identified: bool | None = None,
+) -> bytes | Dead:
     """Validate a decoded event.
 
     Args:
@@ -41,6 +49,7 @@ def check_event(kind: EventType, record: dict[str, Any], now: int, max_ahead: in
         now: current time in microseconds since 1970.
         max_ahead: how far ``occurred_at`` may be ahead of ``now``, in microseconds.
         region: the country of phone numbers without a country code, as two letters; "": they identify nobody.
+        identified: whether the event has an identifier of somebody; None: to be found out.
 
     Returns:
         The event without its envelope as JSON, or Dead with every problem. The reason of Dead is the first that
@@ -50,12 +59,14 @@ def check_event(kind: EventType, record: dict[str, Any], now: int, max_ahead: in
     body = dict(record)
     envelope = body.pop("envelope")
     body_json = orjson.dumps(body)
+    if identified is None:
+        identified = next(normal_identifiers(record["identifiers"], region), None) is not None
     in_time = EARLIEST <= envelope["occurred_at"] <= now + max_ahead
-    if in_time and _passes_fast_path(kind, envelope, body, body_json, region):
+    if in_time and identified and _passes_fast_path(kind, envelope, body, body_json):
         return body_json
     problems = [*_envelope(envelope), *_identifiers(record["identifiers"]), *_values(kind, record)]
     reasons = [Reason.INVALID_FIELD] if problems else []
-    if not _has_identifier(record["identifiers"], region):
+    if not identified:
         reasons.append(Reason.NO_IDENTIFIER)
         problems.append(Problem("/identifiers", _NO_IDENTIFIER + _hint(record["identifiers"], region)))
     if not in_time:
@@ -65,9 +76,7 @@ def check_event(kind: EventType, record: dict[str, Any], now: int, max_ahead: in
     return Dead(reasons[0], tuple(problems)) if reasons else body_json
 
 
-def _passes_fast_path(
-    kind: EventType, envelope: dict[str, Any], body: dict[str, Any], body_json: bytes, region: str
-) -> bool:
+def _passes_fast_path(kind: EventType, envelope: dict[str, Any], body: dict[str, Any], body_json: bytes) -> bool:
     """Return True only if the event is valid; False if it must be checked field by field."""
     identifiers = body["identifiers"]
     email, phone = identifiers["email"], identifiers["phone"]
@@ -76,7 +85,6 @@ def _passes_fast_path(
         len(body_json) > _MAX_STRING  # otherwise no string in it is too long
         or rb"\u0000" in body_json
         or identifiers["crm_ids"]
-        or not _has_identifier(identifiers, region)
         or (email and not normal_email(email))
         or len(phone) > _MAX_ID
         or len(external_id) > _MAX_ID
@@ -118,10 +126,6 @@ def _is_valid_map(value: dict[str, Any]) -> bool:
         if type(item) is str and (len(item) > _MAX_STRING or "\0" in item):
             return False
     return True
-
-
-def _has_identifier(identifiers: dict[str, Any], region: str) -> bool:
-    return next(normal_identifiers(identifiers, region), None) is not None
 
 
 def _hint(identifiers: dict[str, Any], region: str) -> str:

@@ -138,6 +138,7 @@ class _Assignment:
         self._owners = owners
         self._holders = holders
         self._policies = policies
+        self._policy: dict[str, IdentityPolicy] = {}  # of each tenant, the same for the whole batch
         self._parents: dict[int, int] = {}  # group -> a group that it was joined to
         self._groups: list[_Group] = []
         self._stored: dict[str, int] = {}  # stored lead -> its group
@@ -148,7 +149,8 @@ class _Assignment:
 
     def assign_strong(self, event: Event) -> None:
         """Assign an event by its strong identities."""
-        policy = self._policies(event.tenant)
+        if (policy := self._policy.get(event.tenant)) is None:
+            policy = self._policy[event.tenant] = self._policies(event.tenant)
         strong: list[Identity] = []
         weak: list[Identity] = []
         for identity in event.identities:
@@ -159,7 +161,7 @@ class _Assignment:
     def assign_weak(self, number: int, event: Event) -> None:
         """Assign an event by its weak identities, after the strong ones of all events."""
         if weak := self._weak[number]:
-            policy = self._policies(event.tenant)
+            policy = self._policy[event.tenant]
             self._events[number] = self._assign(event, weak, self._events[number], policy, strong=False)
 
     def _assign(

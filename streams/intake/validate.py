@@ -63,10 +63,12 @@ def validate(
     policy = policies(tenant)
     has_time, appended_at = message.timestamp()
     received_at = (appended_at if has_time else now // 1000) * 1000
-    properties = rules.check_event(kind, record, received_at + _MILLISECOND_US, max_ahead, policy.region)
+    identities = tuple([(tenant, name, value) for name, value in policy.identify(identifiers)])
+    latest = received_at + _MILLISECOND_US
+    # Without one by the tenant's policy, the general rules say what is wrong, if they find something.
+    properties = rules.check_event(kind, record, latest, max_ahead, policy.region, identified=bool(identities) or None)
     if isinstance(properties, Dead):
         return properties
-    identities = tuple((tenant, *each) for each in policy.identify(identifiers))
     if not identities:
         problem = Problem("/identifiers", "each identifier is a placeholder of the tenant's file: it identifies nobody")
         return Dead(Reason.NO_IDENTIFIER, (problem,))
