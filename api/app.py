@@ -34,19 +34,21 @@ from infra.postgres.keys_table import KeysTable
 from infra.postgres.pool import close, connect
 from infra.runtime import Stop, log, run_together
 from infra.settings import Settings
+from infra.tenant_files.last_valid import restore_last_valid
+from infra.tenants import Tenants
 
 _DELIVER_S = 5.0
 _KEY_CONNECTIONS = 2  # to Postgres: one reads all keys, one looks up unknown ones
 
 
-def build(settings: Settings, deliverer: Deliverer, keys: Keys) -> ASGIApp:
+def build(settings: Settings, deliverer: Deliverer, keys: Keys, tenants: Tenants | None = None) -> ASGIApp:
     """Return the application with its clients, which the caller closes.
 
     Raises:
         TypeError: a route names no scopes.
 
     """
-    routes = make_routes(settings, deliverer)
+    routes = make_routes(settings, deliverer, tenants)
     handlers = {
         errors.Refusal: errors.refused,
         HTTPException: errors.http_error,
@@ -56,9 +58,13 @@ def build(settings: Settings, deliverer: Deliverer, keys: Keys) -> ASGIApp:
     return _Counted(Cors(app, settings.allowed_origins), routes)
 
 
-def make_routes(settings: Settings, deliverer: Deliverer) -> list[BaseRoute]:
-    """Return all routes of the API."""
-    checker = Checker(max_event_bytes=settings.max_event_bytes, max_ahead_us=settings.max_clock_ahead_s * 1_000_000)
+def make_routes(settings: Settings, deliverer: Deliverer, tenants: Tenants | None = None) -> list[BaseRoute]:
+    """Return all routes of the API. ``tenants``: those whose events are accepted; None: all."""
+    checker = Checker(
+        max_event_bytes=settings.max_event_bytes,
+        max_ahead_us=settings.max_clock_ahead_s * 1_000_000,
+        tenants=tenants,
+    )
     native = Native(checker, Acceptor(deliverer, timeout_s=_DELIVER_S + 2), settings.allowed_origins)
     return guarded(
         [
@@ -117,6 +123,7 @@ async def main(settings: Settings, stop: Stop) -> None:
     admin = kafka.admin(settings, "api", on_fatal=stop.fail)
     pool = await connect(settings.database_url, size=_KEY_CONNECTIONS, application="api")
     keys = KeyRing(KeysTable(pool), stale_s=settings.api_keys_stale_s)
+    tenants = Tenants.load(settings)
 
     async def unavailable() -> str:
         return keys.unavailable or await kafka_unavailable(admin)
@@ -124,8 +131,9 @@ async def main(settings: Settings, stop: Stop) -> None:
     stop.status.check = unavailable
     port = listener.getsockname()[1]
     log("api").info("listening", extra={"fields": {"host": settings.api_host, "port": port}})
-    serving = web.serve(build(settings, deliverer, keys), listener, grace_s=max(1, settings.shutdown_s - 2))
-    working = asyncio.create_task(run_together(serving, keys.run()))
+    serving = web.serve(build(settings, deliverer, keys, tenants), listener, grace_s=max(1, settings.shutdown_s - 2))
+    files = restore_last_valid(tenants, pool, stop), tenants.watch(stop)
+    working = asyncio.create_task(run_together(serving, keys.run(), *files))
     stopping = asyncio.create_task(stop.wait())
     try:
         await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)

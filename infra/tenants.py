@@ -23,6 +23,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from infra import metrics
+from infra.outcomes import Dead, Problem, Reason
 from infra.runtime import Stop, log
 from infra.settings import Settings, SettingsError
 from infra.tenant_files.model import DEFAULT, NAME, Budget, Enrichment, IdentityPolicy, Tenant
@@ -109,6 +110,16 @@ class Tenants:
                 self._served.clear()
             served = self._served[tenant] = self._valid[DEFAULT].model_copy(update={"name": tenant})
         return served
+
+    def refusal(self, tenant: str) -> Dead | None:
+        """Return why an event of the tenant must not be accepted, or None if the tenant is served."""
+        if self.get(tenant) is not None:
+            return None
+        if self.state(tenant) is State.INVALID:
+            problem = Problem("/envelope/tenant", "the tenant's file is invalid: correct it, then send this again")
+            return Dead(Reason.TENANT_INVALID, (problem,))
+        problem = Problem("/envelope/tenant", "no such tenant: this installation serves only tenants with a file")
+        return Dead(Reason.UNKNOWN_TENANT, (problem,))
 
     def state(self, tenant: str) -> State:
         """Return whether and why the tenant is served."""

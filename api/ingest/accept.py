@@ -19,6 +19,7 @@ from infra import metrics
 from infra.clock import Clock, now_us, uuid7
 from infra.kafka.producer import Deliverer, Delivery, Output
 from infra.outcomes import Dead, Problem, Reason
+from infra.tenants import Tenants
 from schemas.addresses import normal_email
 from schemas.codec import Codec, DecodeError
 from schemas.json_form import from_json
@@ -73,13 +74,17 @@ Checked = ValidEvent | InvalidEvent
 
 
 class Checker:
-    """Validates events by the rules of intake and encodes them: intake does not dead-letter a valid event."""
+    """Validates events by the rules of intake and encodes them: intake does not dead-letter a valid event.
+
+    ``tenants``: those that are served, with the region of their phone numbers; None: all, without a region.
+    """
 
     def __init__(
         self,
         *,
         max_event_bytes: int,
         max_ahead_us: int,
+        tenants: Tenants | None = None,
         schemas: Registry | None = None,
         now: Clock = now_us,
         new_id: Callable[[], str] = uuid7,
@@ -89,6 +94,7 @@ class Checker:
         self._encoders = {name: self._codec.encoder(name) for name in self._schemas.events}
         self._max_event_bytes = max_event_bytes
         self._max_ahead_us = max_ahead_us
+        self._tenants = tenants
         self._now = now
         self._new_id = new_id
 
@@ -154,13 +160,20 @@ class Checker:
         event_id = envelope["event_id"]
         if refused := forbidden(kind, envelope, sender):
             return InvalidEvent(event_id, refused)
-        properties = check_event(kind, record, now, self._max_ahead_us)
+        tenant = envelope["tenant"]
+        if self._tenants is not None and (refused := self._tenants.refusal(tenant)):
+            return InvalidEvent(event_id, refused)
+        properties = check_event(kind, record, now, self._max_ahead_us, self._region(tenant))
         if isinstance(properties, Dead):
             return InvalidEvent(event_id, properties)
         value = payload or self._encoders[name](record)
         if len(value) > self._max_event_bytes:
             return InvalidEvent(event_id, self._too_large(len(value)))
         return ValidEvent(event_id, _key(record), value)
+
+    def _region(self, tenant: str) -> str:
+        file = None if self._tenants is None else self._tenants.get(tenant)
+        return "" if file is None else file.phone_region or ""
 
     def _too_large(self, size: int) -> Dead:
         message = f"the event has {size} bytes; the maximum is {self._max_event_bytes}"

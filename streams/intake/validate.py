@@ -15,7 +15,7 @@ from confluent_kafka import Message
 from infra.kafka.received import tenant_of
 from infra.outcomes import Dead, Problem, Reason
 from infra.telemetry import HEADER
-from infra.tenants import State, Tenants
+from infra.tenants import Tenants
 from schemas import rules
 from schemas.codec import Decoded
 from schemas.identifiers import is_placeholder
@@ -107,7 +107,7 @@ def of_tenant(event: Event, tenants: Tenants) -> Event | Dead:
     """Return the event with the ranks of its tenant's order of sources, or Dead if the tenant is not served."""
     tenant = tenants.get(event.tenant)
     if tenant is None:
-        return _unserved(tenants.state(event.tenant))
+        return tenants.refusal(event.tenant) or event
     if not tenant.precedence:
         return event
     ranks = {
@@ -116,14 +116,6 @@ def of_tenant(event: Event, tenants: Tenants) -> Event | Dead:
         if event.source in sources
     }
     return event._replace(ranks=ranks) if ranks else event
-
-
-def _unserved(state: State) -> Dead:
-    if state is State.INVALID:
-        problem = Problem("/envelope/tenant", "the tenant's file is invalid: correct it, then replay this record")
-        return Dead(Reason.TENANT_INVALID, (problem,))
-    problem = Problem("/envelope/tenant", "no such tenant: this installation serves only tenants with a file")
-    return Dead(Reason.UNKNOWN_TENANT, (problem,))
 
 
 @lru_cache(4096)
