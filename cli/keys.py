@@ -74,9 +74,10 @@ def list_(
     for title in ("id", "tenant", "scopes", "name", "state", "created", "expires", "last used"):
         table.add_column(title, overflow="fold", min_width=_ID_WIDTH if title == "id" else None)
     for row in rows:
-        shown = row | {"scopes": " ".join(row["scopes"]), "expires_at": row["expires_at"] or "never"}
+        days = {name: (row[name] or "")[:10] for name in ("created_at", "expires_at", "last_used")}
+        shown = row | days | {"scopes": " ".join(row["scopes"]), "expires_at": days["expires_at"] or "never"}
         names = ("id", "tenant", "scopes", "name", "state", "created_at", "expires_at", "last_used")
-        table.add_row(*(str(shown[column] or "-") for column in names))
+        table.add_row(*(shown[column] or "-" for column in names))
     Console().print(table if rows else "No keys: create one with `leadstream keys create`.", markup=False)
 
 

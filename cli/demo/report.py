@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.table import Table
@@ -63,10 +64,7 @@ def show(
     tenant, first = counts["tenant"], examples[0]["lead_id"] if examples else "LEAD"
     statement = f"SELECT event_type, count() FROM lead_events WHERE tenant = '{tenant}' GROUP BY ALL"  # noqa: S608
     console.print(f'\nClickHouse   leadstream query "{statement}"', highlight=False, soft_wrap=True)
-    # The address has a password: it stays in its file.
-    where = settings.home / "stack.env"
-    psql = f"psql \"$(sed -n 's/^LEADSTREAM_DATABASE_URL=//p' {where})\""
-    console.print(f"Postgres     {psql}", highlight=False, soft_wrap=True)
+    console.print(f"Postgres     {_psql(settings)}", highlight=False, soft_wrap=True, markup=False)
     console.print(
         f"next         leadstream trace {first} · lag · dead list · status · down", highlight=False, soft_wrap=True
     )
@@ -74,3 +72,10 @@ def show(
         console.print(f"[red]mismatch:[/red] {mismatch}")
     if not counts["problems"]:
         console.print(f"[green]No event lost, none duplicated[/green], in {counts['seconds']:.0f} s.")
+
+
+def _psql(settings: Settings) -> str:
+    """Return a command that connects to Postgres; its password stays in its file: this output may be kept."""
+    address = urlsplit(settings.database_url)
+    place = address._replace(netloc=f"{address.username}@{address.hostname}:{address.port}").geturl()
+    return f"PGPASSWORD=$(cat '{settings.home}/postgres.secret') psql {place}"
