@@ -25,6 +25,7 @@ class Reason(StrEnum):
     ABSURD_TIME = "absurd_time"  # occurred_at before 2000-01-01 or too far in the future
     NO_IDENTIFIER = "no_identifier"  # no identifier of a lead
     EVENT_ID_REUSED = "event_id_reused"  # another event of the tenant has this event_id
+    SUPPRESSED = "suppressed"  # about an erased person, said before the erasure or without the person's new consent
     # dead at a destination
     REJECTED = "rejected"  # the destination rejects it permanently
     EXPIRED = "expired"  # not delivered within its time limit, or too old for a campaign
