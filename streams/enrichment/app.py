@@ -22,6 +22,7 @@ from streams.enrichment import STAGE
 from streams.enrichment.answers import EventRecords
 from streams.enrichment.cache import PostgresResultCache
 from streams.enrichment.enrich import TOPIC, EnrichmentHandler
+from streams.enrichment.erased import PostgresErasures
 from streams.enrichment.parking import Parking
 from streams.enrichment.providers import Provider
 from streams.enrichment.waterfall import Waterfall
@@ -53,13 +54,14 @@ async def _run(
     settings: Settings, stop: Stop, config: WorkConfig, waterfall: Waterfall, pool: asyncpg.Pool, deliverer: Deliverer
 ) -> None:
     codec, wake = Codec(), asyncio.Event()
+    erasures = PostgresErasures(pool)
     table = EnrichmentWorkTable(pool, lease_s=config.lease_s, expire_us=config.expire_us)
     records = OutcomeRecords(STAGE, codec.encoder("outcome"))
     backoff = Backoff(config.backoff_s, config.backoff_max_s)
     work = LeasedWork(
         STAGE,
         table,
-        OpenRequests(waterfall, EventRecords(codec), deliverer.deliver).handle,
+        OpenRequests(waterfall, EventRecords(codec), deliverer.deliver, erasures=erasures).handle,
         limits=WorkLimits(
             in_flight=config.in_flight,
             ahead=config.in_flight,
@@ -80,7 +82,7 @@ async def _run(
         stop,
         group=STAGE,
         topic=TOPIC,
-        handler=EnrichmentHandler(waterfall, codec, Parking(table, wake), backoff),
+        handler=EnrichmentHandler(waterfall, codec, Parking(table, wake), backoff, erasures=erasures),
         deliverer=deliverer,
         max_inflight=MAX_INFLIGHT,
     )

@@ -39,14 +39,12 @@ def touches_needed(
     leads: Mapping[str, LeadRow],
     lifted: Mapping[str, tuple[int, str]] | None = None,
 ) -> tuple[set[str], list[int]]:
-    """Return the stored leads whose touches :func:`decide` needs, and the times of the erasures that may restore them.
+    """Return the stored leads whose touches :func:`decide` needs, and the rising times of erasures that restore them.
 
-    They are those to erase, and those to merge if one of them was erased. The times rise. ``lifted``: as in the input.
+    They are those to erase, and those to merge if one of them was erased. ``lifted``: as in the input.
     """
     merges, lifted = identified.merges, lifted or {}
-    erasures = [
-        (event, to) for event, to in zip(events, identified.lead_ids, strict=True) if event.type.name == ERASURE
-    ]
+    erasures = [pair for pair in zip(events, identified.lead_ids, strict=True) if pair[0].type.name == ERASURE]
     times = {event.at for event, _ in erasures} | {at for at, _ in lifted.values()}
     erased = {to for _, to in erasures} | lifted.keys()
     for loser, to in merges.items():
