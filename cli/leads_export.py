@@ -60,7 +60,8 @@ _SECTIONS = {
         FROM enrichment_work WHERE lead_id = ANY($1::uuid[]) ORDER BY lead_id
     """,
     "messages": """
-        SELECT message_id, lead_id, event_id, campaign, channel, purpose, requested_at, state, sent_at, last_error, request
+        SELECT message_id, lead_id, event_id, campaign, channel, purpose, requested_at, state, sent_at, last_error,
+            request
         FROM messages_sent WHERE lead_id = ANY($1::uuid[]) ORDER BY requested_at
     """,
     "crm": """

@@ -39,16 +39,16 @@ def erasures_of(decision: Decision, leads: Mapping[str, LeadRow], policies: Poli
         if row.lead_id not in requested and row.lead_id not in merged and not changed:
             continue
         event_id = requested.get(row.lead_id, decision.accepted[-1].event.event_id)
-        kept = _said_after(row, policies) if row.lead_id in requested else frozenset()
+        kept = said_after(row.tenant, row.attributes, policies) if row.lead_id in requested else frozenset()
         found.append(
             Erasure(row.lead_id, row.tenant, event_id, row.version, row.erased_at, row.lead_id in requested, kept)
         )
     return found
 
 
-def _said_after(row: LeadRow, policies: Policies) -> frozenset[Identity]:
-    """Return the identities in the values of an erased lead: they were said after the erasure."""
-    attributes: dict[str, Any] = orjson.loads(row.attributes)
-    texts = {name: attributes.get(name) or "" for name in ("external_id", "email", "phone")}
-    identifiers = texts | {"anonymous_id": "", "crm_ids": attributes.get("crm_ids") or {}}
-    return frozenset((row.tenant, *each) for each in policies(row.tenant).identify(identifiers))
+def said_after(tenant: str, attributes: str, policies: Policies) -> frozenset[Identity]:
+    """Return the identities in the values of an erased lead, as JSON: they were said after the erasure."""
+    values: dict[str, Any] = orjson.loads(attributes)
+    texts = {name: values.get(name) or "" for name in ("external_id", "email", "phone")}
+    identifiers = texts | {"anonymous_id": "", "crm_ids": values.get("crm_ids") or {}}
+    return frozenset((tenant, *each) for each in policies(tenant).identify(identifiers))

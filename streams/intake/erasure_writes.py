@@ -12,7 +12,9 @@ from collections.abc import Iterable, Sequence
 import asyncpg
 
 from streams.intake.decision import Erasure
+from streams.intake.erasure import said_after
 from streams.intake.event import Identity
+from streams.intake.identity_policy import Policies
 from streams.intake.suppress import Suppression
 from streams.intake.suppression_key import SuppressionKey
 
@@ -64,6 +66,42 @@ _READ = """
 SELECT w.n, s.lead_id, s.event_id, s.erased_at, s.lifted_at
 FROM unnest($1::text[], $2::bytea[]) WITH ORDINALITY AS w (tenant, hash, n) JOIN suppressions s USING (tenant, hash)
 """
+
+
+# Leads that were erased before suppressions existed: they still have their identities and their history.
+_PAST = """
+SELECT l.lead_id, l.tenant, l.version, l.erased_at, l.attributes::text AS attributes,
+       l.provenance::jsonb -> '_erased' ->> 2 AS event_id
+FROM leads l WHERE l.erased_at IS NOT NULL AND l.merged_into IS NULL
+    AND NOT EXISTS (SELECT FROM erasures e WHERE e.store = 'leads' AND e.lead_id = l.lead_id)
+    AND EXISTS (
+        SELECT FROM lead_history h WHERE h.event_type = 'lead_erased' AND h.lead_id IN (
+            SELECT l.lead_id UNION ALL SELECT alias_id FROM lead_aliases a WHERE a.lead_id = l.lead_id
+        )
+    )
+ORDER BY l.lead_id LIMIT $1 FOR UPDATE OF l SKIP LOCKED
+"""
+
+
+async def erase_past(
+    connection: asyncpg.Connection, key: SuppressionKey, policies: Policies, now: int, limit: int
+) -> int:
+    """Erase up to ``limit`` leads that were erased by an earlier version, as it is done today; return their number."""
+    rows = await connection.fetch(_PAST, limit)
+    past = [
+        Erasure(
+            str(row["lead_id"]),
+            row["tenant"],
+            row["event_id"] or "",
+            row["version"],
+            row["erased_at"],
+            requested=True,
+            kept=said_after(row["tenant"], row["attributes"], policies),
+        )
+        for row in rows
+    ]
+    await erase(connection, key, past, now)
+    return len(past)
 
 
 async def read_suppressions(

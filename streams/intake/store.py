@@ -21,7 +21,7 @@ from schemas.registry import registry
 from streams.intake.decision import Decision, LeadRow, PastChange
 from streams.intake.dedupe import Receipt
 from streams.intake.echo import PastValues
-from streams.intake.erasure_writes import erase, lift, read_suppressions
+from streams.intake.erasure_writes import erase, erase_past, lift, read_suppressions
 from streams.intake.event import Event, Identity
 from streams.intake.history import outermost_touches, past_values
 from streams.intake.identity import Holder, Refused
@@ -36,6 +36,7 @@ _CLOCK_ERROR = timedelta(seconds=300)  # maximum error of a worker's clock
 _EVERY_TYPE = "*"  # an event type in signal_types that stands for all; written while a campaign file is invalid
 _PREFETCH = 250  # rows
 _IDENTITIES = 2000  # of one lead: more than the caps, but for leads that were made before these
+_PAST_ERASURES = 100  # of one transaction
 _MONTH_LOCK = 7017840  # key of the advisory lock around the turn of a month
 _CONTENTION = {
     asyncpg.UniqueViolationError: "unique_violation",
@@ -283,8 +284,17 @@ class Store:
             raise Contended(what) from error
 
     async def make_months(self, now: int) -> None:
-        """Create the partitions of the coming months, at start and once a day. Inserts fail without a partition."""
-        if now >= self._next_months_at:
+        """Create the partitions of the coming months, at start and once a day. Inserts fail without a partition.
+
+        Also complete the erasures of an earlier version, which kept identities and history.
+        """
+        if now < self._next_months_at:
+            return
+        async with transaction(self._pool) as connection:
+            await connection.execute("SELECT make_month_partitions()")
+        key = self._key = self._key or await load_key(self._pool, self._setting)
+        erased = _PAST_ERASURES
+        while erased == _PAST_ERASURES:
             async with transaction(self._pool) as connection:
-                await connection.execute("SELECT make_month_partitions()")
-            self._next_months_at = now + DAY_US
+                erased = await erase_past(connection, key, self._policies, now, _PAST_ERASURES)
+        self._next_months_at = now + DAY_US

@@ -41,3 +41,6 @@ CREATE TABLE erasures (
 ) WITH (fillfactor = 75, autovacuum_vacuum_scale_factor = 0.05);
 CREATE INDEX erasures_due ON erasures (store, next_attempt_at) WHERE done_at IS NULL;
 CREATE INDEX erasures_lead ON erasures (lead_id, decided_at);
+
+-- Finds leads that were erased before this table existed: intake removes what is left of them at its next start.
+CREATE INDEX leads_erased ON leads (lead_id) WHERE erased_at IS NOT NULL;

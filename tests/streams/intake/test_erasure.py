@@ -187,6 +187,23 @@ async def test_workers_that_meet_at_an_erasure_leave_nothing_behind(
         assert await found(pool, word) == {}, turn
 
 
+async def test_a_lead_that_an_earlier_version_erased_loses_what_was_kept(
+    pool: asyncpg.Pool, feed: Feed, unique: str
+) -> None:
+    word = f"{CANARY}{unique}"
+    who = {"email": f"{word}@example.com"}
+    await put(intake(pool, max_ahead_s=10**9), feed("lead_updated", 0, **who), feed("lead_erased", 1, **who))
+    lead_id = await pool.fetchval("SELECT lead_id FROM leads WHERE tenant = $1", unique)
+    await pool.execute("DELETE FROM suppressions WHERE tenant = $1", unique)
+    await pool.execute("DELETE FROM erasures WHERE tenant = $1", unique)
+    await pool.execute("INSERT INTO identities VALUES ($1, 'email', $2, $3)", unique, who["email"], lead_id)
+    await pool.execute("UPDATE lead_history SET changes = $2 WHERE tenant = $1 AND version = 1", unique, f'"{word}"')
+
+    assert reasons(await put(intake(pool, max_ahead_s=10**9), feed("lead_updated", 2, **who))) == ["suppressed"]
+
+    assert await found(pool, word) == {}
+
+
 async def test_another_key_than_the_one_of_the_list_is_refused(pool: asyncpg.Pool, feed: Feed) -> None:
     key = await load_key(pool, "")
     identity = ("acme", "email", "ada@example.com")
