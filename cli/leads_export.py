@@ -93,6 +93,7 @@ def export(
     tenant: Annotated[str, typer.Option(help="The tenant, when several tenants have the identifier.")] = "",
     out: Annotated[str, typer.Option(help="File to write; - for standard output. Default: lead-<lead_id>.json.")] = "",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the file's name and its counts as JSON.")] = False,
 ) -> None:
     """Write everything that is known of a person to one JSON file, readable by its owner only.
 
@@ -118,7 +119,11 @@ def export(
     except OSError as error:
         typer.echo(f"{path} cannot be written: {error.strerror}", err=True)
         raise typer.Exit(1) from None
-    typer.echo(f"{path}: {len(document['history'])} versions, {len(document['events'])} events.")
+    counts = {"versions": len(document["history"]), "events": len(document["events"])}
+    if as_json:
+        print(orjson.dumps({"file": str(path), "lead_id": document["lead_id"], **counts}).decode())
+    else:
+        print(f"{path}: {counts['versions']} versions, {counts['events']} events.")
 
 
 def _write(path: Path, text: bytes, *, force: bool) -> None:

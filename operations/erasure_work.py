@@ -42,7 +42,8 @@ UPDATE messages_sent m SET state = 'skipped', last_error = 'erased', request = N
 """  # noqa: S608 - constants of this module
 _ADD_CRMS = """
 INSERT INTO erasures (store, lead_id, tenant, event_id, version, erased_at, decided_at, next_attempt_at)
-SELECT 'crm-' || s.destination, s.lead_id, $2, $3, $4, $5, $6, $6 FROM crm_sync s
+SELECT 'crm-' || s.destination, s.lead_id, $2::text, $3::text, $4::bigint, $5::timestamptz, $6::timestamptz,
+       $6::timestamptz FROM crm_sync s
 WHERE s.lead_id = ANY($1::uuid[]) AND (s.remote_id <> '' OR s.wanted_version > s.synced_version)
 ON CONFLICT (store, lead_id) DO UPDATE SET event_id = excluded.event_id, version = excluded.version,
     erased_at = excluded.erased_at, decided_at = excluded.decided_at, done_at = NULL, detail = ''

@@ -28,7 +28,8 @@ RETURNING kind, value
 """
 _SUPPRESS = """
 INSERT INTO suppressions AS s (tenant, hash, kind, lead_id, event_id, erased_at)
-SELECT $1, hash, kind, $4, $5, $6 FROM unnest($2::bytea[], $3::text[]) AS w (hash, kind) ORDER BY hash
+SELECT $1::text, hash, kind, $4::uuid, $5::text, $6::timestamptz
+FROM unnest($2::bytea[], $3::text[]) AS w (hash, kind) ORDER BY hash
 ON CONFLICT (tenant, hash) DO UPDATE SET kind = excluded.kind, lead_id = excluded.lead_id,
     event_id = excluded.event_id, erased_at = GREATEST(s.erased_at, excluded.erased_at), lifted_at = NULL
 """
@@ -56,7 +57,8 @@ UPDATE merge_reviews SET value = $4, closed_at = COALESCE(closed_at, $5) WHERE l
 """
 _RECORD = """
 INSERT INTO erasures AS e (store, lead_id, tenant, event_id, version, erased_at, decided_at, done_at, next_attempt_at)
-SELECT store, $2, $3, $4, $5, $6, $7, CASE WHEN store = $8 THEN $7 END, $7 FROM unnest($1::text[]) AS store
+SELECT store, $2::uuid, $3::text, $4::text, $5::bigint, $6::timestamptz, $7::timestamptz,
+       CASE WHEN store = $8::text THEN $7::timestamptz END, $7::timestamptz FROM unnest($1::text[]) AS store
 ON CONFLICT (store, lead_id) DO UPDATE SET event_id = excluded.event_id, version = excluded.version,
     erased_at = GREATEST(e.erased_at, excluded.erased_at), decided_at = excluded.decided_at, done_at = excluded.done_at,
     detail = '', attempts = 0, last_error = '', next_attempt_at = excluded.next_attempt_at, claimed_until = '-infinity'
