@@ -34,9 +34,12 @@ ON CONFLICT (tenant, hash) DO UPDATE SET kind = excluded.kind, lead_id = exclude
     event_id = excluded.event_id, erased_at = GREATEST(s.erased_at, excluded.erased_at), lifted_at = NULL
 """
 _FORGET_UNTIL = (
+    # At most 10,000 versions, so that no lead holds intake up; operations/erasure_work.py forgets further ones.
     """
-    UPDATE lead_history SET changes = '{}', context = NULL
-    WHERE lead_id = ANY($1::uuid[]) AND occurred_at <= $2 AND (changes <> '{}' OR context IS NOT NULL)
+    UPDATE lead_history h SET changes = '{}', context = NULL
+    FROM (SELECT lead_id, version, month FROM lead_history WHERE lead_id = ANY($1::uuid[]) AND occurred_at <= $2
+          AND (changes <> '{}' OR context IS NOT NULL) LIMIT 10000) AS w
+    WHERE h.lead_id = w.lead_id AND h.version = w.version AND h.month = w.month
     """,
     """
     UPDATE leads SET attributes = '{}', provenance = '{}', email = NULL, status = NULL, owner = NULL, region = NULL,
