@@ -33,6 +33,11 @@ FROM unnest($2::bytea[], $3::text[]) AS w (hash, kind) ORDER BY hash
 ON CONFLICT (tenant, hash) DO UPDATE SET kind = excluded.kind, lead_id = excluded.lead_id,
     event_id = excluded.event_id, erased_at = GREATEST(s.erased_at, excluded.erased_at), lifted_at = NULL
 """
+# Of a lead that was erased before: what its identities said until now is refused, too.
+_SUPPRESS_LONGER = """
+UPDATE suppressions SET erased_at = $2, event_id = $3
+WHERE lead_id = ANY($1::uuid[]) AND erased_at < $2 AND lifted_at IS NULL
+"""
 _FORGET_UNTIL = (
     # At most 10,000 versions, so that no lead holds intake up; operations/erasure_work.py forgets further ones.
     """
@@ -144,6 +149,7 @@ async def _erase(connection: asyncpg.Connection, key: SuppressionKey, erasure: E
         kinds = [row[0] for row in taken]
         values = (erasure.tenant, hashes, kinds, erasure.lead_id, erasure.event_id, erasure.erased_at)
         await connection.execute(_SUPPRESS, *values)
+        await connection.execute(_SUPPRESS_LONGER, own, erasure.erased_at, erasure.event_id)
     for statement in _FORGET_UNTIL:
         await connection.execute(statement, own, erasure.erased_at)
     await connection.execute(_FORGET_MERGES, own)
