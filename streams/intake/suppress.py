@@ -124,12 +124,14 @@ def erased_owners(
 ) -> dict[Identity, str]:
     """Return the erased lead of one identity of each erasure that is about no other lead: it is recorded there."""
     found: dict[Identity, str] = {}
+    others: set[Identity] = set(admitted.lifted)  # identities of a lead that this batch makes
     for event in events:
-        if event.type.name != ERASURE or any(identity in owners for identity in event.identities):
-            continue
-        suppressed = (i for i in event.identities if i in known and i not in admitted.lifted)
-        if (first := next(suppressed, None)) is not None and known[first].lifted_at is None:
-            found[first] = known[first].lead_id
+        if event.type.name != ERASURE:
+            others.update(event.identities)
+        elif not any(identity in owners or identity in others for identity in event.identities):
+            first = next((i for i in event.identities if i in known and known[i].lifted_at is None), None)
+            if first is not None:
+                found[first] = known[first].lead_id
     return found
 
 

@@ -68,7 +68,9 @@ async def test_any_batching_and_any_redelivery_erase_the_same(data: st.DataObjec
 
 def check(store: MemoryStore, events: Sequence[Event]) -> None:
     tables = store.tables
-    assert not {i for i, each in tables.suppressions.items() if each.lifted_at is None} & tables.identities.keys()
+    # A weak identity can be bound again, by somebody who has a strong one.
+    suppressed = {i for i, each in tables.suppressions.items() if each.lifted_at is None and i[1] == "email"}
+    assert not suppressed & tables.identities.keys()
     for email, at in erasures(events).items():
         person = email[1]
         texts = [lead.attributes for lead in tables.leads.values()] + [
