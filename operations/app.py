@@ -20,12 +20,13 @@ from infra.retry import Backoff, Retry
 from infra.runtime import Stop, log, run_together
 from infra.settings import Settings
 from operations.erasure_clickhouse import LEADS, ClickHouseErasure
-from operations.erasure_table import ErasureRow, ErasuresTable
+from operations.erasure_table import ErasureRow, ErasuresTable, measure_open
 from operations.erasure_work import WorkErasure
 from operations.maintenance import STAGE, clean
 from schemas.codec import Codec
 
 _EVERY_S = 86_400.0
+_MEASURE_S = 60.0
 _CONNECTIONS = 8  # of Postgres: the daily job; for each store a listener, a claim, a worker
 _LEASE_S = 300.0  # longer than a mutation of a large table
 _BACKOFF = Backoff(1.0, 300.0)
@@ -49,7 +50,7 @@ async def main(settings: Settings, stop: Stop) -> None:
                 _follower(settings, stop, ErasuresTable(pool, store, lease_s=_LEASE_S), handle, size, deliverer)
                 for store, (handle, size) in followers.items()
             ]
-            await run_together(_daily(settings, stop, pool), *(work.run(stop) for work in works))
+            await run_together(_daily(settings, stop, pool), _measure(stop, pool), *(work.run(stop) for work in works))
     finally:
         await deliverer.close()
         await close(pool)
@@ -61,6 +62,13 @@ async def _daily(settings: Settings, stop: Stop, pool: asyncpg.Pool) -> None:
         deleted = await retry.until_available(partial(clean, pool, settings.dedupe_days))
         log(STAGE).info("cleaned", extra={"fields": dict(deleted)})
         await stop.wait(_EVERY_S)
+
+
+async def _measure(stop: Stop, pool: asyncpg.Pool) -> None:
+    retry = Retry(STAGE, stop.status)
+    while not stop.requested:
+        await retry.until_available(partial(measure_open, pool))
+        await stop.wait(_MEASURE_S)
 
 
 def _follower(

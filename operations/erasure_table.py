@@ -11,6 +11,7 @@ from typing import Any
 
 import asyncpg
 
+from infra import metrics
 from infra.clock import Clock, now_us
 from infra.postgres.leased_rows import ClaimedRow, Done, Lease, Subject
 from infra.postgres.leased_table import LeasedTable, WorkColumns
@@ -35,6 +36,25 @@ FROM unnest($3::uuid[], $4::text[]) AS d (lead_id, detail)
 WHERE e.store = $1 AND e.lead_id = ANY(ARRAY(SELECT lead_id FROM ours)) AND e.lead_id = d.lead_id
 RETURNING e.lead_id::text
 """
+
+
+_OPEN = """
+SELECT store, extract(epoch FROM now() - min(decided_at) FILTER (WHERE done_at IS NULL))::float8 AS age
+FROM erasures WHERE done_at IS NULL OR done_at > now() - interval '1 hour' GROUP BY store
+"""
+
+
+async def measure_open(pool: asyncpg.Pool) -> None:
+    """Set the metric of open erasures.
+
+    Raises:
+        DependencyUnavailable: Postgres is unavailable.
+
+    """
+    async with connection(pool) as postgres:
+        rows = await postgres.fetch(_OPEN)
+    for store, age in rows:
+        metrics.ERASURE_OPEN.labels(store).set(age or 0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

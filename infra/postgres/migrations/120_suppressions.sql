@@ -40,6 +40,7 @@ CREATE TABLE erasures (
     PRIMARY KEY (store, lead_id)
 ) WITH (fillfactor = 75, autovacuum_vacuum_scale_factor = 0.05);
 CREATE INDEX erasures_due ON erasures (store, next_attempt_at) WHERE done_at IS NULL;
+CREATE INDEX erasures_done ON erasures (done_at);
 CREATE INDEX erasures_lead ON erasures (lead_id, decided_at);
 
 -- Finds leads that were erased before this table existed: intake removes what is left of them at its next start.
