@@ -40,6 +40,9 @@ CONTENTION = Counter(
     "Transactions that were rolled back because another worker wrote the same rows.",
     ["stage", "what"],
 )
+ERASURE_OPEN = Gauge(
+    "leadstream_erasure_open_seconds", "Age of the oldest erasure that a store has not completed; 0: none.", ["store"]
+)
 # path is a route's template, such as /v1/schemas/{type}, or "other": a label never has a value from a request.
 HTTP_REQUESTS = Counter("leadstream_http_requests", "Requests to the API.", ["path", "status"])
 HTTP_EVENTS = Counter("leadstream_http_events", "Events sent to the API, by result.", ["status"])

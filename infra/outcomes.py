@@ -29,6 +29,7 @@ class Reason(StrEnum):
     EVENT_ID_REUSED = "event_id_reused"  # another event of the tenant has this event_id
     UNKNOWN_TENANT = "unknown_tenant"  # the installation is closed, and the tenant has no file
     TENANT_INVALID = "tenant_invalid"  # the tenant's file is invalid: replay the record when it is corrected
+    SUPPRESSED = "suppressed"  # about an erased person, said before the erasure or without the person's new consent
     # dead at a destination
     REJECTED = "rejected"  # the destination rejects it permanently
     EXPIRED = "expired"  # not delivered within its time limit, or too old for a campaign

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from pydantic import Field, SecretStr, field_validator
 
 from infra.kafka_settings import KafkaSettings
 
 _MB = 1 << 20
+_KEY_CHARACTERS = 32
 # Of memory_mb: at most five batches are in memory, and a record as Python objects is several times larger.
 _BATCH_SHARE = 32
 
@@ -50,6 +51,11 @@ class WorkerSettings(KafkaSettings):
         le=3650,
         description="Days after its acceptance in which an event that is sent again is a duplicate.",
     )
+    suppression_key: SecretStr = Field(
+        SecretStr(""),
+        description="Key of the hashes of erased identities, at least 32 random characters. Never change or lose it: "
+        "without it, erased people are not recognised any more. Empty: a key that is made once and kept in Postgres.",
+    )
     max_event_bytes: int = Field(
         262_144,
         ge=1024,
@@ -69,3 +75,10 @@ class WorkerSettings(KafkaSettings):
     def batch_bytes(self) -> int:
         """Maximum bytes of a batch's records, and of the records about one transaction."""
         return self.memory_mb * _MB // _BATCH_SHARE
+
+    @field_validator("suppression_key")
+    @classmethod
+    def _check_suppression_key(cls, value: SecretStr) -> SecretStr:
+        if 0 < len(value.get_secret_value()) < _KEY_CHARACTERS:
+            raise ValueError(f"is too short: use at least {_KEY_CHARACTERS} random characters (openssl rand -hex 32)")
+        return value

@@ -113,6 +113,18 @@ class ContactsApi:
                 self._stats["archived"] += 1
         return Response(status_code=204)
 
+    def gdpr_delete(self, key: str, unique_property: str) -> Response:
+        """Delete a contact for good; 404 when there is none. By e-mail address, the address is blocked instead."""
+        found = self._contacts.find(key, unique_property)
+        if not found:
+            if unique_property == "email":
+                return Response(status_code=204)
+            return error_response(404, "OBJECT_NOT_FOUND", "resource not found")
+        self._contacts.remove(found)
+        self._contacts.forget(found)
+        self._stats["gdpr_deletes"] += 1
+        return Response(status_code=204)
+
     def merge(self, primary: str, merged: str) -> Response:
         """Merge two contacts: the values of ``primary`` win. From then on the id ``merged`` also finds ``primary``.
 

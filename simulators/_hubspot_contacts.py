@@ -26,6 +26,7 @@ class Contacts:
     """
 
     def __init__(self, file: Path) -> None:
+        self._path = file
         self.by_id: dict[str, Contact] = {}
         self.merged: dict[str, str] = {}
         self._ids: dict[str, dict[str, str]] = {name: {} for name in UNIQUE}  # property -> value -> contact id
@@ -94,6 +95,22 @@ class Contacts:
         if survivor:
             self.merged[contact_id] = survivor
             self._changes.setdefault("merged", {})[contact_id] = survivor
+
+    def forget(self, contact_id: str) -> None:
+        """Remove what the file has about a contact that is removed for good: the file is written anew without it."""
+        self.flush()
+        gone = {contact_id, *(merged for merged, survivor in self.merged.items() if survivor == contact_id)}
+        kept = []
+        for line in self._path.read_bytes().splitlines():
+            changes = orjson.loads(line) if line else {}
+            if "set" in changes:
+                changes["set"] = {key: {} if key in gone else own for key, own in changes["set"].items()}
+            kept.append(orjson.dumps(changes))
+        temporary = self._path.with_suffix(".new")
+        temporary.write_bytes(b"\n".join(kept) + b"\n")
+        self._file.close()
+        temporary.replace(self._path)
+        self._file = self._path.open("ab", buffering=0)
 
     def _set(self, contact_id: str, properties: Contact) -> None:
         contact = self.by_id.setdefault(contact_id, {})

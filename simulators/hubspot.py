@@ -7,6 +7,7 @@ in these points:
   on every input, errors are per input (status 207); otherwise one wrong input fails the batch and nothing is written.
 - E-mail addresses, also additional ones, and unique properties are unique. ``new`` is true if an upsert created the
   contact. After a merge the id of the merged contact finds the surviving one, and its address is an additional one.
+- GDPR delete (by id, or by e-mail address) removes a contact for good: 204, or 404 for an unknown id.
 - A private app has 190 calls in any 10 seconds and 650,000 calls a day. The bodies and headers of 401 and 429.
 
 Endpoints for tests, under ``/_simulator``, without token and limits: ``GET stats``; ``POST faults`` with
@@ -43,7 +44,9 @@ class HubSpotAccount:
     """A HubSpot account: its contacts, its limits, the faults that tests set, and its counters."""
 
     def __init__(self, state: Path, clock: Callable[[], float], seed: int) -> None:
-        self.stats = dict.fromkeys(("calls", "creates", "updates", "archived", "merges", "rejected", "limited"), 0)
+        self.stats = dict.fromkeys(
+            ("calls", "creates", "updates", "archived", "gdpr_deletes", "merges", "rejected", "limited"), 0
+        )
         self.contacts = Contacts(state / "hubspot.jsonl")
         self.api = ContactsApi(self.contacts, self.stats)
         self._faults = HttpFaults(seed)
@@ -152,6 +155,7 @@ def app(state: Path, *, clock: Callable[[], float] = time.monotonic, seed: int =
             route(f"{base}/batch/update", "POST", lambda _, body: api.update(body["inputs"])),
             route(f"{base}/batch/read", "POST", lambda _, b: api.read(b["inputs"], b.get("idProperty", ""))),
             route(f"{base}/batch/archive", "POST", lambda _, body: api.archive(body["inputs"])),
+            route(f"{base}/gdpr-delete", "POST", lambda _, b: api.gdpr_delete(b["objectId"], b.get("idProperty", ""))),
             route(f"{base}/merge", "POST", lambda _, b: api.merge(b["primaryObjectId"], b["objectIdToMerge"])),
             route(base, "GET", page),
             route(f"{base}/{{id}}", "GET", get),

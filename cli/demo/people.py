@@ -55,6 +55,7 @@ class _Person:
     stage: int = 0  # 0 anonymous, 1 with an e-mail address, 2 customer
     devices: int = 1
     wants_mail: bool = False
+    erased: bool = False
 
     def identifiers(self) -> Json:
         """Return the identifiers of the person's next event; the later the stage, the more."""
@@ -112,6 +113,9 @@ class People:
                 burst = [self._rng.choice(self._people)] * self._rng.randrange(20, 60)
             person = burst.pop() if burst else self._rng.choice(self._people)
             event = self._event(index, person)
+            if person.erased:  # another person follows: further events of an erased one would be refused
+                slot = person.number % len(self._people)
+                self._people[slot], burst = self._person(person.number + len(self._people)), []
             events.append(event)
             yield event
 
@@ -215,6 +219,7 @@ class People:
         erased, withdrawn = kind == "lead_erased", own.get("status") == "withdrawn"
         if (person.wants_mail and (erased or withdrawn)) or (person.http and erased):
             return "page_viewed", page
+        person.erased = erased
         return kind, dict(own)
 
     def _malformed(self, index: int) -> DemoRecord:

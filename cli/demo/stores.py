@@ -108,6 +108,8 @@ class StoreReader:
                    (SELECT count(*) FROM lead_history WHERE tenant = $1 AND source LIKE $2) AS own_events,
                    (SELECT count(*) FROM leads WHERE tenant = $1 AND merged_into IS NULL) AS leads,
                    (SELECT count(*) FROM leads WHERE tenant = $1 AND merged_into IS NOT NULL) AS merged,
+                   (SELECT count(*) FROM leads WHERE tenant = $1 AND merged_into IS NULL AND erased_at IS NOT NULL
+                    AND attributes = '{}') AS erased,
                    (SELECT count(*) FROM messages_sent WHERE tenant = $1 AND state = 'sent') AS messages_sent,
                    (SELECT count(DISTINCT coalesce(a.lead_id, h.lead_id))
                     FROM lead_history h LEFT JOIN lead_aliases a ON a.alias_id = h.lead_id
@@ -138,6 +140,7 @@ class StoreReader:
                    (SELECT countIf(event_id NOT LIKE 'demo-%') FROM outcomes
                     WHERE tenant = {{t:String}} AND stage = 'intake' AND what = 'duplicate') AS own_duplicates,
                    (SELECT count() FROM dead_letters WHERE stage = 'intake' AND topic = '{_TOPIC}'
+                    AND reason != 'suppressed' -- answers about leads that were erased in the meantime
                     AND offset >= CAST(map({start.replace(":", ",")}), 'Map(Int32, Int64)')[partition]) AS dead
             """,  # noqa: S608 - only integers are inserted
             t=self._tenant,

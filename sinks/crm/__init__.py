@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 from pydantic import Field
 
@@ -32,6 +32,11 @@ class SyncConfig(WorkConfig):
         le=3600,
         description="Length of a lease on claimed leads, in seconds. A call is cancelled after half of it. After a "
         "crash, the leads can be claimed again when it ends.",
+    )
+    erasure: Literal["delete", "anonymise"] = Field(
+        "delete",
+        description="What happens to the record of an erased lead. delete: it is deleted for good, with its history. "
+        "anonymise: the mapped fields are cleared; the record stays, and so does its history in the CRM.",
     )
     backoff_s: float = Field(
         0.5, gt=0, le=60, description="Mean wait after a lead's first failure, in seconds; doubles with each failure."
@@ -108,6 +113,7 @@ class Connector(Protocol):
 
     name: str
     batch_max: int
+    erases: bool  # whether :meth:`erase` is called for an erased lead; otherwise its fields are cleared
 
     async def ready(self) -> None:
         """Wait until the CRM's rate limit allows a call."""
@@ -137,6 +143,15 @@ class Connector(Protocol):
 
         Returns:
             One result for each lead, in the same order.
+
+        """
+        ...
+
+    async def erase(self, leads: Sequence[RetiredLead]) -> Sequence[SyncResult]:
+        """Delete the records of up to ``batch_max`` erased leads for good, with their history. Never raises.
+
+        Returns:
+            One result for each lead, in the same order. A lead without a record is a success.
 
         """
         ...

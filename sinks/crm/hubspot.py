@@ -28,6 +28,7 @@ from infra.errors import Verdict
 from infra.http import Bucket, Unreachable, send
 from infra.outcomes import Reason
 from sinks.crm import RetiredLead, Snapshot, SyncConfig, Synced, SyncFailed, SyncResult
+from sinks.crm.hubspot_erasure import erase
 from sinks.crm.hubspot_replies import (
     ID_PROPERTY,
     NO_RESULT,
@@ -53,8 +54,8 @@ class Config(SyncConfig):
 
 
 # Lead field -> contact property. A field without a value is not sent: a HubSpot user may have filled it in. It is sent
-# as "", which clears it, if it had a value before, and for an erased lead. Only HubSpot's GDPR delete also removes the
-# property's history.
+# as "", which clears it, if it had a value before, and for an erased lead with later values. Only HubSpot's GDPR delete
+# also removes the property's history.
 PROPERTIES = {
     "email": "email",
     "phone": "phone",
@@ -95,6 +96,7 @@ class HubSpot:
         self._config = config
         self._http = http
         self._bucket = bucket
+        self.erases = config.erasure == "delete"
         self._headers = {"authorization": f"Bearer {config.token.get_secret_value()}"}
 
     async def ready(self) -> None:
@@ -210,6 +212,10 @@ class HubSpot:
                 results[lead.lead_id] = result
                 survivors[lead.survivor_id] = result.remote_id or survivors[lead.survivor_id]
         return [results.get(lead.lead_id, Synced()) for lead in leads]
+
+    async def erase(self, leads: Sequence[RetiredLead]) -> Sequence[SyncResult]:
+        """Delete contacts by HubSpot's GDPR delete: see :mod:`sinks.crm.hubspot_erasure`."""
+        return await erase(leads, self._read, self._post)
 
     async def _merge(self, loser: str, survivor_id: str, survivor: str) -> SyncResult:
         """Merge the contact ``loser`` into ``survivor``; if that is "", make it the contact of ``survivor_id``."""

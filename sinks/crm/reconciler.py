@@ -11,6 +11,7 @@ Guarantees, in addition to those of the engine (:mod:`infra.postgres.leased`):
 - A call's snapshots have at most ``max_bytes`` bytes as JSON, or one lead more. The rows above that are released.
 - A lead that the CRM rejects is parked until a newer version is wanted. So is a lead in conflict with the record of
   another lead, unless that record is going to change; it is also due when that other lead is written or retired.
+- The record of an erased lead without later values is deleted for good (``erasure`` of the CRM's settings).
 - Records of merged or deleted leads are retired *before* their survivors are written: the survivor may have the merged
   lead's e-mail address, and a CRM may require it to be unique.
 
@@ -33,8 +34,9 @@ from infra.runtime import log
 from sinks.crm import Connector, RetiredLead, Snapshot, SyncFailed, SyncResult
 from sinks.crm.conflicts import conflict, uuids
 from sinks.crm.fingerprints import Fingerprint, fingerprint
-from sinks.crm.sync_table import CanonicalLead, CrmSyncTable, Owner, RecordRetired, RecordWritten, SyncRow
+from sinks.crm.sync_table import CanonicalLead, CrmSyncTable, Owner, RecordErased, RecordRetired, RecordWritten, SyncRow
 
+PURPOSE = "crm"  # of the consent without which a lead is not written; its record stays as it is
 _DEFER_S = 0.1  # delay of a survivor whose merged lead is leased by another worker
 _MAX_BYTES = 4 << 20  # of the snapshots of a call, as JSON
 
@@ -51,9 +53,11 @@ class _Plan:
     version than the wanted one, which is a defect. ``foreign``: the lead is another tenant's than the request claims.
     """
 
+    erase: list[tuple[SyncRow, RetiredLead, int]] = field(default_factory=list)  # with the lead's version
     retire: list[tuple[SyncRow, RetiredLead]] = field(default_factory=list)
     upsert: list[tuple[SyncRow, Snapshot]] = field(default_factory=list)
     unchanged: list[tuple[SyncRow, Snapshot]] = field(default_factory=list)
+    withdrawn: list[tuple[SyncRow, int]] = field(default_factory=list)  # with the lead's version
     deferred: list[SyncRow] = field(default_factory=list)
     postponed: list[SyncRow] = field(default_factory=list)
     outdated: list[SyncRow] = field(default_factory=list)
@@ -83,6 +87,8 @@ class Reconciler:
         settled += [(row, Released(_DEFER_S)) for row in plan.deferred]
         settled += [(row, Released()) for row in plan.postponed]
         settled += [(row, _unchanged(row, snapshot)) for row, snapshot in plan.unchanged]
+        settled += [(row, _withdrawn(row, version)) for row, version in plan.withdrawn]
+        settled += await self._erase(plan, lease.deadline)
         settled += await self._retire(plan, lease.deadline)
         if self._pause.active:
             return settled + [(row, Released()) for row, _ in plan.upsert]
@@ -97,6 +103,8 @@ class Reconciler:
                 plan.retire.append((row, RetiredLead(row.key, row.remote_id)))
             elif lead.tenant not in ("", row.tenant):
                 plan.foreign.append(row)
+            elif self._crm.erases and _is_erased(lead) and lead.version >= row.wanted:
+                plan.erase.append((row, RetiredLead(row.key, row.remote_id), lead.version))
             elif lead.survivor_id:
                 plan.retire.append((row, _merged(row, lead.survivor_id, lead.survivor_remote_id)))
             elif lead.version < row.wanted:
@@ -105,6 +113,8 @@ class Reconciler:
                 plan.outdated.append(row)
             elif lead.attributes is None:
                 plan.postponed.append(row)
+            elif lead.attributes.get("consent", {}).get(PURPOSE) == "withdrawn":
+                plan.withdrawn.append((row, lead.version))
             else:
                 plan.upsert.append((row, _snapshot(row, lead, lead.attributes)))
         await self._add_losers(lease, plan)
@@ -139,6 +149,19 @@ class Reconciler:
 
     def _fingerprint(self, snapshot: Snapshot) -> Fingerprint:
         return fingerprint(snapshot.lead_id, self._crm.properties(snapshot))
+
+    async def _erase(self, plan: _Plan, deadline: float) -> _Settled:
+        settled: _Settled = []
+        for start in range(0, len(plan.erase), self._crm.batch_max):
+            part = plan.erase[start : start + self._crm.batch_max]
+            results = await self._call(self._crm.erase, [lead for _, lead, _ in part], deadline)
+            for (row, _, version), result in zip(part, results, strict=True):
+                if isinstance(result, SyncFailed):
+                    settled.append((row, _failure(result, version)))
+                else:
+                    erased = RecordErased("record deleted" if row.remote_id else "no record known")
+                    settled.append((row, Done(What.SYNCED, detail="erased", version=version, value=erased)))
+        return settled
 
     async def _retire(self, plan: _Plan, deadline: float) -> _Settled:
         settled: _Settled = []
@@ -214,8 +237,18 @@ def _failure(failed: SyncFailed, version: int) -> Parked | Released:
     return Parked(failed.reason, failed.detail, until=until, version=version)
 
 
+def _is_erased(lead: CanonicalLead) -> bool:
+    """Return whether nothing is left of a lead: it has no later values, or is a part of a lead that was erased."""
+    return lead.erased and (bool(lead.survivor_id) or lead.attributes == {})
+
+
 def _unchanged(row: SyncRow, snapshot: Snapshot) -> Done:
     return Done(None, version=snapshot.version, value=RecordWritten(row.remote_id, row.sent))
+
+
+def _withdrawn(row: SyncRow, version: int) -> Done:
+    written = RecordWritten(row.remote_id, row.sent)
+    return Done(What.SKIPPED, Reason.NO_CONSENT, f"consent {PURPOSE} is withdrawn", version=version, value=written)
 
 
 def _merged(row: SyncRow, survivor_id: str, survivor_remote_id: str) -> RetiredLead:

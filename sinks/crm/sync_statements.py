@@ -70,6 +70,29 @@ FROM unnest($4::uuid[], $5::bigint[], $6::text[], $7::text[]) AS d(lead_id, vers
 WHERE s.destination = $1 AND s.lead_id = ANY($4::uuid[]) AND s.lead_id = d.lead_id
 """
 
+# The CRM has nothing about the lead any more: neither its record's id nor what was sent is kept.
+ERASED = """
+UPDATE crm_sync s SET
+    synced_version = GREATEST(s.synced_version, d.version), wanted_version = GREATEST(s.wanted_version, d.version),
+    remote_id = '', sent = NULL, attempts = 0, last_error = '', detail = '', conflict_lead = NULL, synced_at = $2,
+    next_attempt_at = CASE WHEN s.next_attempt_at > $2 THEN $2 ELSE s.next_attempt_at END,
+    claimed_until = CASE WHEN s.claimed_until = $3 THEN '-infinity' ELSE s.claimed_until END
+FROM unnest($4::uuid[], $5::text[], $6::bigint[], $7::text[]) AS d(lead_id, tenant, version, detail)
+WHERE s.destination = $1 AND s.lead_id = ANY($4::uuid[]) AND s.lead_id = d.lead_id
+"""
+
+# The proof for `leadstream erase`. A row is there already if operations/erasure_work.py came first.
+RECORD_ERASED = """
+INSERT INTO erasures AS e (store, lead_id, tenant, event_id, version, erased_at, decided_at, done_at, detail,
+                           next_attempt_at)
+SELECT $1, d.lead_id, d.tenant, COALESCE(own.event_id, ''), d.version, COALESCE(l.erased_at, $2),
+       COALESCE(own.decided_at, $2), $2, d.detail, $2
+FROM unnest($3::uuid[], $4::text[], $5::bigint[], $6::text[]) AS d(lead_id, tenant, version, detail)
+LEFT JOIN leads l ON l.lead_id = d.lead_id LEFT JOIN erasures own ON own.store = 'leads' AND own.lead_id = d.lead_id
+ORDER BY d.lead_id
+ON CONFLICT (store, lead_id) DO UPDATE SET done_at = excluded.done_at, detail = excluded.detail
+"""
+
 # d.version: the version that was sent. wanted_version becomes at least d.version, so that a request for d.version that
 # is still in Kafka is not new and does not end the parking. A rejected row ('infinity') is due at once if a newer
 # version was wanted during the call.

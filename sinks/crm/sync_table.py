@@ -110,6 +110,13 @@ class RecordRetired:
     survivors: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class RecordErased:
+    """The CRM no longer has anything about the erased lead. ``detail``: what was done."""
+
+    detail: str
+
+
 class CrmSyncTable(LeasedTable[SyncRow]):
     """The rows of one destination, such as hubspot."""
 
@@ -176,13 +183,16 @@ class CrmSyncTable(LeasedTable[SyncRow]):
         return {str(row["lead_id"]): Owner(row["tenant"], row["unsettled"]) for row in rows}
 
     async def finish(self, lease: Lease[SyncRow], done: Sequence[tuple[SyncRow, Done]]) -> Collection[str]:
-        """Delete the rows of :class:`RecordRetired`, and store the synced version of :class:`RecordWritten`.
+        """Delete the rows of :class:`RecordRetired`, and store the version of RecordWritten and RecordErased.
 
         Synced versions are stored even if the lease was lost, since they never decrease. So every key is returned.
         """
         retired = [(row, d.value) for row, d in done if isinstance(d.value, RecordRetired)]
         written = [(row.key, d.version, d.value) for row, d in done if isinstance(d.value, RecordWritten)]
         survivors = {survivor: remote_id for _, r in retired for survivor, remote_id in r.survivors.items()}
+        erased = {
+            row.key: (row.tenant, d.version, d.value.detail) for row, d in done if isinstance(d.value, RecordErased)
+        }
         keys = [row.key for row, _ in done]
         changed = [row.key for row, d in done if d.what]
         async with self._locked([*survivors, *keys]) as postgres:
@@ -195,6 +205,10 @@ class CrmSyncTable(LeasedTable[SyncRow]):
             if written:
                 columns = _columns([(key, version, v.remote_id, _json(v.sent)) for key, version, v in written], 4)
                 await postgres.execute(statements.SYNCED, self._scope, self._clock(), lease.until, *columns)
+            if erased:
+                columns = _columns([(key, *each) for key, each in erased.items()], 4)
+                await postgres.execute(statements.ERASED, self._scope, self._clock(), lease.until, *columns)
+                await postgres.execute(statements.RECORD_ERASED, f"crm-{self._scope}", self._clock(), *columns)
             if changed:
                 await postgres.execute(statements.RELEASE_CONFLICTS, self._scope, self._clock(), changed)
         return keys

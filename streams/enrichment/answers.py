@@ -22,6 +22,9 @@ UNIDENTIFIED: Description = (
     Reason.NO_IDENTIFIER,
     "the lead has no value that a provider can look up",
 )
+ERASED: Description = (What.SKIPPED, Reason.ERASED, "the lead was erased after the request")
+PURPOSE = "enrichment"
+NOT_PERMITTED: Description = (What.SKIPPED, Reason.NO_CONSENT, f"consent {PURPOSE} is withdrawn")
 
 
 class EventRecords:
@@ -34,11 +37,14 @@ class EventRecords:
     def __init__(self, codec: Codec) -> None:
         self._encode = codec.encoder("enrichment_completed")
 
-    def build(self, about: Subject, lead: Mapping[str, Any], enrichment: Enrichment, traceparent: bytes) -> Output:
-        """Return the event with the data that ``enrichment.provider`` found about ``lead``."""
+    def build(
+        self, about: Subject, lead: Mapping[str, Any], enrichment: Enrichment, traceparent: bytes, asked_at: int
+    ) -> Output:
+        """Return the event with the data that ``enrichment.provider`` found about ``lead``, as it was ``asked_at``."""
         assert isinstance(enrichment.result, Found)  # noqa: S101 - for the type checker
         identifiers = identifiers_of(lead)
-        value = self._encode(completed_event(about, identifiers, enrichment, enrichment.result))
+        event = completed_event(about, identifiers, enrichment, enrichment.result, asked_at)
+        value = self._encode(event)
         key = f"{about.tenant}:{next(iter(identifiers.values()))}".encode()
         headers = [("traceparent", traceparent)] if traceparent else None
         return Output("leads.received", key, value, headers)
@@ -58,7 +64,7 @@ def identifiers_of(lead: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def completed_event(
-    about: Subject, identifiers: Mapping[str, Any], enrichment: Enrichment, found: Found
+    about: Subject, identifiers: Mapping[str, Any], enrichment: Enrichment, found: Found, asked_at: int
 ) -> dict[str, Any]:
     """Return the ``enrichment_completed`` event with the data that ``enrichment.provider`` found."""
     words = (about.tenant, about.lead_id, enrichment.provider, about.event_id)
@@ -75,8 +81,16 @@ def completed_event(
         "provider": enrichment.provider,
         "likelihood": found.likelihood,
         "request_event_id": about.event_id,
+        "asked_at": asked_at,
         **{name: value for name, value in found.fields.items() if name in FIELDS},
     }
+
+
+def obstacle_of(lead: Mapping[str, Any]) -> Description | None:
+    """Return why a lead is not looked up: it has no identifier, or the consent for it is withdrawn. None: it is."""
+    if not identifiers_of(lead):
+        return UNIDENTIFIED
+    return NOT_PERMITTED if lead["consent"].get(PURPOSE) == "withdrawn" else None
 
 
 def open_failure(enrichment: Enrichment | None) -> LookupFailed | None:

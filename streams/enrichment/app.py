@@ -27,6 +27,7 @@ from streams.enrichment.answers import EventRecords
 from streams.enrichment.budget import BudgetedProvider
 from streams.enrichment.cache import PostgresResultCache
 from streams.enrichment.enrich import TOPIC, EnrichmentHandler
+from streams.enrichment.erased import PostgresErasures
 from streams.enrichment.parking import Parking
 from streams.enrichment.providers import Provider, ProviderConfig
 from streams.enrichment.tenant_waterfalls import OpenedWaterfall, ProviderAccounts, TenantWaterfalls, problem
@@ -69,13 +70,14 @@ async def _run(
     deliverer: Deliverer,
 ) -> None:
     codec, wake = Codec(), asyncio.Event()
+    erasures = PostgresErasures(pool)
     table = EnrichmentWorkTable(pool, lease_s=config.lease_s, expire_us=config.expire_us)
     records = OutcomeRecords(STAGE, codec.encoder("outcome"))
     backoff = Backoff(config.backoff_s, config.backoff_max_s)
     work = LeasedWork(
         STAGE,
         table,
-        OpenRequests(waterfall, EventRecords(codec), deliverer.deliver).handle,
+        OpenRequests(waterfall, EventRecords(codec), deliverer.deliver, erasures=erasures).handle,
         limits=WorkLimits(
             in_flight=config.in_flight,
             ahead=config.in_flight,
@@ -96,7 +98,7 @@ async def _run(
         stop,
         group=STAGE,
         topic=TOPIC,
-        handler=EnrichmentHandler(waterfall, codec, Parking(table, wake), backoff),
+        handler=EnrichmentHandler(waterfall, codec, Parking(table, wake), backoff, erasures=erasures),
         deliverer=deliverer,
         max_inflight=MAX_INFLIGHT,
     )

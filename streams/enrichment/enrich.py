@@ -26,7 +26,15 @@ from infra.retry import Backoff
 from schemas.codec import Codec, DecodeError
 from schemas.lead import parse_lead
 from streams.enrichment import STAGE
-from streams.enrichment.answers import UNIDENTIFIED, EventRecords, describe, identifiers_of, open_failure
+from streams.enrichment.answers import (
+    ERASED,
+    Description,
+    EventRecords,
+    describe,
+    obstacle_of,
+    open_failure,
+)
+from streams.enrichment.erased import Erasures
 from streams.enrichment.parking import Parking
 from streams.enrichment.providers import Found, LookupFailed
 from streams.enrichment.waterfall import Enrichment, Lookups
@@ -58,17 +66,28 @@ class _Request:
     about: Subject
     lead: Mapping[str, Any]
     traceparent: bytes
+    asked_at: int  # when intake decided the version of the lead in it
 
 
 class EnrichmentHandler:
     """The handler of the enrichment stage, called by :class:`streams.faust.ordered.OrderedPipe`.
 
-    ``backoff``: of the first repetition of a failed request.
+    ``backoff``: of the first repetition of a failed request. Nothing is looked up about a lead that was erased since
+    the request, or whose person has withdrawn the consent ``enrichment``; an answer that comes after an erasure is not
+    published.
     """
 
     def __init__(
-        self, waterfall: Lookups, codec: Codec, parking: Parking, backoff: Backoff, *, clock: Clock = now_us
+        self,
+        waterfall: Lookups,
+        codec: Codec,
+        parking: Parking,
+        backoff: Backoff,
+        *,
+        erasures: Erasures,
+        clock: Clock = now_us,
     ) -> None:
+        self._erasures = erasures
         self._waterfall = waterfall
         self._codec = codec
         self._parking = parking
@@ -88,14 +107,14 @@ class EnrichmentHandler:
         if isinstance(request, Dead):
             metrics.OUTCOMES.labels(STAGE, What.DEAD.value, request.reason.value).inc()
             return [dead_letter(record, STAGE, request, DecodeError.__name__)]
-        if not identifiers_of(request.lead):
-            return [self._outcome(request.about, *UNIDENTIFIED)]
+        if obstacle := obstacle_of(request.lead) or await self._erased(request):
+            return [self._outcome(request.about, *obstacle)]
         enrichment = await self._waterfall.enrich(request.about.tenant, request.lead)
+        if erased := await self._erased(request):
+            return [self._outcome(request.about, *erased)]
         if failure := open_failure(enrichment):
             return await self._park(request, failure, describe(enrichment)[2])
-        if enrichment is None or not isinstance(enrichment.result, Found):
-            return [self._outcome(request.about, *describe(enrichment))]
-        return self._found(request, enrichment)
+        return self._answered(request, enrichment)
 
     def _read(self, record: Record) -> _Request | Dead:
         try:
@@ -114,10 +133,15 @@ class EnrichmentHandler:
             return Dead(Reason.INVALID_FIELD, tuple(problems))
         source = (record.topic(), record.partition(), record.offset())
         about = Subject(tenant, event_id, lead["lead_id"], lead["version"], source)
-        return _Request(about, lead, _traceparent(record.headers()))
+        return _Request(about, lead, _traceparent(record.headers()), decoded.record["decided_at"])
 
-    def _found(self, request: _Request, enrichment: Enrichment) -> list[Output]:
-        event = self._events.build(request.about, request.lead, enrichment, request.traceparent)
+    async def _erased(self, request: _Request) -> Description | None:
+        return ERASED if await self._erasures.erased(request.about.lead_id, request.asked_at) else None
+
+    def _answered(self, request: _Request, enrichment: Enrichment | None) -> list[Output]:
+        if enrichment is None or not isinstance(enrichment.result, Found):
+            return [self._outcome(request.about, *describe(enrichment))]
+        event = self._events.build(request.about, request.lead, enrichment, request.traceparent, request.asked_at)
         if not fits(event):
             return [self._outcome(request.about, What.SKIPPED, Reason.TOO_LARGE, enrichment.provider)]
         return [event, self._outcome(request.about, *describe(enrichment))]
@@ -159,6 +183,8 @@ def _problems(tenant: str, event_id: str, lead: Mapping[str, Any]) -> list[Probl
     problems += [Problem(f"/lead/{name}", "must be a text") for name in _TEXTS if not isinstance(lead[name], str)]
     if not isinstance(lead["lead_id"], str) or not _UUID.fullmatch(lead["lead_id"]):
         problems.append(Problem("/lead/lead_id", "must be a UUID in lower case"))
+    if not isinstance(lead["consent"], dict):
+        problems.append(Problem("/lead/consent", "must be a map"))
     if type(lead["version"]) is not int or not 0 <= lead["version"] <= _MAX_VERSION:
         problems.append(Problem("/lead/version", "must be an integer from 0"))
     crm_ids = lead["crm_ids"]

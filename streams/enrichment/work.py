@@ -6,7 +6,8 @@ Guarantees, in addition to those of the engine (:mod:`infra.postgres.leased`):
   breaker keeps its number of attempts.
 - A request is never dropped silently: after ``expire_days`` its outcome is ``skipped`` with the reason ``expired``,
   also while no provider is available.
-- Each attempt uses the lead as it is then. A lead that was erased since the request is not looked up.
+- Each attempt uses the lead as it is then. A lead that was erased since the request is not looked up, nor one whose
+  person has withdrawn the consent ``enrichment``; an answer that comes after an erasure is not published.
 
 Crash: before its row is deleted, a request is repeated; it gives the same event (see
 :class:`streams.enrichment.answers.EventRecords`), unless the lead's identifiers were changed in between.
@@ -14,7 +15,8 @@ Crash: before its row is deleted, a request is repeated; it gives the same event
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -27,9 +29,16 @@ from infra.postgres.leased_rows import Done, Lease, Parked
 from infra.retry import Retry
 from infra.runtime import Stop
 from schemas.lead import parse_lead
-from streams.enrichment.answers import UNIDENTIFIED, EventRecords, describe, identifiers_of, open_failure
-from streams.enrichment.providers import Found
-from streams.enrichment.waterfall import Lookups
+from streams.enrichment.answers import (
+    ERASED,
+    EventRecords,
+    describe,
+    obstacle_of,
+    open_failure,
+)
+from streams.enrichment.erased import Erasures
+from streams.enrichment.providers import Found, LookupFailed
+from streams.enrichment.waterfall import Enrichment, Lookups
 from streams.enrichment.work_table import EnrichmentWorkTable, WorkRow
 
 _BEHIND_S = 1.0  # between the end of a breaker's time and the next attempt of the row that has failed
@@ -65,7 +74,16 @@ class OpenRequests:
     ``deliver`` publishes the lead events.
     """
 
-    def __init__(self, waterfall: Lookups, events: EventRecords, deliver: Deliver, *, clock: Clock = now_us) -> None:
+    def __init__(
+        self,
+        waterfall: Lookups,
+        events: EventRecords,
+        deliver: Deliver,
+        *,
+        erasures: Erasures,
+        clock: Clock = now_us,
+    ) -> None:
+        self._erasures = erasures
         self._waterfall = waterfall
         self._events = events
         self._deliver = deliver
@@ -85,24 +103,29 @@ class OpenRequests:
         if not row.lead or self._clock() >= row.expires_at:
             return Done(What.SKIPPED, Reason.EXPIRED if row.lead else Reason.ERASED, row.last_error)
         lead = parse_lead(row.lead)
-        if not identifiers_of(lead):
-            return Done(*UNIDENTIFIED)
+        if obstacle := obstacle_of(lead):
+            return Done(*obstacle)
         enrichment = await self._waterfall.enrich(row.subject.tenant, lead)
-        what, reason, detail = describe(enrichment)
+        if await self._erasures.erased(lead["lead_id"], row.read_at):
+            return Done(*ERASED)
         if failure := open_failure(enrichment):
-            if failure.until:
-                return Parked(failure.reason, detail, until=min(failure.until, row.expires_at), attempts=0)
-            # Due after the rows that wait for the breaker: the next probe must be the call of another one, since a
-            # provider may fail for this lead only.
-            return Parked(
-                failure.reason, detail, at_least_s=self._waterfall.closed_after_s(row.subject.tenant) + _BEHIND_S
-            )
+            return self._parked(row, failure, describe(enrichment)[2])
+        return await self._answered(row, lead, enrichment)
+
+    def _parked(self, row: WorkRow, failure: LookupFailed, detail: str) -> Parked:
+        if failure.until:
+            return Parked(failure.reason, detail, until=min(failure.until, row.expires_at), attempts=0)
+        # Due after the rows that wait for the breaker: the next probe must be the call of another one, since a
+        # provider may fail for this lead only.
+        return Parked(failure.reason, detail, at_least_s=self._waterfall.closed_after_s(row.subject.tenant) + _BEHIND_S)
+
+    async def _answered(self, row: WorkRow, lead: Mapping[str, Any], enrichment: Enrichment | None) -> Done:
         if enrichment is not None and isinstance(enrichment.result, Found):
-            event = self._events.build(row.subject, lead, enrichment, row.traceparent.encode())
+            event = self._events.build(row.subject, lead, enrichment, row.traceparent.encode(), row.read_at)
             if not fits(event):
                 return Done(What.SKIPPED, Reason.TOO_LARGE, enrichment.provider)
             await self._deliver([event])
-        return Done(what, reason, detail)
+        return Done(*describe(enrichment))
 
 
 async def expire(

@@ -32,6 +32,7 @@ _LEAD = """
 ) AS lead
 """
 
+_CLAIM_US = 1_000_000  # upper bound of the duration of a claim, and of the difference of two workers' clocks
 _SUBJECT = 'work.tenant, work.event_id, work.version, work.topic, work.partition, work."offset"'
 
 _COLUMNS = WorkColumns(
@@ -97,11 +98,12 @@ class OpenRequest:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WorkRow(ClaimedRow):
-    """A claimed request. ``key``: the lead's id. ``lead``: JSON of the lead as it is now, "" if it was erased."""
+    """A claimed request. ``key``: the lead's id. ``lead``: JSON of the lead as it was at ``read_at``, "": erased."""
 
     traceparent: str
     expires_at: int
     lead: str
+    read_at: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,7 @@ class EnrichmentWorkTable(LeasedTable[WorkRow]):
             traceparent=record["traceparent"],
             expires_at=record["expires_at"],
             lead=record["lead"] or "",
+            read_at=self._clock() - _CLAIM_US,
         )
 
     def overdue(self, row: WorkRow) -> Released:  # noqa: ARG002

@@ -34,7 +34,13 @@ async def main(settings: Settings, stop: Stop) -> None:
     deliverer = Deliverer(settings, STAGE, on_fatal=stop.fail)
     pool = await connect(settings.database_url, size=settings.database_pool_size, application=STAGE)
     intake = Intake(
-        Store(pool, dedupe_days=settings.dedupe_days, max_bytes=settings.batch_bytes, policies=policies),
+        Store(
+            pool,
+            dedupe_days=settings.dedupe_days,
+            max_bytes=settings.batch_bytes,
+            policies=policies,
+            suppression_key=settings.suppression_key.get_secret_value(),
+        ),
         codec,
         Router(codec, crm_topics, part_bytes=settings.batch_bytes),
         max_event_bytes=settings.max_event_bytes,

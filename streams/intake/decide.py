@@ -27,25 +27,26 @@ from streams.intake.dedupe import Receipt
 from streams.intake.echo import History, PastValues
 from streams.intake.event import ERASURE, Event
 from streams.intake.identity import Identified
-from streams.intake.merge import FORMER_CRM_USER, RANKS, REPORTING, Lead, Touch, absorb, merge, values_of
+from streams.intake.merge import FORMER_CRM_USER, RANKS, REPORTING, Lead, Touch, absorb, erase_until, merge, values_of
 
 _STAMP = 100  # approximate bytes of a new field in a lead's provenance, without its name
 _PROVENANCE = 4  # maximum size of a lead's provenance, hidden values included, as a multiple of that of its attributes
 
 
 def touches_needed(
-    events: Sequence[Event], identified: Identified, leads: Mapping[str, LeadRow]
+    events: Sequence[Event],
+    identified: Identified,
+    leads: Mapping[str, LeadRow],
+    lifted: Mapping[str, tuple[int, str]] | None = None,
 ) -> tuple[set[str], list[int]]:
-    """Return the stored leads whose touches :func:`decide` needs, and the times of the erasures that may restore them.
+    """Return the stored leads whose touches :func:`decide` needs, and the rising times of erasures that restore them.
 
-    The leads are those to erase, and those to merge if one of them was erased. The times rise.
+    They are those to erase, and those to merge if one of them was erased. ``lifted``: as in the input.
     """
-    merges = identified.merges
-    erasures = [
-        (event, to) for event, to in zip(events, identified.lead_ids, strict=True) if event.type.name == ERASURE
-    ]
-    times = {event.at for event, _ in erasures}
-    erased = {to for _, to in erasures}
+    merges, lifted = identified.merges, lifted or {}
+    erasures = [pair for pair in zip(events, identified.lead_ids, strict=True) if pair[0].type.name == ERASURE]
+    times = {event.at for event, _ in erasures} | {at for at, _ in lifted.values()}
+    erased = {to for _, to in erasures} | lifted.keys()
     for loser, to in merges.items():
         if past := [at for at in (leads[loser].erased_at, leads[to].erased_at) if at is not None]:
             times.update(past)
@@ -111,6 +112,7 @@ class _Work:
         self._losers: dict[str, list[Lead]] = {}
         for loser_id, survivor_id in known.identified.merges.items():
             self._losers.setdefault(survivor_id, []).append(self._leads[loser_id])
+        self._lifted = dict(known.lifted)
         self._past: dict[str, History] = {}
         for lead_id in _reported(known.events.new, known.identified):
             losers = [loser.lead_id for loser in self._losers.get(lead_id, ())]
@@ -126,6 +128,8 @@ class _Work:
         lead = self._leads.get(lead_id)
         if lead is None:
             lead = self._leads[lead_id] = Lead(lead_id, event.tenant, created_at=self._now, touches=[])
+        if erased := self._lifted.pop(lead_id, None):
+            erase_until(lead, *erased)
         # The first event of a lead also merges its losers into it.
         losers = self._losers.pop(lead_id, [])
         # Compares an upper bound of the lead's size, before the lead is changed. Only an erasure can reduce the size.
@@ -225,8 +229,11 @@ def _past_changes(known: DecisionInput, max_bytes: int) -> tuple[list[Change], f
 
 
 def _past_change(event: Event, receipt: Receipt, known: DecisionInput, version: int, lead: str) -> Change:
-    """Return the change by a redelivered event. Its lead may have a newer version by now."""
+    """Return the change by a redelivered event. Its lead may have a newer version by now, or be erased."""
     past = known.history[receipt.lead_id, receipt.version]
+    erased_at = known.current[receipt.lead_id].erased_at
+    if erased_at is not None and event.at <= erased_at and event.type.name != ERASURE:
+        event = event.without_content()  # what an erased person said is not published again
     changed = orjson.loads(past.changes)
     merged = {loser: known.current[loser].version for loser in past.merged}
     changes = _json(changed)

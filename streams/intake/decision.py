@@ -7,7 +7,7 @@ publishes it.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
 from infra.kafka.sizes import utf8_bytes
@@ -73,6 +73,22 @@ class Merge(NamedTuple):
     loser: str  # those of the loser
 
 
+class Erasure(NamedTuple):
+    """A lead from which everything that was said until ``erased_at`` is removed, everywhere.
+
+    ``requested``: an event requested it; otherwise the lead was merged with an erased one. ``kept``: identities that
+    were said after it, which stay in clear. The lead's other identities are suppressed if it was requested.
+    """
+
+    lead_id: str
+    tenant: str
+    event_id: str
+    version: int
+    erased_at: int
+    requested: bool
+    kept: frozenset[Identity] = frozenset()
+
+
 class Oversize(NamedTuple):
     """An event that cannot be accepted, because the lead or a record about it would be too large."""
 
@@ -102,6 +118,8 @@ class DecisionInput:
     history: Mapping[tuple[str, int], PastChange]  # the changes by redelivered events, by lead_id and version
     current: Mapping[str, LeadRow]  # the leads of redelivered events, and the leads that these events merged
     signal_types: frozenset[str] = frozenset()  # the event types for which campaign signals are published
+    # Lead -> erasure (time, event_id) whose suppression is lifted: the lead gets nothing that was said until then.
+    lifted: Mapping[str, tuple[int, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +128,8 @@ class Decision:
 
     ``accepted`` has the changes to write (receipts and history) and to publish. ``inserted``, ``updated``, ``merges``
     are only written, ``redelivered``, ``duplicates`` and ``reused`` only published.
-    ``refused``: the identities that were not assigned to the leads of their events. ``oversize``: the batch must be
+    ``refused``: the identities that were not assigned to the leads of their events. ``suppressed``: new events that are
+    refused because they are about an erased person. ``erasures``: what is removed. ``oversize``: the batch must be
     decided again without these events. ``cut``: the batch is too large for one transaction; decide this
     share of its events first.
     """
@@ -125,6 +144,8 @@ class Decision:
     reused: Sequence[Reused] = ()
     signal_types: frozenset[str] = frozenset()
     refused: Sequence[Refused] = ()
+    suppressed: Sequence[Event] = ()
+    erasures: Sequence[Erasure] = ()
     oversize: Sequence[Oversize] = ()
     cut: float = 0
 

@@ -65,6 +65,11 @@ class Event(NamedTuple):
         """Topic, partition and offset of the record that contained the event."""
         return self.topic, self.partition, self.offset
 
+    def without_content(self) -> Event:
+        """Return the event without what was said: no own fields, no context. Its ids and times stay."""
+        envelope = {**self.record["envelope"], "context": {}}
+        return self._replace(properties=b"{}", context="", record={"envelope": envelope})
+
 
 class DeadRecord(NamedTuple):
     """A record that is not accepted, and why. ``origin``: read from the record, or None if it was not decoded."""

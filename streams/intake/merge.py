@@ -258,6 +258,11 @@ def _touch(lead: Lead, at: int, source: str, event_id: str) -> None:
         lead.attributes |= {"last_touch_at": at, "last_touch_source": source}
 
 
+def erase_until(lead: Lead, at: int, event_id: str) -> None:
+    """Remove what was said until ``at``, as the erasure ``event_id`` does. ``lead.touches`` must be looked up."""
+    _erase(lead, [RANKS["person"], at, event_id], {})
+
+
 def _erase(lead: Lead, stamp: Stamp, changes: dict[str, Any]) -> None:
     latest = lead.provenance.get(_ERASED)
     if latest is not None and latest >= stamp:

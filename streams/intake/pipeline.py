@@ -1,6 +1,6 @@
 """The flow of intake: merges each batch of lead events into the canonical record, in one Postgres transaction.
 
-decode → validate → dedupe → identify → merge → route
+decode → validate → dedupe → suppress → identify → merge → route
 
 Guarantees: each version of a lead is made exactly once and published at least once.
 Crash: before the commit nothing is stored. After the commit and before the delivery, the batch is redelivered. Its
@@ -9,7 +9,7 @@ receipts have the same coordinates, so its decisions are read from Postgres and 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 
@@ -21,16 +21,18 @@ from infra.outcomes import Dead
 from infra.tenants import Tenants
 from schemas.codec import Codec
 from streams.intake.decide import decide, reported_fields, reported_leads, touches_needed
-from streams.intake.decision import Decision, DecisionInput, Oversize
+from streams.intake.decision import Decision, DecisionInput, LeadRow, Oversize
 from streams.intake.decode import decode
 from streams.intake.dedupe import Reused, dedupe
-from streams.intake.event import DeadRecord, Event, EventBatch
+from streams.intake.erasure import erasures_of, parts_of
+from streams.intake.event import DeadRecord, Event, EventBatch, Identity
 from streams.intake.identity import changed_holders, holders_needed, identify
 from streams.intake.identity_policy import Policies, default_policy
 from streams.intake.part_size import Cut, PartSize
 from streams.intake.route import Router, origin_of
-from streams.intake.store import Contended, Store
-from streams.intake.transactions import TooLarge, decide_in_parts
+from streams.intake.store import Contended, Store, Transaction
+from streams.intake.suppress import Suppression, admit, erased_owners, late, lifted_leads, unowned
+from streams.intake.transactions import Late, TooLarge, decide_in_parts
 from streams.intake.validate import of_tenant, validate
 
 
@@ -82,12 +84,15 @@ class Intake:
         oversize: list[Oversize] = []
         duplicates: list[Event] = []
         reused: list[Reused] = []
-        async for decided in decide_in_parts(batch.events, self._decide, self._part_size):
-            oversize += decided.oversize
-            duplicates += decided.decision.duplicates
-            reused += decided.decision.reused
-            yield partial(self._router.route, decided.decision)
-        yield partial(self._router.unaccepted, duplicates, reused, oversize, batch.dead)
+        suppressed: list[Event] = []
+        for part in parts_of(batch.events):  # an erasure ends a part, so that what follows it sees its effect
+            async for decided in decide_in_parts(part, self._decide, self._part_size):
+                oversize += decided.oversize
+                duplicates += decided.decision.duplicates
+                reused += decided.decision.reused
+                suppressed += (*decided.decision.suppressed, *decided.late)
+                yield partial(self._router.route, decided.decision)
+        yield partial(self._router.unaccepted, duplicates, reused, oversize, suppressed, batch.dead)
 
     async def _decide(self, batch: Sequence[Event]) -> Decision:
         await self._store.make_months(self._now())
@@ -97,6 +102,11 @@ class Intake:
             events = dedupe(batch, await stored.receipts(batch, now))
             # Identify before merge: it determines which leads must be locked and which of them are merged.
             owners = await stored.owners(events.new)
+            # Suppress before identify: an event about an erased person must not bind its identities again.
+            suppressions = await stored.suppressions(unowned(events.new, owners))
+            admitted = admit(events.new, owners, suppressions, self._policies)
+            events = events._replace(new=admitted.events)
+            owners |= erased_owners(events.new, owners, suppressions, admitted)
             holders = await stored.holders(holders_needed(events.new, owners))
             who = identify(events.new, owners, now, uuid7, holders=holders, policies=self._policies)
             # Bind before lock: another worker that binds the same identity waits here for this commit, then retries.
@@ -104,15 +114,39 @@ class Intake:
             leads = await stored.lock(who.existing)
             if changed_holders(who, holders, {lead_id: lead.version for lead_id, lead in leads.items()}):
                 raise Contended("identified_lead")
-            touches = await stored.touches(*touches_needed(events.new, who, leads))
+            # Another worker may have erased one of the leads, or an unknown person, since the lookups.
+            if await self._erased_meanwhile(stored, owners, leads, who.bindings, suppressions):
+                raise Contended("erased_lead")
+            lifted = lifted_leads(admitted.lifted, who.bindings)
+            if too_late := late(events.new, who, leads, lifted):
+                raise Late(too_late)
+            erased = {lead_id: (each.erased_at, each.event_id) for lead_id, each in lifted.items()}
+            touches = await stored.touches(*touches_needed(events.new, who, leads, erased))
             past = await stored.past(reported_leads(events.new, who), reported_fields(events.new))
             history, current = await stored.history(events.redelivered)
             signals = await stored.signal_types()
-            known = DecisionInput(now, events, owners, who, leads, touches, past, history, current, signals)
+            known = DecisionInput(now, events, owners, who, leads, touches, past, history, current, signals, erased)
             decision = decide(known, self._router.limits)  # merge; only what can be published is written
             if decision.oversize:
                 raise TooLarge(decision.oversize)  # rolls the transaction back
             if decision.cut:
                 raise Cut(decision.cut)
-            refused = [*await stored.write(decision), *await stored.refused(events.redelivered)]
-        return replace(decision, refused=refused) if refused or decision.refused else decision
+            erasures = erasures_of(decision, leads, self._policies)
+            decision = replace(decision, suppressed=admitted.refused, erasures=erasures)
+            written = await stored.write(decision, admitted.lifted)
+            refused = [*written, *await stored.refused(events.redelivered)]
+        return replace(decision, refused=refused)
+
+    async def _erased_meanwhile(
+        self,
+        stored: Transaction,
+        owners: Mapping[Identity, str],
+        leads: Mapping[str, LeadRow],
+        bindings: Mapping[Identity, str],
+        suppressions: Mapping[Identity, Suppression],
+    ) -> bool:
+        erased = {lead_id for lead_id, lead in leads.items() if lead.erased_at is not None}
+        of_erased = [i for i, lead_id in owners.items() if lead_id in erased and i not in suppressions]
+        if of_erased and len(await stored.owned(of_erased)) < len(of_erased):
+            return True
+        return bool(await stored.suppressions([i for i in bindings if i not in suppressions]))

@@ -96,10 +96,11 @@ class Router:
         duplicates: Sequence[Event],
         reused: Sequence[Reused],
         oversize: Sequence[Oversize],
+        suppressed: Sequence[Event],
         dead: Sequence[DeadRecord],
     ) -> list[Output]:
         """Return the records about what a batch has beside accepted events, and count it in the metrics."""
-        letters = (*map(_reused, reused), *map(self._too_large, oversize), *dead)
+        letters = (*map(_reused, reused), *map(self._too_large, oversize), *map(_suppressed, suppressed), *dead)
         return [*map(self._duplicate, duplicates), *(self._dead(*letter) for letter in letters)]
 
     def route(self, decision: Decision) -> list[Output]:
@@ -198,6 +199,14 @@ def _reused(reused: Reused) -> DeadRecord:
     )
     dead = Dead(Reason.EVENT_ID_REUSED, (Problem("/envelope/event_id", message),))
     return DeadRecord(reused.event.message, dead, origin_of(reused.event.record))
+
+
+def _suppressed(event: Event) -> DeadRecord:
+    message = (
+        "the person was erased: what was said before is refused, and so is what comes after it without the person's "
+        "own new consent. If the person wants to be known again, send consent_changed with the status granted first"
+    )
+    return DeadRecord(event.message, Dead(Reason.SUPPRESSED, (Problem("", message),)), origin_of(event.record))
 
 
 def origin_of(record: Mapping[str, Any]) -> Origin | None:

@@ -21,18 +21,22 @@ from schemas.registry import registry
 from streams.intake.decision import Decision, LeadRow, PastChange
 from streams.intake.dedupe import Receipt
 from streams.intake.echo import PastValues
+from streams.intake.erasure_writes import erase, erase_past, lift, read_suppressions
 from streams.intake.event import Event, Identity
 from streams.intake.history import outermost_touches, past_values
 from streams.intake.identity import Holder, Refused
 from streams.intake.identity_policy import Policies, default_policy
 from streams.intake.merge import Touch
 from streams.intake.part_size import Cut
+from streams.intake.suppress import Suppression
+from streams.intake.suppression_key import SuppressionKey, load_key
 from streams.intake.writes import columns_of, insert_bindings, insert_refused, write_decision
 
 _CLOCK_ERROR = timedelta(seconds=300)  # maximum error of a worker's clock
 _EVERY_TYPE = "*"  # an event type in signal_types that stands for all; written while a campaign file is invalid
 _PREFETCH = 250  # rows
 _IDENTITIES = 2000  # of one lead: more than the caps, but for leads that were made before these
+_PAST_ERASURES = 100  # of one transaction
 _MONTH_LOCK = 7017840  # key of the advisory lock around the turn of a month
 _CONTENTION = {
     asyncpg.UniqueViolationError: "unique_violation",
@@ -52,8 +56,16 @@ class Contended(Exception):  # noqa: N818 - control flow, not a defect
 class Transaction:
     """The lookups and writes of one transaction. They must be called in the order of the methods here."""
 
-    def __init__(self, connection: asyncpg.Connection, window: timedelta, max_bytes: int, policies: Policies) -> None:
+    def __init__(
+        self,
+        connection: asyncpg.Connection,
+        window: timedelta,
+        max_bytes: int,
+        policies: Policies,
+        key: SuppressionKey,
+    ) -> None:
         self.connection = connection
+        self._key = key
         self._policies = policies
         self._window = window
         self._max_bytes = max_bytes
@@ -81,7 +93,10 @@ class Transaction:
 
     async def owners(self, events: Sequence[Event]) -> dict[Identity, str]:
         """Return the lead of each stored identity of ``events``."""
-        wanted = list(dict.fromkeys(identity for event in events for identity in event.identities))
+        return await self.owned(list(dict.fromkeys(identity for event in events for identity in event.identities)))
+
+    async def owned(self, wanted: Sequence[Identity]) -> dict[Identity, str]:
+        """Return the lead of each of ``wanted`` that is stored."""
         if not wanted:
             return {}
         rows = await self.connection.fetch(
@@ -184,10 +199,17 @@ class Transaction:
             for lead, event_id, tenant, kind, value, holder, why in rows
         ]
 
-    async def write(self, decision: Decision) -> list[Refused]:
-        """Write the rows of ``decision``; return its refused identities that are new."""
+    async def suppressions(self, identities: Sequence[Identity]) -> dict[Identity, Suppression]:
+        """Return the suppressions of those of ``identities`` that are suppressed."""
+        return await read_suppressions(self.connection, self._key, identities)
+
+    async def write(self, decision: Decision, lifted: Mapping[Identity, Suppression]) -> list[Refused]:
+        """Write the rows of ``decision``, erase its ``erasures``, lift suppressions; return new refused identities."""
         await write_decision(self.connection, decision)
-        return await insert_refused(self.connection, decision.refused, decision.now)
+        refused = await insert_refused(self.connection, decision.refused, decision.now)
+        await lift(self.connection, self._key, lifted.items())
+        await erase(self.connection, self._key, decision.erasures, decision.now)
+        return refused
 
     async def _leads(self, lead_ids: Iterable[str], lock: str = "", *, limit: int | None) -> dict[str, LeadRow]:
         wanted = sorted(set(lead_ids))
@@ -221,6 +243,7 @@ class Store:
         dedupe_days: the window of dedupe; an event that is repeated later is accepted again.
         max_bytes: maximum size of the leads of one transaction.
         policies: the identity policy of each tenant.
+        suppression_key: the setting; "": the key that is stored in Postgres.
 
     """
 
@@ -231,8 +254,11 @@ class Store:
         dedupe_days: int = 90,
         max_bytes: int = 16 << 20,
         policies: Policies = default_policy,
+        suppression_key: str = "",
     ) -> None:
         self._pool = pool
+        self._setting = suppression_key
+        self._key: SuppressionKey | None = None
         self._policies = policies
         self._window = timedelta(days=dedupe_days)
         self._max_bytes = max_bytes
@@ -246,18 +272,29 @@ class Store:
             Contended: the transaction was rolled back.
             Cut: the leads of the body are too large together; the transaction was rolled back.
             DependencyUnavailable: Postgres is unavailable; it is unknown whether the transaction was committed.
+            SettingsError: the suppression key is not the one of this installation.
 
         """
+        key = self._key = self._key or await load_key(self._pool, self._setting)
         try:
             async with transaction(self._pool) as connection:
-                yield Transaction(connection, self._window, self._max_bytes, self._policies)
+                yield Transaction(connection, self._window, self._max_bytes, self._policies, key)
         except tuple(_CONTENTION) as error:
             what = next(what for kind, what in _CONTENTION.items() if isinstance(error, kind))
             raise Contended(what) from error
 
     async def make_months(self, now: int) -> None:
-        """Create the partitions of the coming months, at start and once a day. Inserts fail without a partition."""
-        if now >= self._next_months_at:
+        """Create the partitions of the coming months, at start and once a day. Inserts fail without a partition.
+
+        Also complete the erasures of an earlier version, which kept identities and history.
+        """
+        if now < self._next_months_at:
+            return
+        async with transaction(self._pool) as connection:
+            await connection.execute("SELECT make_month_partitions()")
+        key = self._key = self._key or await load_key(self._pool, self._setting)
+        erased = _PAST_ERASURES
+        while erased == _PAST_ERASURES:
             async with transaction(self._pool) as connection:
-                await connection.execute("SELECT make_month_partitions()")
-            self._next_months_at = now + DAY_US
+                erased = await erase_past(connection, key, self._policies, now, _PAST_ERASURES)
+        self._next_months_at = now + DAY_US

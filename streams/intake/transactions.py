@@ -39,11 +39,20 @@ class TooLarge(Exception):  # noqa: N818 - control flow, not a defect
         self.oversize = oversize
 
 
+class Late(Exception):  # noqa: N818 - control flow, not a defect
+    """Rolls a transaction back: its events must be decided again without ``events``, said before an erasure."""
+
+    def __init__(self, events: Sequence[Event]) -> None:
+        super().__init__(f"{len(events)} events were said before an erasure")
+        self.events = events
+
+
 class Decided(NamedTuple):
-    """A committed decision, and events that were too large to be in it."""
+    """A committed decision, and events that were too large to be in it, or were said before an erasure."""
 
     decision: Decision
     oversize: Sequence[Oversize] = ()
+    late: Sequence[Event] = ()
 
 
 async def decide_in_parts(
@@ -97,9 +106,9 @@ class _Attempts:
                 decision = await self._decide(events)
             except TooLarge as found:
                 # Decided again from the start, because oversize events must not bind identities, merge or create leads.
-                dead = {oversize.event.coordinates for oversize in found.oversize}
-                rest = [event for event in events if event.coordinates not in dead]
-                return Decided(Decision(), found.oversize), [rest] if rest else []
+                return Decided(Decision(), found.oversize), _without(events, [each.event for each in found.oversize])
+            except Late as found:
+                return Decided(Decision(), late=found.events), _without(events, found.events)
             except Cut as cut:
                 if len(events) == 1:  # the lead that it would make, by merging, is larger than any transaction may be
                     return Decided(Decision(), [Oversize(events[0], "lead")]), []
@@ -121,3 +130,10 @@ class _Attempts:
         _log.info("contended", extra={"fields": {"what": contended.what, "events": events}})
         self._failures += 1
         await self._sleep(_BACKOFF.seconds(self._failures))
+
+
+def _without(events: Sequence[Event], dead: Sequence[Event]) -> list[Sequence[Event]]:
+    """Return the parts to decide after ``dead`` are left out."""
+    left_out = {event.coordinates for event in dead}
+    rest = [event for event in events if event.coordinates not in left_out]
+    return [rest] if rest else []

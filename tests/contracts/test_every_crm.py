@@ -57,6 +57,11 @@ async def records(client: httpx.AsyncClient) -> int:
     return count
 
 
+def state_of(folder: Path) -> str:
+    """Return what a simulator has written."""
+    return "".join(file.read_text("utf-8") for file in folder.iterdir())
+
+
 def test_there_are_crms() -> None:
     assert "hubspot" in CRMS
 
@@ -129,6 +134,19 @@ async def test_the_address_of_an_erased_lead_can_be_used_again(module: ModuleTyp
         assert await records(client) == 1
         (result,) = await crm.upsert([lead("ada@example.com")])
         assert isinstance(result, Synced)
+
+
+@every_crm
+async def test_an_erased_record_is_gone_for_good_and_repetition_is_safe(module: ModuleType, tmp_path: Path) -> None:
+    async with simulated(module, tmp_path) as (crm, client):
+        assert crm.erases, "by default"
+        leads = [lead(first_name="canary") for _ in range(3)]
+        ids = [r.remote_id for r in await crm.upsert(leads) if isinstance(r, Synced)]
+        erased = [RetiredLead(leads[0].lead_id, ids[0]), RetiredLead(leads[1].lead_id), RetiredLead(str(uuid.uuid4()))]
+        for _ in range(2):
+            assert all(isinstance(result, Synced) for result in await crm.erase(erased))
+            assert await records(client) == 1
+        assert state_of(tmp_path).count("canary") == 1
 
 
 @every_crm

@@ -171,8 +171,8 @@ def test_imports_go_one_way(package: str) -> None:
 
 def test_a_stage_of_intake_imports_no_later_one() -> None:
     order = (
-        "event identity_policy decode validate dedupe identity merge echo touches decision decide route writes "
-        "part_size history store transactions pipeline app __main__"
+        "event identity_policy decode validate dedupe identity merge touches echo decision decide part_size history "
+        "suppress suppression_key erasure erasure_writes route writes store transactions pipeline app __main__"
     )
     place = {stage: number for number, stage in enumerate(order.split())}
     files = {file.stem: file for file in (ROOT / "streams/intake").glob("*.py") if file.stem != "__init__"}

@@ -187,5 +187,5 @@ async def test_the_demonstration_closes_its_books(world: World, tmp_path: Path) 
     assert found["accepted"] == found["unique_events"] == found["clickhouse_events"]
     assert found["duplicates"] == found["duplicates_sent"] > 0
     assert found["dead"] == found["malformed_sent"] > 0
-    assert found["leads"] == found["clickhouse_leads"] == found["crm"]["hubspot"]["remote_records"]
+    assert found["leads"] == found["clickhouse_leads"] == found["crm"]["hubspot"]["remote_records"] + found["erased"]
     assert found["enriched"] > 0

@@ -22,7 +22,13 @@ from tests.conftest import outputs_of
 from tests.events import CODEC, HOUR, NOW, event
 from tests.streams.intake.memory import MemoryStore
 
-KINDS = ("lead_updated", "form_submitted", "enrichment_completed", "consent_changed", "page_viewed", "lead_erased")
+KINDS = (
+    "lead_updated",
+    "form_submitted",
+    "enrichment_completed",
+    "consent_changed",
+    "page_viewed",
+)  # erasures: test_erasure.py
 WORDS = st.sampled_from(["Ada", "Grace", "Alan"])
 SMALL = 32_768  # maximum record size of the topics; of a lead then 8 KiB
 

@@ -14,3 +14,5 @@ CREATE TABLE merge_reviews (
     PRIMARY KEY (lead_id, kind, value)
 );
 CREATE INDEX merge_reviews_open ON merge_reviews (tenant, kind, value) WHERE closed_at IS NULL;
+
+SELECT protect_tenant_rows();

@@ -68,9 +68,13 @@ class World:
     def table(self, lease_s: float = 60) -> CrmSyncTable:
         return CrmSyncTable(self.pool, self.destination, lease_s=lease_s, clock=self.clock)
 
-    def sync(self, connector: Any = None, lease_s: float = 60, handle: Any = None) -> LeasedWork[SyncRow]:
+    def sync(
+        self, connector: Any = None, lease_s: float = 60, handle: Any = None, **changes: Any
+    ) -> LeasedWork[SyncRow]:
         """Return the engine with the reconciler, as sinks.app builds it."""
-        config = hubspot.Config(base_url="http://hubspot", token="pat-test", requests_per_10s=10_000, poll_s=0.05)
+        config = hubspot.Config(
+            base_url="http://hubspot", token="pat-test", requests_per_10s=10_000, poll_s=0.05, **changes
+        )
         crm = connector or hubspot.connect(config, self.http)
         table = self.table(lease_s)
         backoff = Backoff(config.backoff_s, config.backoff_max_s, lambda: 0.5)

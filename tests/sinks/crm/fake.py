@@ -12,6 +12,7 @@ from sinks.crm import RetiredLead, Snapshot, Synced, SyncResult
 class FakeCrm:
     name = "fake"
     batch_max = 100
+    erases = True
 
     def __init__(
         self, result: Callable[[Snapshot], SyncResult] | None = None, gate: asyncio.Event | None = None
@@ -37,6 +38,9 @@ class FakeCrm:
         return [self.result(record) for record in records]
 
     async def retire(self, leads: Sequence[RetiredLead]) -> Sequence[SyncResult]:
+        return [Synced() for _ in leads]
+
+    async def erase(self, leads: Sequence[RetiredLead]) -> Sequence[SyncResult]:
         return [Synced() for _ in leads]
 
     async def test(self) -> Sequence[str]:

@@ -96,12 +96,57 @@ async def test_a_deleted_lead_is_archived(world: Any) -> None:
     assert (await world.stats())["records"] == await world.rows() == 0
 
 
-async def test_an_erased_lead_keeps_an_empty_record(world: Any) -> None:
+async def test_the_record_of_an_erased_lead_and_of_those_merged_into_it_is_deleted_for_good(world: Any) -> None:
+    lead_id, loser = await world.lead(email="ada@example.com"), await world.lead(email="ada@example.org")
+    await world.sync().once()
+    await world.lead(lead_id, 2)
+    await world.merge(loser, lead_id)
+    await world.want(loser, 2)
+    for each in (lead_id, loser):
+        await world.erase(each)
+    await world.sync().once()
+    stats = await world.stats()
+    assert (stats["records"], stats["gdpr_deletes"], stats["merges"]) == (0, 2, 0)
+    for each in (lead_id, loser):
+        row = await world.row(each)
+        assert (row["remote_id"], row["sent"], row["synced_version"]) == ("", None, 2)
+    done = await world.pool.fetch(
+        "SELECT lead_id::text, detail FROM erasures WHERE store = $1 AND done_at IS NOT NULL",
+        f"crm-{world.destination}",
+    )
+    assert {tuple(row) for row in done} == {(each, "record deleted") for each in (lead_id, loser)}
+    await world.lead(lead_id, 3)
+    await world.sync().once()
+    assert (await world.stats())["records"] == 0, "a later version of the empty lead makes no record"
+
+
+async def test_an_erased_lead_that_was_never_written_makes_no_record(world: Any) -> None:
+    lead_id = await world.lead()
+    await world.erase(lead_id)
+    await world.sync().once()
+    assert (await world.stats())["creates"] == 0
+    assert (await world.row(lead_id))["synced_version"] == 1
+
+
+async def test_a_lead_without_consent_is_not_written(world: Any) -> None:
+    withdrawn = await world.lead(email="ada@example.com", consent={"crm": "withdrawn", "marketing": "granted"})
+    await world.lead(email="bob@example.com", consent={"marketing": "withdrawn"})
+    await world.sync().once()
+    assert (await world.stats())["creates"] == 1
+    assert [(o["lead_id"], o["reason"]) for o in world.outcomes if o["what"] == "skipped"] == [
+        (withdrawn, "no_consent")
+    ]
+    await world.lead(withdrawn, 2, email="ada@example.com", consent={"crm": "granted"})
+    await world.sync().once()
+    assert (await world.stats())["creates"] == 2
+
+
+async def test_by_setting_an_erased_lead_keeps_an_empty_record(world: Any) -> None:
     lead_id = await world.lead(email="ada@example.com", first_name="Ada")
     await world.sync().once()
     await world.lead(lead_id, 2)
     await world.erase(lead_id)
-    await world.sync().once()
+    await world.sync(erasure="anonymise").once()
     contact = await world.contact(lead_id)
     assert {value for value in contact.values() if value} == {lead_id}
     assert (await world.stats())["records"] == await world.rows() == 1

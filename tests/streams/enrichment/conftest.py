@@ -24,6 +24,7 @@ from infra.postgres.pool import connect
 from infra.retry import Backoff
 from schemas.codec import Codec
 from streams.enrichment.answers import EventRecords
+from streams.enrichment.erased import PostgresErasures
 from streams.enrichment.waterfall import Waterfall
 from streams.enrichment.work import OpenRequests
 from streams.enrichment.work_table import EnrichmentWorkTable, OpenRequest, WorkRow
@@ -63,7 +64,9 @@ class World:
     def work(self, *providers: Any, in_flight: int = 8) -> LeasedWork[WorkRow]:
         """Return the engine of one worker, with breakers and a cache of its own."""
         waterfall = Waterfall(providers, Memory(), deadline_s=0.05, now=self.clock)
-        requests = OpenRequests(waterfall, EventRecords(CODEC), self.deliver, clock=self.clock)
+        requests = OpenRequests(
+            waterfall, EventRecords(CODEC), self.deliver, erasures=PostgresErasures(self.pool), clock=self.clock
+        )
         return LeasedWork(
             "enrichment",
             self.table(),

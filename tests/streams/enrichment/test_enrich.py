@@ -40,10 +40,45 @@ class Rows:
         return self.earlier
 
 
-def handler(*results: LookupResult, rows: Rows | None = None) -> EnrichmentHandler:
+class Erased:
+    """An erasure that is decided before the nth question about it."""
+
+    def __init__(self, from_call: int = 10**9) -> None:
+        self.from_call = from_call
+        self.asked: list[tuple[str, int]] = []
+
+    async def erased(self, lead_id: str, asked_at: int) -> bool:
+        self.asked.append((lead_id, asked_at))
+        return len(self.asked) >= self.from_call
+
+
+def handler(
+    *results: LookupResult, rows: Rows | None = None, provider: Scripted | None = None, erased: Erased | None = None
+) -> EnrichmentHandler:
     table: Any = rows or Rows()
-    lookups = waterfall(Scripted("test", *results), results=Memory())
-    return EnrichmentHandler(lookups, CODEC, Parking(table, asyncio.Event()), Backoff(5, 5), clock=lambda: NOW)
+    lookups = waterfall(provider or Scripted("test", *results), results=Memory())
+    parking, erasures = Parking(table, asyncio.Event()), erased or Erased()
+    return EnrichmentHandler(lookups, CODEC, parking, Backoff(5, 5), erasures=erasures, clock=lambda: NOW)
+
+
+@pytest.mark.parametrize(("from_call", "calls"), [(1, 0), (2, 1)], ids=["before the lookup", "during the lookup"])
+async def test_an_answer_about_an_erased_lead_is_not_published(from_call: int, calls: int) -> None:
+    provider, erased = Scripted("test", Found({"title": "CTO"})), Erased(from_call)
+    record = Record((TOPIC, 2), 7, b"key", request(1), [])
+    [outcome] = await handler(provider=provider, erased=erased)(record)
+    told = CODEC.decode(outcome.value or b"").record
+    assert (told["what"], told["reason"], provider.calls) == ("skipped", "erased", calls)
+    assert {at for _, at in erased.asked} == {NOW}
+
+
+@pytest.mark.parametrize(
+    ("consent", "calls", "reason"),
+    [({"enrichment": "withdrawn"}, 0, "no_consent"), ({"enrichment": "granted"}, 1, ""), ({"crm": "withdrawn"}, 1, "")],
+)
+async def test_a_lead_is_not_looked_up_against_the_persons_will(consent: Any, calls: int, reason: str) -> None:
+    provider = Scripted("test", Found({"title": "CTO"}))
+    made = await handler(provider=provider)(Record((TOPIC, 2), 7, b"key", request(1, consent=consent), []))
+    assert (provider.calls, CODEC.decode(made[-1].value or b"").record["reason"]) == (calls, reason)
 
 
 async def outputs(
@@ -72,7 +107,7 @@ async def test_a_found_lead_gives_an_event_and_an_outcome() -> None:
     )
     assert record["identifiers"]["email"] == "lead1@example.com"
     assert record["identifiers"]["external_id"] == "u-1"
-    assert record["request_event_id"] == "request-1"
+    assert (record["request_event_id"], record["asked_at"]) == ("request-1", NOW)
     assert (outcome[0], outcome[2].record["what"], outcome[2].record["reason"]) == ("leads.outcomes", "enriched", "")
     assert (outcome[2].record["partition"], outcome[2].record["offset"]) == (2, 7)
     repeated = (await outputs(found, external_id="u-1"))[0]

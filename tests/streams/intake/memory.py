@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, NamedTuple
 
-from streams.intake.decision import Decision, LeadRow, PastChange
+from streams.intake.decision import Decision, Erasure, LeadRow, PastChange
 from streams.intake.dedupe import Receipt
 from streams.intake.echo import PastValues
 from streams.intake.event import Event, Identity
@@ -18,11 +18,18 @@ from streams.intake.identity import Holder, Refused
 from streams.intake.identity_policy import DEFAULT
 from streams.intake.merge import REPORTING, TOUCHING, Touch
 from streams.intake.store import Store, Transaction
+from streams.intake.suppress import Suppression
 from streams.intake.touches import Outermost
+
+
+class Said(NamedTuple):
+    version: int
+    at: int
 
 
 @dataclass
 class Tables:
+    said: dict[str, list[Said]] = field(default_factory=dict)
     receipts: dict[str, Receipt] = field(default_factory=dict)
     identities: dict[Identity, str] = field(default_factory=dict)
     leads: dict[str, LeadRow] = field(default_factory=dict)
@@ -30,6 +37,7 @@ class Tables:
     touches: dict[str, list[Touch]] = field(default_factory=dict)
     past: dict[str, list[PastValues]] = field(default_factory=dict)
     refused: dict[tuple[str, str, str], Refused] = field(default_factory=dict)
+    suppressions: dict[Identity, Suppression] = field(default_factory=dict)
 
 
 def _as_jsonb(row: LeadRow) -> LeadRow:
@@ -45,9 +53,13 @@ class MemoryTransaction(Transaction):
     async def receipts(self, events: Iterable[Event], _now: int) -> dict[str, Receipt]:
         return {e.key: self._tables.receipts[e.key] for e in events if e.key in self._tables.receipts}
 
-    async def owners(self, events: Sequence[Event]) -> dict[Identity, str]:
+    async def owned(self, wanted: Sequence[Identity]) -> dict[Identity, str]:
         stored = self._tables.identities
-        return {i: stored[i] for event in events for i in event.identities if i in stored}
+        return {i: stored[i] for i in wanted if i in stored}
+
+    async def suppressions(self, identities: Sequence[Identity]) -> dict[Identity, Suppression]:
+        stored = self._tables.suppressions
+        return {i: stored[i] for i in identities if i in stored}
 
     async def holders(self, lead_ids: Collection[str]) -> dict[str, Holder]:
         found: dict[str, Holder] = {}
@@ -95,7 +107,26 @@ class MemoryTransaction(Transaction):
         ids = {(receipt.lead_id, event.event_id) for event, receipt in redelivered}
         return [each for each in self._tables.refused.values() if (each.lead_id, each.event.event_id) in ids]
 
-    async def write(self, decision: Decision) -> list[Refused]:
+    async def write(self, decision: Decision, lifted: Mapping[Identity, Suppression]) -> list[Refused]:
+        refused = self._write(decision)
+        self._tables.suppressions |= lifted
+        for erasure in decision.erasures:
+            self._erase(erasure)
+        return refused
+
+    def _erase(self, erasure: Erasure) -> None:
+        tables = self._tables
+        own = {erasure.lead_id} | {key for key, lead in tables.leads.items() if lead.merged_into == erasure.lead_id}
+        for identity in [i for i, of in tables.identities.items() if of == erasure.lead_id and i not in erasure.kept]:
+            if erasure.requested:
+                del tables.identities[identity]
+                tables.suppressions[identity] = Suppression(erasure.lead_id, erasure.event_id, erasure.erased_at)
+        for lead_id in own:
+            forgotten = {c.version for c in tables.said.get(lead_id, []) if c.at <= erasure.erased_at}
+            for key in [k for k in tables.history if k[0] == lead_id and k[1] in forgotten]:
+                tables.history[key] = tables.history[key]._replace(changes="{}")
+
+    def _write(self, decision: Decision) -> list[Refused]:
         tables = self._tables
         inserted = {lead.lead_id: lead for lead in decision.inserted}
         updated = {lead.lead_id: lead for lead in decision.updated}
@@ -115,6 +146,7 @@ class MemoryTransaction(Transaction):
             tables.receipts[event.key] = Receipt(*event.coordinates, change.lead_id, change.version, event.content)
             past = PastChange(change.decided_at, change.changes, tuple(change.merged))
             tables.history[change.lead_id, change.version] = past
+            tables.said.setdefault(change.lead_id, []).append(Said(change.version, event.at))
             reported = event.type.authority == REPORTING
             changes = json.loads(change.changes)
             values = PastValues(change.lead_id, event.at, change.decided_at, changes, reported, bool(change.merged))
@@ -154,7 +186,9 @@ class MemoryStore(Store):
         """Return the leads without their ids, and check that the versions of each lead have no gap."""
         tables = self.tables
         live = {lead_id: lead for lead_id, lead in tables.leads.items() if not lead.merged_into}
-        assert set(tables.identities.values()) == set(live)
+        without = live.keys() - tables.identities.values()
+        assert set(tables.identities.values()) <= set(live)
+        assert all(live[lead_id].erased_at is not None for lead_id in without)
         for lead_id, lead in tables.leads.items():
             versions = sorted(version for of, version in tables.history if of == lead_id)
             assert versions == list(range(1, lead.version + 1 - bool(lead.merged_into)))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
 
@@ -15,11 +15,13 @@ from prometheus_client import REGISTRY
 
 from infra.errors import DependencyUnavailable
 from streams.intake.decision import Decision
-from streams.intake.event import Event
+from streams.intake.event import Event, Identity
 from streams.intake.identity import Refused
 from streams.intake.identity_policy import default_policy
 from streams.intake.part_size import PartSize
 from streams.intake.store import Contended, Store, Transaction
+from streams.intake.suppress import Suppression
+from streams.intake.suppression_key import SuppressionKey
 from streams.intake.transactions import decide_in_parts
 from tests.conftest import eventually
 from tests.events import event, message, payload
@@ -142,15 +144,15 @@ class Breaks(Store):
         async with super().transaction() as real:
             if not self.commits:
                 raise DependencyUnavailable("Postgres", "test")
-            yield _Pairs(real.connection, timedelta(days=90), 1 << 24, default_policy)
+            yield _Pairs(real.connection, timedelta(days=90), 1 << 24, default_policy, SuppressionKey(b"key"))
         self.commits -= 1
 
 
 class _Pairs(Transaction):
-    async def write(self, decision: Decision) -> list[Refused]:
+    async def write(self, decision: Decision, lifted: Mapping[Identity, Suppression]) -> list[Refused]:
         if len(decision.accepted) > 2:
             raise Contended("unique_violation")
-        return await super().write(decision)
+        return await super().write(decision, lifted)
 
 
 @pytest.mark.integration

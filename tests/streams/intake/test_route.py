@@ -54,7 +54,7 @@ def test_no_record_of_a_change_is_larger_than_its_bound(text: str, letter: str, 
 
 def test_the_outcome_of_a_duplicate_fits_the_smallest_permitted_topic() -> None:
     longest = event("page_viewed", "e" * 200, url="/", **LONG)._replace(topic="t" * 249, offset=2**63 - 1)
-    (outcome,) = router(4096).unaccepted([longest], [], [], [])
+    (outcome,) = router(4096).unaccepted([longest], [], [], [], [])
     assert output_bytes(outcome) <= 4096
 
 
