@@ -19,6 +19,7 @@ from infra.clock import Clock, now_us, uuid7
 from infra.kafka.processor import Outputs
 from infra.outcomes import Dead
 from schemas.codec import Codec
+from streams.intake import commands
 from streams.intake.decide import decide, reported_fields, reported_leads, touches_needed
 from streams.intake.decision import Decision, DecisionInput, Oversize
 from streams.intake.decode import decode
@@ -74,12 +75,14 @@ class Intake:
         oversize: list[Oversize] = []
         duplicates: list[Event] = []
         reused: list[Reused] = []
+        dead = list(batch.dead)
         async for decided in decide_in_parts(batch.events, self._decide, self._part_size):
             oversize += decided.oversize
             duplicates += decided.decision.duplicates
             reused += decided.decision.reused
+            dead += decided.decision.dead
             yield partial(self._router.route, decided.decision)
-        yield partial(self._router.unaccepted, duplicates, reused, oversize, batch.dead)
+        yield partial(self._router.unaccepted, duplicates, reused, oversize, dead)
 
     async def _decide(self, batch: Sequence[Event]) -> Decision:
         await self._store.make_months(self._now())
@@ -87,8 +90,14 @@ class Intake:
             now = self._now()
             # Dedupe before identify: a duplicate must not bind identities or merge leads.
             events = dedupe(batch, await stored.receipts(batch, now))
+            if commands.is_split(batch):
+                decision = await commands.decide_split(stored, events, now, self._router.limits)
+                await stored.write(decision)
+                return decision
             # Identify before merge: it determines which leads must be locked and which of them are merged.
             owners = await stored.owners(events.new)
+            if dead := commands.unknown_leads(events.new, owners):
+                return Decision(now, dead=[dead])
             holders = await stored.holders(holders_needed(events.new, owners))
             who = identify(events.new, owners, now, uuid7, holders=holders, policies=self._policies)
             # Bind before lock: another worker that binds the same identity waits here for this commit, then retries.
@@ -96,6 +105,10 @@ class Intake:
             leads = await stored.lock(who.existing)
             if changed_holders(who, holders, {lead_id: lead.version for lead_id, lead in leads.items()}):
                 raise Contended("identified_lead")
+            if any(lead.split for lead in leads.values()) and await stored.owners(events.new) != owners:
+                raise Contended("split_lead")
+            if dead := commands.not_to_be_merged(events.new, who, leads):
+                return Decision(now, dead=[dead])
             touches = await stored.touches(*touches_needed(events.new, who, leads))
             past = await stored.past(reported_leads(events.new, who), reported_fields(events.new))
             history, current = await stored.history(events.redelivered)

@@ -18,6 +18,7 @@ from infra.clock import DAY_US, to_datetime
 from infra.kafka.sizes import utf8_bytes
 from infra.postgres.pool import transaction
 from schemas.registry import registry
+from streams.intake import split_store
 from streams.intake.decision import Decision, LeadRow, PastChange
 from streams.intake.dedupe import Receipt
 from streams.intake.echo import PastValues
@@ -27,6 +28,7 @@ from streams.intake.identity import Holder, Refused
 from streams.intake.identity_policy import Policies, default_policy
 from streams.intake.merge import Touch
 from streams.intake.part_size import Cut
+from streams.intake.split import PastMerge
 from streams.intake.writes import columns_of, insert_bindings, insert_refused, write_decision
 
 _CLOCK_ERROR = timedelta(seconds=300)  # maximum error of a worker's clock
@@ -80,7 +82,9 @@ class Transaction:
         return {row[0].hex: Receipt(row[1], row[2], row[3], str(row[4]), row[5], row[6]) for row in rows}
 
     async def owners(self, events: Sequence[Event]) -> dict[Identity, str]:
-        """Return the lead of each stored identity of ``events``."""
+        """Return the lead of each stored identity of ``events``; of a command, which is alone, those of its leads."""
+        if events and events[0].type.lead_ids:
+            return await split_store.named_leads(self.connection, events[0].identities)
         wanted = list(dict.fromkeys(identity for event in events for identity in event.identities))
         if not wanted:
             return {}
@@ -116,6 +120,8 @@ class Transaction:
             strong = any(policy.is_strong(kind, "") for kind in counts if kind != "email")
             strong = strong or any(policy.is_strong("email", email) for email in emails or ())
             found[str(lead_id)] = Holder(version, counts, strong)
+        for lead_id, others in (await split_store.leads_apart(self.connection, found)).items():
+            found[lead_id] = found[lead_id]._replace(apart=others)
         return found
 
     async def bind(self, bindings: Mapping[Identity, str]) -> None:
@@ -133,6 +139,28 @@ class Transaction:
         if any(lead.merged_into for lead in found.values()):
             raise Contended("merged_lead")
         return found
+
+    async def lock_merged(self, lead_ids: Collection[str]) -> dict[str, LeadRow]:
+        """Lock leads that may be merged, and return their rows."""
+        return await self._leads(lead_ids, "FOR NO KEY UPDATE", limit=None)
+
+    async def past_merges(self, survivor_id: str) -> list[PastMerge]:
+        """Return all merges into a lead, oldest first."""
+        return await split_store.past_merges(self.connection, survivor_id)
+
+    async def moved_identities(self, survivor_id: str, loser_id: str, merged_at: int) -> frozenset[tuple[str, str]]:
+        """Return the identities that a merge moved and that the survivor still has, as (kind, value)."""
+        return await split_store.moved_identities(self.connection, survivor_id, loser_id, merged_at)
+
+    async def own_touches(self, lead_id: str) -> list[Touch]:
+        """Return the first and the last touch of a lead itself."""
+        return await split_store.own_touches(self.connection, lead_id)
+
+    async def split_versions(self, event: Event, receipt: Receipt) -> list[tuple[str, int]]:
+        """Return both leads of a past split and the versions that it made; the survivor first."""
+        loser = event.identities[1][2]
+        version = await split_store.split_version(self.connection, loser, event.event_id)
+        return [(receipt.lead_id, receipt.version), (loser, version)]
 
     async def past(self, lead_ids: Collection[str], fields: Collection[str]) -> dict[str, list[PastValues]]:
         """Return the newest changes of ``fields``: see :func:`streams.intake.history.past_values`."""
@@ -198,7 +226,8 @@ class Transaction:
         # In small steps, so that leads that are too large together are not in memory at once.
         rows = self.connection.cursor(
             f"""
-            SELECT lead_id, tenant, version, created_at, updated_at, erased_at, attributes, provenance, merged_into
+            SELECT lead_id, tenant, version, created_at, updated_at, erased_at, attributes, provenance, merged_into,
+                split
             FROM leads WHERE lead_id = ANY($1::uuid[]) ORDER BY lead_id {lock}
             """,  # noqa: S608 - lock is a constant
             wanted,
@@ -206,7 +235,7 @@ class Transaction:
         )
         async for row in rows:
             lead_id = str(row[0])
-            found[lead_id] = LeadRow(lead_id, row[1], row[2], row[3], row[4], row[5], row[6], row[7], str(row[8] or ""))
+            found[lead_id] = LeadRow(lead_id, *row[1:8], str(row[8] or ""), row[9])
             size += utf8_bytes(row[6]) + utf8_bytes(row[7])
             if limit is not None and size > limit and len(found) < len(wanted):
                 raise Cut(len(found) / len(wanted))
