@@ -76,6 +76,7 @@ class CanonicalLead:
     """The current canonical record of a lead. ``survivor_id``: the lead that it was merged into, or "".
 
     ``attributes``: None if the lead was merged, or if it was above the limit of :meth:`CrmSyncTable.leads`.
+    ``merged_at``: when the lead was merged; None if it was not, or if the survivor took over its e-mail address.
     """
 
     version: int
@@ -83,6 +84,7 @@ class CanonicalLead:
     survivor_remote_id: str
     attributes: Mapping[str, Any] | None
     erased: bool = False
+    merged_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,6 +161,7 @@ class CrmSyncTable(LeasedTable[SyncRow]):
                 row["survivor_remote_id"] or "",
                 None if row["attributes"] is None else orjson.loads(row["attributes"]),
                 row["erased"],
+                merged_at=row["merged_at"],
             )
             for row in rows
         }

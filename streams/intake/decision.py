@@ -114,8 +114,8 @@ class Decision:
     are only written, ``redelivered``, ``duplicates`` and ``reused`` only published.
     ``undone``: ``accepted`` has the changes of both leads by the split that undoes this merge. ``dead``: commands that
     cannot be executed. ``refused``: the identities that were not assigned to the leads of their events.
-    ``oversize``: the batch must be decided again without these events. ``cut``: the batch is too large for one transaction; decide this
-    share of its events first.
+    ``oversize``: the batch must be decided again without these events. ``cut``: the batch is too large for one
+    transaction; decide this share of its events first.
     """
 
     now: int = 0

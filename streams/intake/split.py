@@ -132,10 +132,10 @@ def _returns(name: str, value: Any, returning: frozenset[tuple[str, str]]) -> bo
 
 def _created_at(known: SplitInput, live: Sequence[PastMerge]) -> int:
     """Return when the survivor was created, or any lead that is still merged into it."""
-    times = [known.merges[0].survivor.get("created_at"), *(one.loser.get("created_at") for one in live)]
-    if None in times:  # merges that were made before their snapshots had it
-        return known.survivor.created_at
-    return min(times)
+    snapshots = [known.merges[0].survivor, *(one.loser for one in live)]
+    times: list[int] = [snapshot["created_at"] for snapshot in snapshots if "created_at" in snapshot]
+    # Merges that were made before this was stored in snapshots do not have it.
+    return min(times) if len(times) == len(snapshots) else known.survivor.created_at
 
 
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:

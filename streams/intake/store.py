@@ -235,7 +235,10 @@ class Transaction:
         )
         async for row in rows:
             lead_id = str(row[0])
-            found[lead_id] = LeadRow(lead_id, *row[1:8], str(row[8] or ""), row[9])
+            merged_into = str(row[8] or "")
+            found[lead_id] = LeadRow(
+                lead_id, row[1], row[2], row[3], row[4], row[5], row[6], row[7], merged_into, split=row[9]
+            )
             size += utf8_bytes(row[6]) + utf8_bytes(row[7])
             if limit is not None and size > limit and len(found) < len(wanted):
                 raise Cut(len(found) / len(wanted))

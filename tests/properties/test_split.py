@@ -58,7 +58,9 @@ class World:
 
     async def tell(self, who: str, what: dict[str, Any]) -> None:
         own = dict(what)
-        name = {"anonymous_id": f"browser-{who}"} if own["at"] % (2 * HOUR) else {"email": f"{who}@example.com"}
+        name: dict[str, Any] = (
+            {"anonymous_id": f"browser-{who}"} if own["at"] % (2 * HOUR) else {"email": f"{who}@example.com"}
+        )
         await self.put(event(own.pop("kind"), own.pop("event_id"), **name, **own))
 
     async def command(self, kind: str, one: str, other: str, number: int) -> list[Any]:
@@ -68,7 +70,7 @@ class World:
 
     async def start(self) -> dict[str, str]:
         for number, who in enumerate(WHO):
-            both = {"anonymous_id": f"browser-{who}", "email": f"{who}@example.com"}
+            both: dict[str, Any] = {"anonymous_id": f"browser-{who}", "email": f"{who}@example.com"}
             await self.put(event("page_viewed", f"start-{number}", at=NOW - 20 * HOUR, **both))
         return {who: self.lead(who) for who in WHO}
 

@@ -68,9 +68,17 @@ class World:
     def table(self, lease_s: float = 60) -> CrmSyncTable:
         return CrmSyncTable(self.pool, self.destination, lease_s=lease_s, clock=self.clock)
 
-    def sync(self, connector: Any = None, lease_s: float = 60, handle: Any = None) -> LeasedWork[SyncRow]:
+    def sync(
+        self, connector: Any = None, lease_s: float = 60, handle: Any = None, *, merge_delay_s: float = 0
+    ) -> LeasedWork[SyncRow]:
         """Return the engine with the reconciler, as sinks.app builds it."""
-        config = hubspot.Config(base_url="http://hubspot", token="pat-test", requests_per_10s=10_000, poll_s=0.05)
+        config = hubspot.Config(
+            base_url="http://hubspot",
+            token="pat-test",
+            requests_per_10s=10_000,
+            poll_s=0.05,
+            merge_delay_s=merge_delay_s,
+        )
         crm = connector or hubspot.connect(config, self.http)
         table = self.table(lease_s)
         backoff = Backoff(config.backoff_s, config.backoff_max_s, lambda: 0.5)
@@ -78,7 +86,7 @@ class World:
         return LeasedWork(
             STAGE,
             table,
-            handle or Reconciler(table, crm, pause, STAGE).handle,
+            handle or Reconciler(table, crm, pause, STAGE, clock=self.clock).handle,
             limits=WorkLimits(in_flight=config.in_flight, batch_max=crm.batch_max, poll_s=config.poll_s),
             backoff=backoff,
             pause=pause,

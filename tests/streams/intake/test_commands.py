@@ -213,7 +213,7 @@ def test_two_different_ids_of_leads_are_needed(one: str, path: str) -> None:
 async def test_commands_are_decided_alone_and_in_order(world: World) -> None:
     ada, grace = world.lead("ada"), world.lead("grace")
     world.store.committed.clear()
-    ids = {"lead_id": ada, "other_lead_id": grace}
+    ids: dict[str, Any] = {"lead_id": ada, "other_lead_id": grace}
     made = [
         event("page_viewed", "p-1", offset=101, email="ada@example.com"),
         event("page_viewed", "p-2", offset=102, email="grace@example.com"),
