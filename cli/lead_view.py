@@ -34,9 +34,9 @@ _MERGES = """
 SELECT survivor_id::text, loser_id::text, merged_at, event_id, undone_at, undone_by FROM lead_merges
 WHERE survivor_id = $1::uuid OR loser_id = $1::uuid ORDER BY merged_at LIMIT $2
 """
-_APART = (
-    "SELECT other_id::text AS lead_id, since, event_id FROM leads_apart WHERE lead_id = $1::uuid ORDER BY 1 LIMIT $2"
-)
+_APART = """
+SELECT other_id::text AS lead_id, since, event_id FROM leads_apart WHERE lead_id = $1::uuid ORDER BY 1 LIMIT $2
+"""
 _REVIEWS = """
 SELECT kind, value, holder_id::text, why, event_id, refused_at, closed_at FROM merge_reviews WHERE lead_id = $1::uuid
 ORDER BY refused_at LIMIT $2
@@ -68,14 +68,10 @@ async def find_lead(postgres: asyncpg.Connection, text: str, tenant: str) -> str
     found = [row for row in found if tenant in ("", row["tenant"])]
     tenants = sorted({row["tenant"] for row in found})
     if len(tenants) > 1:
-        raise LeadNotFoundError(
-            f"Several tenants have this identifier: choose one with --tenant ({', '.join(tenants)})."
-        )
+        raise LeadNotFoundError(f"Several tenants have this identifier: add --tenant, one of {', '.join(tenants)}.")
     if len(found) > 1:
         ids = ", ".join(str(row["lead_id"]) for row in found)
-        raise LeadNotFoundError(
-            f"Several leads have this identifier, of different kinds: use one of their ids ({ids})."
-        )
+        raise LeadNotFoundError(f"Several leads have this, as identifiers of different kinds: use an id of {ids}.")
     if not found:
         where = f" of the tenant {tenant}" if tenant else ""
         raise LeadNotFoundError(f"There is no lead{where} with this id or identifier.")

@@ -29,7 +29,7 @@ def stored_snapshot(text: str) -> dict[str, Any]:
 
 
 class SaidBy(NamedTuple):
-    """A value of a lead and the event that said it. ``at``: microseconds since 1970. ``value``: None if it was removed."""
+    """A value of a lead (None: removed) and the event that said it. ``at``: in microseconds since 1970."""
 
     field: str
     value: Any
