@@ -6,36 +6,36 @@ CREATE TABLE IF NOT EXISTS lead_merges_store (
     lead_id UUID,
     survivor_id UUID,
     version Int64,
-    merged Bool
+    active Bool
 ) ENGINE = ReplacingMergeTree(version)
 ORDER BY (tenant, lead_id, survivor_id)
 SETTINGS non_replicated_deduplication_window = 1000;
 
 CREATE MATERIALIZED VIEW IF NOT EXISTS lead_merges_view TO lead_merges_store AS
 SELECT tenant, toUUID(arrayJoin(merged)) AS lead_id, toUUID(landing_lead_change.lead_id) AS survivor_id, version,
-       true AS merged
+       true AS active
 FROM landing_lead_change WHERE notEmpty(merged);
 
 -- A split changes both leads; the change of the survivor has the version.
 CREATE MATERIALIZED VIEW IF NOT EXISTS lead_splits_view TO lead_merges_store AS
 SELECT tenant, toUUID(lower(JSONExtractString(properties, 'other_lead_id'))) AS lead_id,
-       toUUID(landing_lead_change.lead_id) AS survivor_id, version, false AS merged
+       toUUID(landing_lead_change.lead_id) AS survivor_id, version, false AS active
 FROM landing_lead_change
 WHERE event_type = 'lead_split' AND lower(JSONExtractString(properties, 'lead_id')) = lower(landing_lead_change.lead_id);
 
 DROP VIEW IF EXISTS leads_merged_view;
-INSERT INTO lead_merges_store (tenant, lead_id, survivor_id, version, merged)
+INSERT INTO lead_merges_store (tenant, lead_id, survivor_id, version, active)
 SELECT tenant, lead_id, toUUIDOrZero(merged_into), 0, true FROM leads_store FINAL WHERE merged_into != '';
 ALTER TABLE leads_store DELETE WHERE merged_into != '' SETTINGS mutations_sync = 1;
 
 CREATE OR REPLACE VIEW leads AS
 SELECT * FROM leads_store FINAL
-WHERE (tenant, lead_id) NOT IN (SELECT tenant, lead_id FROM lead_merges_store FINAL WHERE merged);
+WHERE (tenant, lead_id) NOT IN (SELECT tenant, lead_id FROM lead_merges_store FINAL WHERE active);
 
 -- See 004: one row a merged lead, with the lead that it is part of now, at the end of its chain of merges.
 CREATE OR REPLACE VIEW lead_survivors AS
 WITH RECURSIVE
-    merges AS (SELECT tenant, lead_id, survivor_id FROM lead_merges_store FINAL WHERE merged),
+    merges AS (SELECT tenant, lead_id, survivor_id FROM lead_merges_store FINAL WHERE active),
     chain AS (
         SELECT tenant, lead_id, survivor_id, 1 AS depth FROM merges
         UNION ALL
