@@ -12,7 +12,7 @@ from sinks.crm import RetiredLead, Snapshot, Synced, SyncResult
 class FakeCrm:
     name = "fake"
     batch_max = 100
-    merge_delay_s = 0
+    merge_delay_s = 0.0
 
     def __init__(
         self, result: Callable[[Snapshot], SyncResult] | None = None, gate: asyncio.Event | None = None
