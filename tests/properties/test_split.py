@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from streams.intake.event import Event, EventBatch
 from tests.conftest import outputs_of
-from tests.events import CODEC, HOUR, NOW, event
+from tests.events import HOUR, NOW, event
 from tests.streams.intake.conftest import intake
 from tests.streams.intake.memory import MemoryStore
 
@@ -88,39 +88,48 @@ class World:
         return dict(self.store.tables.identities)
 
 
-@given(story(8), story(8), st.permutations([("b", "a"), ("c", "a"), ("c", "b")]), st.booleans())
-@settings(max_examples=150, deadline=None)
+@given(
+    before=story(8),
+    between=story(9),
+    pairs=st.permutations([("b", "a"), ("c", "a"), ("c", "b")]),
+    count=st.integers(1, 2),
+    reverse=st.booleans(),
+)
+@settings(max_examples=200, deadline=None)
 async def test_split_undoes_merge_for_any_events_before_and_between(
     before: list[tuple[str, dict[str, Any]]],
     between: list[tuple[str, dict[str, Any]]],
     pairs: Sequence[tuple[str, str]],
-    chain: bool,
+    count: int,
+    reverse: bool,
 ) -> None:
-    """The events between count for the lead that had everything then; the merges are undone in reverse order."""
+    """The events between count for the lead that had the identity then.
+
+    Merges are undone in reverse order, or in any order if they have the same survivor.
+    """
     merged, apart = World(), World()
     ids, same = await merged.start(), await apart.start()
-    for who, what in before:
-        await merged.tell(who, what)
-        await apart.tell(who, what)
-    identities = merged.identities()
-    first, second = pairs[0], pairs[1] if chain else None
-    merges: list[tuple[str, str]] = []
-    for number, pair in enumerate(filter(None, (first, second))):
-        into, other = sorted(merged.lead(who) for who in pair)
-        if into != other:
-            await merged.command("leads_merged", ids[pair[0]], ids[pair[1]], number)
-            merges.append((into, other))
-        for who, what in between[number::2]:
-            survivor = merged.lead(who)
+
+    async def tell(told: Sequence[tuple[str, dict[str, Any]]]) -> None:
+        for who, what in told:
+            holder = merged.lead(who)
             await merged.tell(who, what)
-            await apart.tell(next(name for name in WHO if ids[name] == survivor), what)
-    for number, (into, other) in enumerate(reversed(merges)):
+            await apart.tell(next(name for name in WHO if ids[name] == holder), what)
+
+    await tell(before)
+    identities = merged.identities()
+    merges: list[tuple[str, str]] = []
+    for number, pair in enumerate(pairs[:count]):
+        into, other = sorted(merged.lead(who) for who in pair)
+        await merged.command("leads_merged", ids[pair[0]], ids[pair[1]], number)
+        merges.append((into, other))
+        await tell(between[number::3])
+    if reverse or len({into for into, _ in merges}) > 1:
+        merges.reverse()
+    for number, (into, other) in enumerate(merges):
         await merged.command("lead_split", into, other, number)
+        await tell(between[2::3] if number == 0 else ())
 
     assert merged.identities() == identities
     for who in WHO:
         assert merged.values(ids[who]) == apart.values(same[who])
-
-
-def decoded(output: Any) -> dict[str, Any]:
-    return CODEC.decode(output.value or b"").record

@@ -121,3 +121,31 @@ async def test_an_event_decided_during_a_split_counts_for_the_lead_that_has_its_
         ids[0],
     )
     assert all(row["version"] < row["split"] for row in rows)
+
+
+async def test_a_lead_that_is_split_gets_back_the_leads_that_were_merged_into_it(
+    pool: asyncpg.Pool, unique: str
+) -> None:
+    stage, own = intake(pool), {"tenant": unique}
+    for number, name in enumerate(("ada", "grace", "alan", "mary")):
+        await tell(stage, "lead_created", f"c-{name}", offset=number, email=f"{name}@example.com", **own)
+    first, middle, last, other = [each["lead_id"] for each in await leads(pool, unique)]
+    for number, (one, two) in enumerate(((middle, last), (first, middle), (first, other))):
+        await tell(stage, "leads_merged", f"m-{number}", offset=10 + number, lead_id=one, other_lead_id=two, **own)
+        if number == 0:
+            before = await state(pool, unique)
+
+    await tell(stage, "lead_split", "s-1", offset=20, lead_id=first, other_lead_id=middle, **own)
+
+    aliases = await pool.fetch(
+        "SELECT alias_id::text, lead_id::text FROM lead_aliases WHERE lead_id = ANY($1)", [first, middle]
+    )
+    assert {tuple(row) for row in aliases} == {(last, middle), (other, first)}
+    after = await state(pool, unique)
+    returned = [row for row in after["identities"] if str(row[2]) == middle]
+    assert returned == [row for row in before["identities"] if str(row[2]) == middle]
+    await tell(stage, "page_viewed", "v", offset=21, email="alan@example.com", **own)
+    assert (
+        await pool.fetchval("SELECT lead_id::text FROM lead_history WHERE tenant = $1 AND event_id = 'v'", unique)
+        == middle
+    )
