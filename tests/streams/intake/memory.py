@@ -156,7 +156,7 @@ class MemoryTransaction(Transaction):
         updated = {lead.lead_id: lead for lead in decision.updated}
         assert not inserted.keys() & tables.leads.keys()
         assert updated.keys() <= tables.leads.keys()
-        tables.leads |= inserted | updated
+        tables.leads |= inserted | {i: lead._replace(split=tables.leads[i].split) for i, lead in updated.items()}
         for merge in decision.merges:
             moved = [identity for identity, lead_id in tables.identities.items() if lead_id == merge.loser_id]
             tables.identities |= dict.fromkeys(moved, merge.survivor_id)
@@ -168,8 +168,9 @@ class MemoryTransaction(Transaction):
             tables.merges[undone.merged_at].undone = True
             pair = (undone.survivor_id, undone.loser_id)
             tables.apart |= {pair, pair[::-1]}
-            split_at = tables.leads[undone.survivor_id]._replace(created_at=undone.created_at)
-            tables.leads[undone.survivor_id] = split_at
+            tables.leads |= {lead_id: tables.leads[lead_id]._replace(split=True) for lead_id in pair}
+            survivor = tables.leads[undone.survivor_id]
+            tables.leads[undone.survivor_id] = survivor._replace(created_at=undone.created_at)
         if decision.merges and decision.accepted[0].event.type.name == MERGE:
             family = tables.family(decision.accepted[0].lead_id)
             tables.apart = {pair for pair in tables.apart if not family.issuperset(pair)}
