@@ -106,8 +106,10 @@ class Intake:
             if changed_holders(who, holders, {lead_id: lead.version for lead_id, lead in leads.items()}):
                 raise Contended("identified_lead")
             # The locked leads are not split any more; an identity may have been moved since it was looked up.
-            if any(lead.split for lead in leads.values()) and owners.items() - (await stored.owners(events.new)).items():
-                raise Contended("split_lead")
+            if any(lead.split for lead in leads.values()):
+                current = await stored.owners(events.new)
+                if owners.items() - current.items():
+                    raise Contended("split_lead")
             if dead := commands.not_to_be_merged(events.new, who, leads):
                 return Decision(now, dead=[dead])
             touches = await stored.touches(*touches_needed(events.new, who, leads))
