@@ -107,8 +107,8 @@ class Intake:
                 raise Contended("identified_lead")
             # The locked leads are not split any more; an identity may have been moved since it was looked up.
             if any(lead.split for lead in leads.values()):
-                current = await stored.owners(events.new)
-                if owners.items() - current.items():
+                owners_now = await stored.owners(events.new)
+                if owners.items() - owners_now.items():
                     raise Contended("split_lead")
             if dead := commands.not_to_be_merged(events.new, who, leads):
                 return Decision(now, dead=[dead])
