@@ -142,8 +142,8 @@ def _both_identified(row: Any, policies: Policies) -> bool:
     return moved and _has_strong(row["survivor"], row["tenant"], policies)
 
 
-def _has_strong(attributes: str, tenant: str, policies: Policies) -> bool:
-    known = orjson.loads(attributes)
+def _has_strong(attributes: str | None, tenant: str, policies: Policies) -> bool:
+    known = orjson.loads(attributes or "{}")  # erased: none
     email = known.get("email", "")
     strong = bool(known.get("external_id") or known.get("crm_ids"))
     return strong or (bool(email) and policies(tenant).is_strong("email", email))

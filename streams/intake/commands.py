@@ -113,6 +113,8 @@ async def _known(stored: Transaction, event: Event) -> SplitInput | DeadRecord:
     survivor_id, loser_id = (lead_id for _, _, lead_id in event.identities)
     leads = await stored.lock_merged([survivor_id, loser_id])
     survivor, loser = leads[survivor_id], leads[loser_id]
+    if erased := _erased(event, leads):
+        return erased
     merges = await stored.past_merges(survivor_id)
     merge = next((one for one in reversed(merges) if one.loser_id == loser_id and not one.undone), None)
     if merge is None:
@@ -123,8 +125,6 @@ async def _known(stored: Transaction, event: Event) -> SplitInput | DeadRecord:
         return _dead(
             event, Reason.NOT_MERGED, "/lead_id", f"it is merged into the lead {into}: split it from that first"
         )
-    if erased := _erased(event, leads):
-        return erased
     live = {one.loser_id for one in merges if not one.undone}
     merges = [one for one in merges if not (one.undone and one.loser_id in live)]
     return SplitInput(

@@ -23,8 +23,11 @@ def stored_provenance(text: str) -> dict[str, Any]:
 
 
 def stored_snapshot(text: str) -> dict[str, Any]:
-    """Return a stored snapshot of a lead: its attributes, its provenance, and when it was created, if that is known."""
-    found: dict[str, Any] = orjson.loads(text)
+    """Return a stored snapshot of a lead: its attributes, its provenance, and when it was created, if that is known.
+
+    An erased one is empty.
+    """
+    found: dict[str, Any] = {"attributes": {}, "provenance": {}} | orjson.loads(text)
     return found | {"provenance": stored_provenance(orjson.dumps(found["provenance"]).decode())}
 
 

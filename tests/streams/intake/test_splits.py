@@ -86,6 +86,22 @@ async def test_leads_that_were_split_stay_apart_and_a_merge_joins_them_again(poo
     assert await pool.fetchval("SELECT count(*) FROM leads_apart WHERE tenant = $1", unique) == 0
 
 
+async def test_an_erased_merge_stops_nothing(pool: asyncpg.Pool, unique: str) -> None:
+    """An erasure empties the snapshots of the merges of its lead."""
+    stage, own = intake(pool), {"tenant": unique}
+    for number, name in enumerate(("ada", "grace", "alan")):
+        await tell(stage, "lead_created", name, offset=number, email=f"{name}@example.com", **own)
+    first, second, third = [each["lead_id"] for each in await leads(pool, unique)]
+    for number, other in enumerate((second, third)):
+        await tell(stage, "leads_merged", f"m-{number}", offset=10 + number, lead_id=first, other_lead_id=other, **own)
+    empty = "UPDATE lead_merges SET survivor = '{}', loser = '{}', identities = '[]' WHERE loser_id = $1"
+    await pool.execute(empty, second)
+
+    split = await tell(stage, "lead_split", "s", offset=20, lead_id=first, other_lead_id=third, **own)
+
+    assert [change["lead_id"] for change in split["lead_change"]] == [first, third]
+
+
 async def test_an_event_decided_during_a_split_counts_for_the_lead_that_has_its_identity(
     pool: asyncpg.Pool, unique: str
 ) -> None:
