@@ -27,7 +27,7 @@ from streams.intake.dedupe import Receipt
 from streams.intake.echo import History, PastValues
 from streams.intake.event import ERASURE, Event
 from streams.intake.identity import Identified
-from streams.intake.merge import REPORTING, Lead, Touch, absorb, merge, values_of
+from streams.intake.merge import LOST, REPORTING, Lead, Touch, absorb, merge, values_of
 from streams.intake.provenance import stored_provenance
 
 _STAMP = 100  # approximate bytes of a new field in a lead's provenance, without its name
@@ -165,6 +165,7 @@ class _Work:
     def _merge_leads(self, lead: Lead, loser: Lead, event: Event) -> None:
         row = Merge(lead.lead_id, loser.lead_id, lead.tenant, event.event_id, _snapshot(lead), _snapshot(loser))
         absorb(lead, loser)
+        lead.provenance.setdefault(LOST, {})
         loser.version += 1
         loser.updated_at = self._now
         loser.merged_into = lead.lead_id

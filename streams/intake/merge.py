@@ -144,7 +144,6 @@ def absorb(survivor: Lead, loser: Lead) -> None:
             else:
                 _set_if_greater(survivor, name, stamp, field_of(loser.attributes, name))
     _restore(survivor, loser.provenance.get(HIDDEN, {}), loser.touches or (), limit)
-    survivor.provenance.setdefault(LOST, {})
     survivor.created_at = min(survivor.created_at or loser.created_at, loser.created_at)
 
 

@@ -70,7 +70,6 @@ def split(known: SplitInput, now: int) -> tuple[Lead, Lead, dict[str, Any]]:
         absorb(result, _piece(survivor, snapshot, (foreign | undone) - live_entries))
     for one in live:
         absorb(result, _piece(survivor, one.loser, set()))
-    del result.provenance[LOST]
     if live:
         result.provenance[LOST] = survivor.provenance.get(LOST, {})
     result.created_at = _created_at(known, live)
