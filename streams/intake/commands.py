@@ -69,11 +69,11 @@ async def decide_split(stored: Transaction, events: Deduplicated, now: int, limi
 
     """
     if not events.new:
-        redelivered = [
-            (event, receipt._replace(lead_id=lead_id, version=version))
-            for event, receipt in events.redelivered
-            for lead_id, version in await stored.split_versions(event, receipt)
-        ]
+        redelivered = list(events.redelivered)
+        for event, receipt in events.redelivered:
+            loser_id = event.identities[1][2]
+            version = await stored.splits.split_version(loser_id, event.event_id)
+            redelivered.append((event, receipt._replace(lead_id=loser_id, version=version)))
         events = events._replace(redelivered=redelivered)
         history, current = await stored.history(redelivered)
         known_now = DecisionInput(now, events, {}, _NOBODY, {}, {}, {}, history, current)
@@ -115,7 +115,7 @@ async def _known(stored: Transaction, event: Event) -> SplitInput | DeadRecord:
     survivor, loser = leads[survivor_id], leads[loser_id]
     if erased := _erased(event, leads):
         return erased
-    merges = await stored.past_merges(survivor_id)
+    merges = await stored.splits.past_merges(survivor_id)
     merge = next((one for one in reversed(merges) if one.loser_id == loser_id and not one.undone), None)
     if merge is None:
         into = loser.merged_into
@@ -132,8 +132,8 @@ async def _known(stored: Transaction, event: Event) -> SplitInput | DeadRecord:
         working_copy(loser, None),
         merges,
         merge,
-        await stored.moved_identities(survivor_id, loser_id, merge.merged_at),
-        await stored.own_touches(survivor_id),
+        await stored.splits.moved_identities(survivor_id, loser_id, merge.merged_at),
+        await stored.splits.own_touches(survivor_id),
     )
 
 

@@ -28,19 +28,79 @@ class Undone(NamedTuple):
     returning: Collection[tuple[str, str]]  # identities: kind, value
 
 
-async def named_leads(connection: asyncpg.Connection, identities: Sequence[Identity]) -> dict[Identity, str]:
-    """Return the owner of each identity that is the id of a lead: the lead, or the one that it was merged into."""
-    rows = await connection.fetch(
-        """
-        SELECT l.lead_id, coalesce(a.lead_id, l.lead_id) FROM leads l
-        LEFT JOIN lead_aliases a ON a.alias_id = l.lead_id
-        WHERE l.lead_id = ANY($1::uuid[]) AND l.tenant = $2
-        """,
-        [lead_id for _, _, lead_id in identities],
-        identities[0][0],
-    )
-    owners = {str(lead_id): str(owner) for lead_id, owner in rows}
-    return {identity: owners[identity[2]] for identity in identities if identity[2] in owners}
+class SplitTables:
+    """The lookups for splits, in the transaction of ``connection``."""
+
+    def __init__(self, connection: asyncpg.Connection) -> None:
+        self._connection = connection
+
+    async def named_leads(self, identities: Sequence[Identity]) -> dict[Identity, str]:
+        """Return the owner of each identity that is the id of a lead: the lead, or the one that it was merged into."""
+        rows = await self._connection.fetch(
+            """
+            SELECT l.lead_id, coalesce(a.lead_id, l.lead_id) FROM leads l
+            LEFT JOIN lead_aliases a ON a.alias_id = l.lead_id
+            WHERE l.lead_id = ANY($1::uuid[]) AND l.tenant = $2
+            """,
+            [lead_id for _, _, lead_id in identities],
+            identities[0][0],
+        )
+        owners = {str(lead_id): str(owner) for lead_id, owner in rows}
+        return {identity: owners[identity[2]] for identity in identities if identity[2] in owners}
+
+    async def past_merges(self, survivor_id: str) -> list[PastMerge]:
+        """Return all merges into a lead, oldest first."""
+        return [
+            PastMerge(str(row[0]), row[1], stored_snapshot(row[2]), stored_snapshot(row[3]), row[4] is not None)
+            async for row in self._connection.cursor(
+                """
+                SELECT loser_id, merged_at, survivor, loser, undone_at FROM lead_merges WHERE survivor_id = $1
+                ORDER BY merged_at, loser_id
+                """,
+                survivor_id,
+                prefetch=_PREFETCH,
+            )
+        ]
+
+    async def moved_identities(self, survivor_id: str, loser_id: str, merged_at: int) -> frozenset[tuple[str, str]]:
+        """Return the identities that the merge moved and that the survivor still has, as (kind, value)."""
+        rows = await self._connection.fetch(
+            """
+            SELECT i.kind, i.value FROM lead_merges m CROSS JOIN LATERAL jsonb_array_elements(m.identities) AS e
+            JOIN identities i ON (i.tenant, i.kind, i.value) = (m.tenant, e->>0, e->>1) AND i.lead_id = m.survivor_id
+            WHERE m.survivor_id = $1 AND m.loser_id = $2 AND m.merged_at = $3
+            """,
+            survivor_id,
+            loser_id,
+            merged_at,
+        )
+        return frozenset((row[0], row[1]) for row in rows)
+
+    async def own_touches(self, lead_id: str) -> list[Touch]:
+        """Return the first and the last touch of a lead in its own history, without those of leads merged into it."""
+        types = [kind.name for kind in registry().events.values() if kind.authority in TOUCHING]
+        found: list[Touch] = []
+        for order in ("ASC", "DESC"):
+            row = await self._connection.fetchrow(
+                f"""
+                SELECT occurred_at, event_id, source FROM lead_history
+                WHERE lead_id = $1 AND event_type = ANY($2::text[])
+                ORDER BY occurred_at {order}, event_id COLLATE "C" {order} LIMIT 1
+                """,  # noqa: S608 - order is a constant
+                lead_id,
+                types,
+            )
+            found += [(row[0], row[1], row[2])] if row else []
+        return found
+
+    async def split_version(self, lead_id: str, event_id: str) -> int:
+        """Return the version of the merged lead that a past split made."""
+        version: int = await self._connection.fetchval(
+            "SELECT version FROM lead_history WHERE lead_id = $1 AND event_id = $2 AND event_type = 'lead_split'",
+            lead_id,
+            event_id,
+        )
+        return version
 
 
 async def leads_apart(connection: asyncpg.Connection, lead_ids: Collection[str]) -> dict[str, frozenset[str]]:
@@ -71,65 +131,6 @@ async def join_again(connection: asyncpg.Connection, lead_id: str) -> None:
         """,
         lead_id,
     )
-
-
-async def past_merges(connection: asyncpg.Connection, survivor_id: str) -> list[PastMerge]:
-    """Return all merges into a lead, oldest first."""
-    return [
-        PastMerge(str(row[0]), row[1], stored_snapshot(row[2]), stored_snapshot(row[3]), row[4] is not None)
-        async for row in connection.cursor(
-            """
-            SELECT loser_id, merged_at, survivor, loser, undone_at FROM lead_merges WHERE survivor_id = $1
-            ORDER BY merged_at, loser_id
-            """,
-            survivor_id,
-            prefetch=_PREFETCH,
-        )
-    ]
-
-
-async def moved_identities(
-    connection: asyncpg.Connection, survivor_id: str, loser_id: str, merged_at: int
-) -> frozenset[tuple[str, str]]:
-    """Return the identities that the merge moved and that the survivor still has, as (kind, value)."""
-    rows = await connection.fetch(
-        """
-        SELECT i.kind, i.value FROM lead_merges m CROSS JOIN LATERAL jsonb_array_elements(m.identities) AS e
-        JOIN identities i ON i.tenant = m.tenant AND i.kind = e->>0 AND i.value = e->>1 AND i.lead_id = m.survivor_id
-        WHERE m.survivor_id = $1 AND m.loser_id = $2 AND m.merged_at = $3
-        """,
-        survivor_id,
-        loser_id,
-        merged_at,
-    )
-    return frozenset((row[0], row[1]) for row in rows)
-
-
-async def own_touches(connection: asyncpg.Connection, lead_id: str) -> list[Touch]:
-    """Return the first and the last touch of a lead in its own history, without those of leads merged into it."""
-    types = [kind.name for kind in registry().events.values() if kind.authority in TOUCHING]
-    found: list[Touch] = []
-    for order in ("ASC", "DESC"):
-        row = await connection.fetchrow(
-            f"""
-            SELECT occurred_at, event_id, source FROM lead_history WHERE lead_id = $1 AND event_type = ANY($2::text[])
-            ORDER BY occurred_at {order}, event_id COLLATE "C" {order} LIMIT 1
-            """,  # noqa: S608 - order is a constant
-            lead_id,
-            types,
-        )
-        found += [(row[0], row[1], row[2])] if row else []
-    return found
-
-
-async def split_version(connection: asyncpg.Connection, lead_id: str, event_id: str) -> int:
-    """Return the version of the merged lead that a past split made."""
-    version: int = await connection.fetchval(
-        "SELECT version FROM lead_history WHERE lead_id = $1 AND event_id = $2 AND event_type = 'lead_split'",
-        lead_id,
-        event_id,
-    )
-    return version
 
 
 async def undo_merge(connection: asyncpg.Connection, undone: Undone, now: int) -> None:

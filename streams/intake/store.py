@@ -7,7 +7,6 @@ detects a deadlock, or another worker wrote between a lookup and a write, the tr
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -18,23 +17,22 @@ from infra.clock import DAY_US, to_datetime
 from infra.kafka.sizes import utf8_bytes
 from infra.postgres.pool import transaction
 from schemas.registry import registry
-from streams.intake import split_store
 from streams.intake.decision import Decision, LeadRow, PastChange
 from streams.intake.dedupe import Receipt
 from streams.intake.echo import PastValues
 from streams.intake.event import Event, Identity
 from streams.intake.history import outermost_touches, past_values
+from streams.intake.holders import stored_holders
 from streams.intake.identity import Holder, Refused
 from streams.intake.identity_policy import Policies, default_policy
 from streams.intake.merge import Touch
 from streams.intake.part_size import Cut
-from streams.intake.split import PastMerge
+from streams.intake.split_store import SplitTables
 from streams.intake.writes import columns_of, insert_bindings, insert_refused, write_decision
 
 _CLOCK_ERROR = timedelta(seconds=300)  # maximum error of a worker's clock
 _EVERY_TYPE = "*"  # an event type in signal_types that stands for all; written while a campaign file is invalid
 _PREFETCH = 250  # rows
-_IDENTITIES = 2000  # of one lead: more than the caps, but for leads that were made before these
 _MONTH_LOCK = 7017840  # key of the advisory lock around the turn of a month
 _CONTENTION = {
     asyncpg.UniqueViolationError: "unique_violation",
@@ -56,6 +54,7 @@ class Transaction:
 
     def __init__(self, connection: asyncpg.Connection, window: timedelta, max_bytes: int, policies: Policies) -> None:
         self.connection = connection
+        self.splits = SplitTables(connection)
         self._policies = policies
         self._window = window
         self._max_bytes = max_bytes
@@ -84,7 +83,7 @@ class Transaction:
     async def owners(self, events: Sequence[Event]) -> dict[Identity, str]:
         """Return the lead of each stored identity of ``events``; of a command, which is alone, those of its leads."""
         if events and events[0].type.lead_ids:
-            return await split_store.named_leads(self.connection, events[0].identities)
+            return await self.splits.named_leads(events[0].identities)
         wanted = list(dict.fromkeys(identity for event in events for identity in event.identities))
         if not wanted:
             return {}
@@ -102,27 +101,7 @@ class Transaction:
         """Return what is stored about leads that may get identities. They are not locked yet."""
         if not lead_ids:
             return {}
-        policies = self._policies
-        found: dict[str, Holder] = {}
-        for lead_id, tenant, version, kinds, emails in await self.connection.fetch(
-            """
-            SELECT l.lead_id, l.tenant, l.version, i.kinds, i.emails
-            FROM leads l CROSS JOIN LATERAL (
-                SELECT array_agg(kind) AS kinds, array_agg(value) FILTER (WHERE kind = 'email') AS emails
-                FROM (SELECT kind, value FROM identities WHERE lead_id = l.lead_id LIMIT $2) AS one
-            ) AS i WHERE l.lead_id = ANY($1::uuid[])
-            """,
-            list(lead_ids),
-            _IDENTITIES,
-        ):
-            policy = policies(tenant)
-            counts = Counter(kinds or ())
-            strong = any(policy.is_strong(kind, "") for kind in counts if kind != "email")
-            strong = strong or any(policy.is_strong("email", email) for email in emails or ())
-            found[str(lead_id)] = Holder(version, counts, strong)
-        for lead_id, others in (await split_store.leads_apart(self.connection, found)).items():
-            found[lead_id] = found[lead_id]._replace(apart=others)
-        return found
+        return await stored_holders(self.connection, lead_ids, self._policies)
 
     async def bind(self, bindings: Mapping[Identity, str]) -> None:
         """Insert new identities. Waits if another worker has inserted one of them and has not committed yet."""
@@ -143,24 +122,6 @@ class Transaction:
     async def lock_merged(self, lead_ids: Collection[str]) -> dict[str, LeadRow]:
         """Lock leads that may be merged, and return their rows."""
         return await self._leads(lead_ids, "FOR NO KEY UPDATE", limit=None)
-
-    async def past_merges(self, survivor_id: str) -> list[PastMerge]:
-        """Return all merges into a lead, oldest first."""
-        return await split_store.past_merges(self.connection, survivor_id)
-
-    async def moved_identities(self, survivor_id: str, loser_id: str, merged_at: int) -> frozenset[tuple[str, str]]:
-        """Return the identities that a merge moved and that the survivor still has, as (kind, value)."""
-        return await split_store.moved_identities(self.connection, survivor_id, loser_id, merged_at)
-
-    async def own_touches(self, lead_id: str) -> list[Touch]:
-        """Return the first and the last touch of a lead itself."""
-        return await split_store.own_touches(self.connection, lead_id)
-
-    async def split_versions(self, event: Event, receipt: Receipt) -> list[tuple[str, int]]:
-        """Return both leads of a past split and the versions that it made; the survivor first."""
-        loser = event.identities[1][2]
-        version = await split_store.split_version(self.connection, loser, event.event_id)
-        return [(receipt.lead_id, receipt.version), (loser, version)]
 
     async def past(self, lead_ids: Collection[str], fields: Collection[str]) -> dict[str, list[PastValues]]:
         """Return the newest changes of ``fields``: see :func:`streams.intake.history.past_values`."""

@@ -170,7 +170,7 @@ def test_imports_go_one_way(package: str) -> None:
 
 def test_a_stage_of_intake_imports_no_later_one() -> None:
     order = (
-        "event decode identity_policy validate dedupe identity merge provenance touches split split_store echo "
+        "event decode identity_policy validate dedupe identity merge provenance touches split split_store holders echo "
         "part_size history decision decide route writes store transactions commands pipeline app __main__"
     )
     place = {stage: number for number, stage in enumerate(order.split())}

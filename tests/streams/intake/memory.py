@@ -19,6 +19,7 @@ from streams.intake.identity_policy import DEFAULT
 from streams.intake.merge import LOST, REPORTING, TOUCHING, Touch
 from streams.intake.provenance import stored_snapshot
 from streams.intake.split import PastMerge
+from streams.intake.split_store import SplitTables
 from streams.intake.store import Store, Transaction
 from streams.intake.touches import Outermost
 
@@ -59,9 +60,38 @@ def _as_jsonb(row: LeadRow) -> LeadRow:
     return row._replace(attributes=json.dumps(json.loads(row.attributes), ensure_ascii=False))
 
 
+class MemorySplits(SplitTables):
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+
+    async def past_merges(self, survivor_id: str) -> list[PastMerge]:
+        return [
+            PastMerge(
+                one.merge.loser_id,
+                one.number,
+                stored_snapshot(one.merge.survivor),
+                stored_snapshot(one.merge.loser),
+                one.undone,
+            )
+            for one in self._tables.merges
+            if one.merge.survivor_id == survivor_id
+        ]
+
+    async def moved_identities(self, survivor_id: str, _loser_id: str, merged_at: int) -> frozenset[tuple[str, str]]:
+        moved = self._tables.merges[merged_at].identities
+        return frozenset(i[1:] for i in moved if self._tables.identities.get(i) == survivor_id)
+
+    async def own_touches(self, lead_id: str) -> list[Touch]:
+        return list(self._tables.own_touches.get(lead_id, []))
+
+    async def split_version(self, lead_id: str, _event_id: str) -> int:
+        return max(version for of, version in self._tables.history if of == lead_id)
+
+
 class MemoryTransaction(Transaction):
     def __init__(self, tables: Tables, signals: frozenset[str]) -> None:
         self._tables = tables
+        self.splits = MemorySplits(tables)
         self._signals = signals
 
     async def receipts(self, events: Iterable[Event], _now: int) -> dict[str, Receipt]:
@@ -86,31 +116,6 @@ class MemoryTransaction(Transaction):
 
     async def lock_merged(self, lead_ids: Collection[str]) -> dict[str, LeadRow]:
         return {lead_id: _as_jsonb(self._tables.leads[lead_id]) for lead_id in lead_ids}
-
-    async def past_merges(self, survivor_id: str) -> list[PastMerge]:
-        return [
-            PastMerge(
-                one.merge.loser_id,
-                one.number,
-                stored_snapshot(one.merge.survivor),
-                stored_snapshot(one.merge.loser),
-                one.undone,
-            )
-            for one in self._tables.merges
-            if one.merge.survivor_id == survivor_id
-        ]
-
-    async def moved_identities(self, survivor_id: str, _loser_id: str, merged_at: int) -> frozenset[tuple[str, str]]:
-        moved = self._tables.merges[merged_at].identities
-        return frozenset(i[1:] for i in moved if self._tables.identities.get(i) == survivor_id)
-
-    async def own_touches(self, lead_id: str) -> list[Touch]:
-        return list(self._tables.own_touches.get(lead_id, []))
-
-    async def split_versions(self, event: Event, receipt: Receipt) -> list[tuple[str, int]]:
-        loser = event.identities[1][2]
-        versions = [v for of, v in self._tables.history if of == loser]
-        return [(receipt.lead_id, receipt.version), (loser, max(versions))]
 
     async def bind(self, bindings: Mapping[Identity, str]) -> None:
         assert not bindings.keys() & self._tables.identities.keys()
