@@ -30,6 +30,9 @@ class Reason(StrEnum):
     UNKNOWN_TENANT = "unknown_tenant"  # the installation is closed, and the tenant has no file
     TENANT_INVALID = "tenant_invalid"  # the tenant's file is invalid: replay the record when it is corrected
     SUPPRESSED = "suppressed"  # about an erased person, said before the erasure or without the person's new consent
+    UNKNOWN_LEAD = "unknown_lead"  # the tenant has no lead with the id to merge or to split
+    SAME_LEAD = "same_lead"  # the leads to merge are one already
+    NOT_MERGED = "not_merged"  # the lead to split is not merged into the other one, or another split comes first
     # dead at a destination
     REJECTED = "rejected"  # the destination rejects it permanently
     EXPIRED = "expired"  # not delivered within its time limit, or too old for a campaign
@@ -47,6 +50,7 @@ class Reason(StrEnum):
     # refused: an identity was not assigned to the lead of its event (see `leadstream leads review`)
     SHARED_IDENTITY = "shared_identity"  # it belongs to another identified lead, and people can share it
     IDENTITY_CAP = "identity_cap"  # the lead, or the leads merged, would have too many of its kind
+    KEPT_APART = "kept_apart"  # it belongs to a lead that was split from this one
     # skipped on purpose
     NOT_FOUND = "not_found"  # the provider has no data on this lead
     NO_CONSENT = "no_consent"

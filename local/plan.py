@@ -41,7 +41,14 @@ class SimulatedService:
 
 
 SIMULATORS = {
-    "hubspot": SimulatedService("crm_hubspot", {"BASE_URL": f"http://{HOST}:{{port}}", "TOKEN": "pat-{secret}"}),
+    "hubspot": SimulatedService(
+        "crm_hubspot",
+        {
+            "BASE_URL": f"http://{HOST}:{{port}}",
+            "TOKEN": "pat-{secret}",
+            "MERGE_DELAY_S": "0",  # what a demo shows must not take an hour
+        },
+    ),
     "pdl": SimulatedService(
         "provider_pdl",
         {

@@ -8,7 +8,8 @@
 
 Attributes of an event type, in addition to Avro's ``type``, ``name`` (that of the file), ``namespace`` and ``fields``:
 
-- ``"authority"``, required: precedence in merging: ``person`` over ``crm_user`` over ``app`` over ``enrichment``
+- ``"authority"``, required: precedence in merging: ``person`` over ``crm_user`` over ``app`` over ``enrichment``;
+  ``operator``: the event changes which leads there are, and no value
 - ``"scope"``: the scope of :mod:`infra.keys` that a sender needs in addition to ``ingest`` (see :mod:`schemas.senders`)
 - ``"doc"``, required: one sentence that says what happened; ``leadstream schemas list`` prints it
 
@@ -21,6 +22,7 @@ addition to Avro's ``name``, ``type`` and ``default``:
   value for that key.
 - ``"enum": [...]``: the allowed values
 - ``"identity": true``: an identifier of the person (only in ``types/identifiers.avsc``)
+- ``"identity": "lead"``: the id of a lead that the event is about; such an event needs no identifiers
 - ``"pii": true``: personal data
 - ``"example": ...``: the value in the example event; without it, the default or a fixed value of the field's type
 - ``"doc"``: a description, if the name does not say it all
@@ -40,7 +42,7 @@ from fastavro.schema import fingerprint, parse_schema, to_parsing_canonical_form
 from infra.keys import SCOPES
 
 FOLDER = Path(__file__).parent
-AUTHORITIES = ("person", "crm_user", "app", "enrichment")
+AUTHORITIES = ("person", "crm_user", "app", "enrichment", "operator")
 _DEFAULT_EXAMPLES = {"string": "example", "long": 1, "int": 1, "double": 1.0, "boolean": True}
 _SHARED = ("types/envelope.avsc", "types/identifiers.avsc", "lead.avsc")
 
@@ -91,6 +93,7 @@ class EventType(RecordType):
     maps: tuple[str, ...] = ()  # own fields that are maps
     lists: tuple[str, ...] = ()  # own fields that are arrays
     numbers: tuple[str, ...] = ()  # own fields that are floating-point numbers
+    lead_ids: tuple[str, ...] = ()  # own fields that are ids of the leads that the event is about
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,6 +201,7 @@ def _event(path: Path, shared: Mapping[str, Json]) -> EventType:
         maps=tuple(name for name, kind in types.items() if isinstance(kind, dict) and kind["type"] == "map"),
         lists=tuple(name for name, kind in types.items() if isinstance(kind, dict) and kind["type"] == "array"),
         numbers=tuple(name for name, kind in types.items() if "double" in kind or "float" in kind),
+        lead_ids=tuple(own["name"] for own in fields[2:] if own.get("identity") == "lead"),
     )
 
 

@@ -25,6 +25,7 @@ from schemas.registry import EventType
 EARLIEST = 946_684_800_000_000  # 2000-01-01 in microseconds
 _TENANT = re.compile(r"[a-z0-9][a-z0-9_-]{0,62}")
 _EVENT_ID = re.compile(r"[!-~][ -~]{0,199}")
+_UUID = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 _MAX_ID = 200  # characters
 _MAX_TENANT = 63  # characters
 _MAX_STRING = 8192  # characters
@@ -66,7 +67,7 @@ def check_event(
         return body_json
     problems = [*_envelope(envelope), *_identifiers(record["identifiers"]), *_values(kind, record)]
     reasons = [Reason.INVALID_FIELD] if problems else []
-    if not identified:
+    if not identified and not kind.lead_ids:
         reasons.append(Reason.NO_IDENTIFIER)
         problems.append(Problem("/identifiers", _NO_IDENTIFIER + _hint(record["identifiers"], region)))
     if not in_time:
@@ -98,7 +99,7 @@ def _passes_fast_path(kind: EventType, envelope: dict[str, Any], body: dict[str,
         or not _is_valid_map(envelope["context"])
     ):
         return False
-    if kind.lists and any(body[name] for name in kind.lists):
+    if kind.lead_ids or (kind.lists and any(body[name] for name in kind.lists)):
         return False
     return (
         all(_is_valid_map(body[name]) for name in kind.maps)
@@ -172,9 +173,19 @@ def _values(kind: EventType, record: dict[str, Any]) -> Iterator[Problem]:
             yield Problem(f"/{name}", f"must be 1 to {_MAX_ID} characters without NUL, and not blank")
     if record.get(CLEARED):
         yield from problems_of_cleared(kind, record)
+    if kind.lead_ids:
+        yield from _lead_ids(kind, record)
     for name, allowed in kind.enums.items():
         if record[name] not in allowed:
             yield Problem(f"/{name}", f"must be one of {', '.join(allowed)}")
+
+
+def _lead_ids(kind: EventType, record: dict[str, Any]) -> Iterator[Problem]:
+    for name in kind.lead_ids:
+        if not _UUID.fullmatch(record[name]):
+            yield Problem(f"/{name}", "must be the id of a lead, such as 019c1a2b-0000-7000-8000-000000000001")
+    if len({record[name].lower() for name in kind.lead_ids}) < len(kind.lead_ids):
+        yield Problem(f"/{kind.lead_ids[-1]}", "must be another lead: this event needs two different ones")
 
 
 def _value(path: str, value: Any) -> Iterator[Problem]:

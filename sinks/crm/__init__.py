@@ -44,6 +44,13 @@ class SyncConfig(WorkConfig):
     backoff_max_s: float = Field(
         300, ge=1, le=86_400, description="Maximum of the mean wait after a failure, in seconds."
     )
+    merge_delay_s: float = Field(
+        3600,
+        ge=0,
+        le=2_592_000,
+        description="Seconds from a merge of two leads until their records in the CRM are merged, which cannot be "
+        "undone there. If the merge of the leads is undone by then, the records stay as they are.",
+    )
     poll_s: float = Field(
         0.5, gt=0, le=1, description="Seconds between two searches for due leads, such as those whose backoff ended."
     )
@@ -114,6 +121,7 @@ class Connector(Protocol):
     name: str
     batch_max: int
     erases: bool  # whether :meth:`erase` is called for an erased lead; otherwise its fields are cleared
+    merge_delay_s: float  # after a merge of two leads, until their records are merged, which cannot be undone
 
     async def ready(self) -> None:
         """Wait until the CRM's rate limit allows a call."""

@@ -97,6 +97,7 @@ class HubSpot:
         self._http = http
         self._bucket = bucket
         self.erases = config.erasure == "delete"
+        self.merge_delay_s = config.merge_delay_s
         self._headers = {"authorization": f"Bearer {config.token.get_secret_value()}"}
 
     async def ready(self) -> None:

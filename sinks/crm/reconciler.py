@@ -12,6 +12,8 @@ Guarantees, in addition to those of the engine (:mod:`infra.postgres.leased`):
 - A lead that the CRM rejects is parked until a newer version is wanted. So is a lead in conflict with the record of
   another lead, unless that record is going to change; it is also due when that other lead is written or retired.
 - The record of an erased lead without later values is deleted for good (``erasure`` of the CRM's settings).
+- The records of two merged leads are merged after the connector's ``merge_delay_s``, and not if the merge of the leads
+  is undone by then. Until then both exist. A survivor that takes over the merged lead's e-mail address does not wait.
 - Records of merged or deleted leads are retired *before* their survivors are written: the survivor may have the merged
   lead's e-mail address, and a CRM may require it to be unique.
 
@@ -26,6 +28,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
+from infra.clock import Clock, now_us
 from infra.errors import DependencyUnavailable, Verdict
 from infra.outcomes import Reason, What
 from infra.postgres.leased_pause import Pause
@@ -49,8 +52,9 @@ class _Plan:
     """The rows of a lease by the action that they need, in the order of the actions.
 
     ``unchanged``: what the CRM gets is what it was sent last. ``deferred``: survivors of a lead that another worker has
-    leased. ``postponed``: their snapshots are above the limit in bytes. ``outdated``: the canonical record has a lower
-    version than the wanted one, which is a defect. ``foreign``: the lead is another tenant's than the request claims.
+    leased. ``waiting``: merged leads whose records are to be merged later, with the seconds until then.
+    ``postponed``: their snapshots are above the limit in bytes. ``outdated``: the canonical record has a lower version
+    than the wanted one, which is a defect. ``foreign``: the lead is another tenant's than the request claims.
     """
 
     erase: list[tuple[SyncRow, RetiredLead, int]] = field(default_factory=list)  # with the lead's version
@@ -59,6 +63,7 @@ class _Plan:
     unchanged: list[tuple[SyncRow, Snapshot]] = field(default_factory=list)
     withdrawn: list[tuple[SyncRow, int]] = field(default_factory=list)  # with the lead's version
     deferred: list[SyncRow] = field(default_factory=list)
+    waiting: list[tuple[SyncRow, float]] = field(default_factory=list)
     postponed: list[SyncRow] = field(default_factory=list)
     outdated: list[SyncRow] = field(default_factory=list)
     foreign: list[SyncRow] = field(default_factory=list)
@@ -68,10 +73,18 @@ class Reconciler:
     """Syncs the leads of one destination. ``max_bytes``: of the snapshots of one call."""
 
     def __init__(
-        self, table: CrmSyncTable, connector: Connector, pause: Pause, stage: str, *, max_bytes: int = _MAX_BYTES
+        self,
+        table: CrmSyncTable,
+        connector: Connector,
+        pause: Pause,
+        stage: str,
+        *,
+        max_bytes: int = _MAX_BYTES,
+        clock: Clock = now_us,
     ) -> None:
         self._table = table
         self._max_bytes = max_bytes
+        self._clock = clock
         self._crm = connector
         self._pause = pause
         self._log = log(stage)
@@ -86,6 +99,7 @@ class Reconciler:
         settled += [(row, Parked(Reason.REJECTED, "tenant", until=NEVER)) for row in plan.foreign]
         settled += [(row, Released(_DEFER_S)) for row in plan.deferred]
         settled += [(row, Released()) for row in plan.postponed]
+        settled += [(row, Released(wait_s)) for row, wait_s in plan.waiting]
         settled += [(row, _unchanged(row, snapshot)) for row, snapshot in plan.unchanged]
         settled += [(row, _withdrawn(row, version)) for row, version in plan.withdrawn]
         settled += await self._erase(plan, lease.deadline)
@@ -105,6 +119,8 @@ class Reconciler:
                 plan.foreign.append(row)
             elif self._crm.erases and _is_erased(lead) and lead.version >= row.wanted:
                 plan.erase.append((row, RetiredLead(row.key, row.remote_id), lead.version))
+            elif lead.survivor_id and (wait_s := self._merge_wait_s(row, lead)) > 0:
+                plan.waiting.append((row, wait_s))
             elif lead.survivor_id:
                 plan.retire.append((row, _merged(row, lead.survivor_id, lead.survivor_remote_id)))
             elif lead.version < row.wanted:
@@ -121,16 +137,27 @@ class Reconciler:
         self._compare(plan)
         return plan
 
+    def _merge_wait_s(self, row: SyncRow, lead: CanonicalLead) -> float:
+        if lead.merged_at is None or not row.remote_id or not lead.survivor_remote_id:
+            return 0  # there are no two records
+        return (lead.merged_at - self._clock()) / 1e6 + self._crm.merge_delay_s
+
     async def _add_losers(self, lease: Lease[SyncRow], plan: _Plan) -> None:
         if not plan.upsert:
             return
         remote_ids = {row.key: row.remote_id for row, _ in plan.upsert}
         deferred = set()
-        for loser in await self._table.claim_losers(lease, list(remote_ids)):
+        losers = await self._table.claim_losers(lease, list(remote_ids))
+        leads = await self._table.leads([loser.row.key for loser in losers if loser.row], 0) if losers else {}
+        for loser in losers:
             if loser.row is None:
                 deferred.add(loser.survivor_id)
+                continue
+            lease.rows.append(loser.row)
+            lead = leads.get(loser.row.key)
+            if lead is not None and (wait_s := self._merge_wait_s(loser.row, lead)) > 0:
+                plan.waiting.append((loser.row, wait_s))
             else:
-                lease.rows.append(loser.row)
                 plan.retire.append((loser.row, _merged(loser.row, loser.survivor_id, remote_ids[loser.survivor_id])))
         plan.deferred = [row for row, _ in plan.upsert if row.key in deferred]
         plan.upsert = [(row, snapshot) for row, snapshot in plan.upsert if row.key not in deferred]

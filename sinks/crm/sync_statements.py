@@ -10,9 +10,10 @@ ORDER BY d.lead_id
 ON CONFLICT (destination, lead_id) DO UPDATE SET
     wanted_version = EXCLUDED.wanted_version,
     last_wanted_at = EXCLUDED.last_wanted_at,
-    -- A rejected lead is due at once and starts with 0 attempts; a lead in backoff stays in backoff.
+    -- A rejected lead is due at once and starts with 0 attempts; a lead in backoff stays in backoff. One without a
+    -- failed attempt waits for its merge in the CRM: the merge was undone.
     attempts = CASE WHEN s.next_attempt_at = 'infinity' THEN 0 ELSE s.attempts END,
-    next_attempt_at = CASE WHEN s.next_attempt_at = 'infinity' OR s.synced_version >= s.wanted_version
+    next_attempt_at = CASE WHEN s.next_attempt_at = 'infinity' OR s.synced_version >= s.wanted_version OR s.attempts = 0
                            THEN EXCLUDED.next_attempt_at ELSE s.next_attempt_at END
 WHERE s.wanted_version < EXCLUDED.wanted_version
 """
@@ -54,7 +55,13 @@ SELECT f.lead_id, f.tenant, f.version, f.merged_into, f.erased,
        END AS attributes,
        CASE WHEN f.merged_into IS NOT NULL THEN
            (SELECT s.remote_id FROM crm_sync s WHERE s.destination = $1 AND s.lead_id = f.merged_into)
-       END AS survivor_remote_id
+       END AS survivor_remote_id,
+       CASE WHEN f.merged_into IS NOT NULL THEN
+           (SELECT m.merged_at FROM lead_merges m
+            WHERE m.survivor_id = f.merged_into AND m.loser_id = f.lead_id AND m.undone_at IS NULL
+                AND (m.survivor->'attributes' ? 'email' OR NOT m.loser->'attributes' ? 'email')
+            ORDER BY m.merged_at DESC LIMIT 1)
+       END AS merged_at
 FROM summed f
 """
 

@@ -77,6 +77,7 @@ class CanonicalLead:
     """The current canonical record of a lead. ``survivor_id``: the lead that it was merged into, or "".
 
     ``attributes``: None if the lead was merged, or if it was above the limit of :meth:`CrmSyncTable.leads`.
+    ``merged_at``: when the lead was merged; None if it was not, or if the survivor took over its e-mail address.
     """
 
     version: int
@@ -85,6 +86,7 @@ class CanonicalLead:
     attributes: Mapping[str, Any] | None
     erased: bool = False
     tenant: str = ""
+    merged_at: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +174,7 @@ class CrmSyncTable(LeasedTable[SyncRow]):
                 None if row["attributes"] is None else orjson.loads(row["attributes"]),
                 row["erased"],
                 row["tenant"],
+                merged_at=row["merged_at"],
             )
             for row in rows
         }

@@ -27,7 +27,8 @@ from streams.intake.dedupe import Receipt
 from streams.intake.echo import History, PastValues
 from streams.intake.event import ERASURE, Event
 from streams.intake.identity import Identified
-from streams.intake.merge import FORMER_CRM_USER, RANKS, REPORTING, Lead, Touch, absorb, erase_until, merge, values_of
+from streams.intake.merge import LOST, REPORTING, Lead, Touch, absorb, erase_until, merge, values_of
+from streams.intake.provenance import stored_provenance
 
 _STAMP = 100  # approximate bytes of a new field in a lead's provenance, without its name
 _PROVENANCE = 4  # maximum size of a lead's provenance, hidden values included, as a multiple of that of its attributes
@@ -91,8 +92,8 @@ def decide(known: DecisionInput, limits: Limits) -> Decision:
     return Decision(
         known.now,
         work.changes,
-        [_row(lead) for lead_id, lead in work.changed.items() if lead_id in created],
-        [_row(lead) for lead_id, lead in work.changed.items() if lead_id not in created],
+        [lead_row(lead) for lead_id, lead in work.changed.items() if lead_id in created],
+        [lead_row(lead) for lead_id, lead in work.changed.items() if lead_id not in created],
         work.merges,
         redelivered,
         known.events.duplicates,
@@ -108,7 +109,7 @@ class _Work:
     def __init__(self, known: DecisionInput, limits: Limits) -> None:
         self._now = known.now
         self._limits = limits
-        self._leads = {lead_id: _working_copy(row, known.touches.get(lead_id)) for lead_id, row in known.leads.items()}
+        self._leads = {lead_id: working_copy(row, known.touches.get(lead_id)) for lead_id, row in known.leads.items()}
         self._losers: dict[str, list[Lead]] = {}
         for loser_id, survivor_id in known.identified.merges.items():
             self._losers.setdefault(survivor_id, []).append(self._leads[loser_id])
@@ -168,6 +169,7 @@ class _Work:
     def _merge_leads(self, lead: Lead, loser: Lead, event: Event) -> None:
         row = Merge(lead.lead_id, loser.lead_id, lead.tenant, event.event_id, _snapshot(lead), _snapshot(loser))
         absorb(lead, loser)
+        lead.provenance.setdefault(LOST, {})
         loser.version += 1
         loser.updated_at = self._now
         loser.merged_into = lead.lead_id
@@ -190,7 +192,7 @@ class _Work:
         lead.json = _json(lead.attributes)
         changes = _json(changed) if changed else "{}"
         version = lead.version
-        return Change(event, lead.lead_id, version, self._now, changed, changes, merged, version, _lead_json(lead))
+        return Change(event, lead.lead_id, version, self._now, changed, changes, merged, version, published_lead(lead))
 
 
 def _certain(found: list[tuple[Oversize, str]], changes: list[Change], known: DecisionInput) -> list[Oversize]:
@@ -218,9 +220,9 @@ def _past_changes(known: DecisionInput, max_bytes: int) -> tuple[list[Change], f
     size, count = 0, len(known.events.redelivered)
     for event, receipt in known.events.redelivered:
         if receipt.lead_id not in leads:
-            lead = _working_copy(known.current[receipt.lead_id], None)
+            lead = working_copy(known.current[receipt.lead_id], None)
             lead.json = _json(lead.attributes)
-            leads[receipt.lead_id] = lead.version, _lead_json(lead)
+            leads[receipt.lead_id] = lead.version, published_lead(lead)
         found.append(_past_change(event, receipt, known, *leads[receipt.lead_id]))
         size += found[-1].bytes
         if size > max_bytes and (len(found) < count or known.events.new) and count > 1:
@@ -240,7 +242,8 @@ def _past_change(event: Event, receipt: Receipt, known: DecisionInput, version: 
     return Change(event, receipt.lead_id, receipt.version, past.decided_at, changed, changes, merged, version, lead)
 
 
-def _working_copy(row: LeadRow, touches: Sequence[Touch] | None) -> Lead:
+def working_copy(row: LeadRow, touches: Sequence[Touch] | None) -> Lead:
+    """Return a stored lead as an object that can be changed."""
     return Lead(
         row.lead_id,
         row.tenant,
@@ -249,24 +252,15 @@ def _working_copy(row: LeadRow, touches: Sequence[Touch] | None) -> Lead:
         row.updated_at,
         row.merged_into,
         orjson.loads(row.attributes),
-        _stored_provenance(row.provenance),
+        stored_provenance(row.provenance),
         row.attributes,
         None if touches is None else list(touches),
         utf8_bytes(row.provenance),
     )
 
 
-def _stored_provenance(text: str) -> dict[str, Any]:
-    """Return a stored provenance, with the stamps of a CRM user as they are written today."""
-    found: dict[str, Any] = orjson.loads(text)
-    if f"[{FORMER_CRM_USER}," in text:
-        for stamp in found.values():
-            if isinstance(stamp, list) and stamp[0] == FORMER_CRM_USER:  # else hidden values
-                stamp[0] = RANKS[REPORTING]
-    return found
-
-
-def _row(lead: Lead) -> LeadRow:
+def lead_row(lead: Lead) -> LeadRow:
+    """Return the row of a lead; ``lead.json`` has its attributes."""
     return LeadRow(
         lead.lead_id,
         lead.tenant,
@@ -277,16 +271,16 @@ def _row(lead: Lead) -> LeadRow:
         lead.json,
         _json(lead.provenance),
         lead.merged_into,
-        tuple(map(lead.attributes.get, FILTERED)),
+        filtered=tuple(map(lead.attributes.get, FILTERED)),
     )
 
 
 def _snapshot(lead: Lead) -> str:
-    return _json({"attributes": lead.attributes, "provenance": lead.provenance})
+    return _json({"attributes": lead.attributes, "provenance": lead.provenance, "created_at": lead.created_at})
 
 
-def _lead_json(lead: Lead) -> str:
-    """Return the current state of the lead as JSON, since the next event of the batch changes the working copy."""
+def published_lead(lead: Lead) -> str:
+    """Return the current state of the lead as JSON: a text, since the next event changes the working copy."""
     # Formatted without a JSON library: ids are UUIDs and a tenant is [a-z0-9_-], so no text needs an escape.
     return (
         f'{{"lead_id":"{lead.lead_id}","tenant":"{lead.tenant}","version":{lead.version},'

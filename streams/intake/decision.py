@@ -13,9 +13,10 @@ from typing import Any, Literal, NamedTuple
 from infra.kafka.sizes import utf8_bytes
 from streams.intake.dedupe import Deduplicated, Reused
 from streams.intake.echo import PastValues
-from streams.intake.event import Event, Identity
+from streams.intake.event import DeadRecord, Event, Identity
 from streams.intake.identity import Identified, Refused
 from streams.intake.merge import Touch
+from streams.intake.split_store import Undone
 
 FILTERED = ("email", "status", "owner", "region", "score")  # attributes that are also columns of the table leads
 
@@ -32,6 +33,7 @@ class LeadRow(NamedTuple):
     attributes: str  # JSON
     provenance: str  # JSON
     merged_into: str  # lead_id of the survivor, or ""
+    split: bool = False  # a merge of this lead was undone: an identity can have been moved since it was looked up
     filtered: tuple[Any, ...] = ()  # the values of FILTERED, if the lead is to be inserted
 
 
@@ -128,10 +130,11 @@ class Decision:
 
     ``accepted`` has the changes to write (receipts and history) and to publish. ``inserted``, ``updated``, ``merges``
     are only written, ``redelivered``, ``duplicates`` and ``reused`` only published.
-    ``refused``: the identities that were not assigned to the leads of their events. ``suppressed``: new events that are
-    refused because they are about an erased person. ``erasures``: what is removed. ``oversize``: the batch must be
-    decided again without these events. ``cut``: the batch is too large for one transaction; decide this
-    share of its events first.
+    ``undone``: ``accepted`` has the changes of both leads by the split that undoes this merge. ``dead``: commands that
+    cannot be executed. ``refused``: the identities that were not assigned to the leads of their events.
+    ``suppressed``: new events that are refused because they are about an erased person. ``erasures``: what is removed.
+    ``oversize``: the batch must be decided again without these events. ``cut``: the batch is too large for one
+    transaction; decide this share of its events first.
     """
 
     now: int = 0
@@ -146,6 +149,8 @@ class Decision:
     refused: Sequence[Refused] = ()
     suppressed: Sequence[Event] = ()
     erasures: Sequence[Erasure] = ()
+    undone: Undone | None = None
+    dead: Sequence[DeadRecord] = ()
     oversize: Sequence[Oversize] = ()
     cut: float = 0
 

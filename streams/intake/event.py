@@ -29,6 +29,9 @@ Coordinates = tuple[str, int, int]  # topic, partition, offset
 _MAY_BE_BLANK = re.compile(rb':(?:"[" \\\x7f-\xff]|null|\[\]|\{\})')
 
 ERASURE = "lead_erased"  # the event type that removes what was said before
+# Commands: event types that name leads instead of people, of which each event is decided alone.
+MERGE, SPLIT = "leads_merged", "lead_split"
+LEAD = "lead"  # the kind of identity of a lead's id: it belongs to the lead itself and is not stored
 
 
 class Event(NamedTuple):
@@ -85,6 +88,11 @@ class EventBatch:
 
     events: list[Event] = field(default_factory=list)
     dead: list[DeadRecord] = field(default_factory=list)
+
+
+def lead_identities(kind: EventType, tenant: str, record: Mapping[str, Any]) -> tuple[Identity, ...]:
+    """Return the identities of a command: the leads that it names."""
+    return tuple((tenant, LEAD, record[name].lower()) for name in kind.lead_ids)
 
 
 def event_key(tenant: str, event_id: str) -> str:

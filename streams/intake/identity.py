@@ -9,6 +9,8 @@ which kinds are strong.
   domain. A lead without a strong identity is not identified. A weak identity assigns an event to its lead unless both
   the event and the lead are identified and are different: then it stays with its lead, and the merge is *refused*.
   So the anonymous past of a shared device goes to the first who claims it.
+- Leads that a **split** separated are not merged again, except by the event ``leads_merged``, whose two leads are its
+  strong identities.
 - **Placeholders** are no identities. A lead has at most so many identities of a kind as its **cap**: a further one is
   not assigned, and a merge that would exceed it is refused.
 
@@ -22,10 +24,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from streams.intake.event import Event, Identity
+from streams.intake.event import MERGE, Event, Identity
 from streams.intake.identity_policy import IdentityPolicy, Policies, default_policy
 
-Why = Literal["shared", "cap"]
+Why = Literal["shared", "cap", "apart"]
 NewId = Callable[[int], str]  # time in microseconds -> id of a lead created then; ids sort in the order of these times
 
 _NO_GROUP = -1
@@ -34,12 +36,13 @@ _NO_GROUP = -1
 class Holder(NamedTuple):
     """What is stored about a lead that may get identities: its version, its identities by kind, whether one is strong.
 
-    The version is older than or as old as the rest.
+    The version is older than or as old as the rest. ``apart``: leads that a split separated from it.
     """
 
     version: int
     counts: Mapping[str, int]
     identified: bool
+    apart: frozenset[str] = frozenset()
 
 
 class Refused(NamedTuple):
@@ -129,6 +132,8 @@ class _Group:
     counts: dict[str, int]  # of identities, by kind
     identified: bool = False
     lead_id: str = ""  # the oldest stored lead in it
+    leads: frozenset[str] = frozenset()  # the stored leads in it
+    apart: frozenset[str] = frozenset()  # the leads that it must not be merged with
 
 
 class _Assignment:
@@ -175,7 +180,7 @@ class _Assignment:
             elif group == _NO_GROUP:
                 group = self._root(holder)
             elif (holder := self._root(holder)) != (group := self._root(group)):
-                if why := self._obstacle(group, holder, policy, strong=strong):
+                if why := self._obstacle(group, holder, policy, strong=strong, merge=event.type.name == MERGE):
                     self._refused.append((event, identity, group, holder, why))
                 else:
                     self._join(group, holder)
@@ -199,11 +204,14 @@ class _Assignment:
             if known := self._holders.get(lead_id):
                 self._groups[group].counts.update(known.counts)
                 self._groups[group].identified = known.identified
+                self._groups[group].apart = known.apart
         return group
 
-    def _obstacle(self, one: int, other: int, policy: IdentityPolicy, *, strong: bool) -> Why | None:
-        """Return why two groups must not be joined, or None."""
+    def _obstacle(self, one: int, other: int, policy: IdentityPolicy, *, strong: bool, merge: bool) -> Why | None:
+        """Return why two groups must not be joined, or None. ``merge``: somebody requests it."""
         first, second = self._groups[one], self._groups[other]
+        if not merge and (first.apart & second.leads or second.apart & first.leads):
+            return "apart"
         if not strong and first.identified and second.identified:
             return "shared"
         counts = first.counts
@@ -215,11 +223,12 @@ class _Assignment:
         for kind, count in second.counts.items():
             first.counts[kind] = first.counts.get(kind, 0) + count
         first.identified = first.identified or second.identified
+        first.leads, first.apart = first.leads | second.leads, first.apart | second.apart
         first.lead_id = min(first.lead_id or second.lead_id, second.lead_id or first.lead_id)
         self._parents[other] = one
 
     def _new_group(self, lead_id: str = "") -> int:
-        self._groups.append(_Group({}, lead_id=lead_id))
+        self._groups.append(_Group({}, lead_id=lead_id, leads=frozenset({lead_id} if lead_id else ())))
         return len(self._groups) - 1
 
     def _root(self, group: int) -> int:

@@ -36,13 +36,16 @@ from schemas.blanks import is_blank
 from schemas.cleared import CLEARED, cleared_field
 from streams.intake.event import ERASURE, Event
 
-RANKS = {"enrichment": 1, "app": 2, "crm_user": 4, "person": 4}
+RANKS = {"operator": 0, "enrichment": 1, "app": 2, "crm_user": 4, "person": 4}
 FORMER_CRM_USER = 3  # the rank of a CRM user in provenance that was stored before a person had the same
 REPORTING = "crm_user"  # the authority of events that can repeat a value that was sent to the CRM
 MAPS = frozenset({"consent", "crm_ids", "custom"})
 _ERASED = "_erased"
 # Key in ``provenance``: field -> [[rank, occurred_at, event_id, value], ...], in falling rank and rising time.
-_HIDDEN = "_hidden"
+HIDDEN = "_hidden"
+# Key in ``provenance`` of a lead that others were merged into: like HIDDEN, the values of its events that lost since.
+# If the merge is undone, they may win (streams.intake.split).
+LOST = "_lost"
 TOUCHING = frozenset({"app", "person"})  # the authorities whose events are touches
 _IDENTIFIERS = frozenset({"external_id", "email"})  # kinds of identities that are also fields of the lead
 
@@ -101,6 +104,8 @@ def merge(lead: Lead, event: Event, ignored: Collection[str] = ()) -> dict[str, 
             continue
         if _set_if_greater(lead, name, stamp, value):
             changes[name] = value
+        elif LOST in lead.provenance and lead.provenance[name] is not stamp:
+            _hide(lead.provenance, name, [*stamp, value], -1, LOST)
     if event.type.authority in TOUCHING:
         _touch(lead, event.at, event.source, event.event_id)
     return changes
@@ -138,12 +143,12 @@ def absorb(survivor: Lead, loser: Lead) -> None:
         _erase(survivor, erased, {})
     limit = survivor.provenance.get(_ERASED, (0, -1))[1]
     for name, stamp in loser.provenance.items():
-        if name not in (_ERASED, _HIDDEN) and stamp[1] > limit:
+        if name not in (_ERASED, HIDDEN, LOST) and stamp[1] > limit:
             if name in ("first_touch", "last_touch"):
                 _touch(survivor, stamp[1], loser.attributes[name + "_source"], stamp[2])
             else:
                 _set_if_greater(survivor, name, stamp, field_of(loser.attributes, name))
-    _restore(survivor, loser.provenance.get(_HIDDEN, {}), loser.touches or (), limit)
+    _restore(survivor, loser.provenance.get(HIDDEN, {}), loser.touches or (), limit)
     survivor.created_at = min(survivor.created_at or loser.created_at, loser.created_at)
 
 
@@ -187,7 +192,7 @@ def _set_if_greater(lead: Lead, name: str, stamp: Stamp, value: Any) -> bool:
         provenance[name] = stamp
         return _put(attributes, name, value)
     if current < stamp:
-        if current[1] > stamp[1] or _HIDDEN in provenance:
+        if current[1] > stamp[1] or HIDDEN in provenance:
             _hide(provenance, name, [*current, field_of(attributes, name)], stamp[1])
         provenance[name] = stamp
         return _put(attributes, name, value)
@@ -196,13 +201,13 @@ def _set_if_greater(lead: Lead, name: str, stamp: Stamp, value: Any) -> bool:
     return False
 
 
-def _hide(provenance: dict[str, Any], name: str, entry: list[Any], after: int) -> None:
+def _hide(provenance: dict[str, Any], name: str, entry: list[Any], after: int, key: str = HIDDEN) -> None:
     """Add ``entry`` (stamp and value) to the hidden values of a field; drop those that can never be restored.
 
     A hidden value can be restored if it is later than the visible value (at ``after``) and later than every hidden
     value of higher authority.
     """
-    hidden = provenance.setdefault(_HIDDEN, {})
+    hidden = provenance.setdefault(key, {})
     kept: list[list[Any]] = []
     for one in sorted([*hidden.pop(name, ()), entry], key=lambda one: one[:3], reverse=True):
         if one[1] > after:
@@ -211,7 +216,7 @@ def _hide(provenance: dict[str, Any], name: str, entry: list[Any], after: int) -
     if kept:
         hidden[name] = kept
     if not hidden:
-        del provenance[_HIDDEN]
+        del provenance[key]
 
 
 def _put(attributes: dict[str, Any], name: str, value: Any) -> bool:
@@ -267,7 +272,8 @@ def _erase(lead: Lead, stamp: Stamp, changes: dict[str, Any]) -> None:
     latest = lead.provenance.get(_ERASED)
     if latest is not None and latest >= stamp:
         return
-    hidden = lead.provenance.pop(_HIDDEN, {})
+    hidden = lead.provenance.pop(HIDDEN, {})
+    lead.provenance.pop(LOST, None)  # a lead that was erased is not split
     for name, old in list(lead.provenance.items()):
         if old[1] > stamp[1]:
             continue

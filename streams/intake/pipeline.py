@@ -20,6 +20,7 @@ from infra.kafka.processor import Outputs
 from infra.outcomes import Dead
 from infra.tenants import Tenants
 from schemas.codec import Codec
+from streams.intake import commands
 from streams.intake.decide import decide, reported_fields, reported_leads, touches_needed
 from streams.intake.decision import Decision, DecisionInput, LeadRow, Oversize
 from streams.intake.decode import decode
@@ -85,14 +86,16 @@ class Intake:
         duplicates: list[Event] = []
         reused: list[Reused] = []
         suppressed: list[Event] = []
+        dead = list(batch.dead)
         for part in parts_of(batch.events):  # an erasure ends a part, so that what follows it sees its effect
             async for decided in decide_in_parts(part, self._decide, self._part_size):
                 oversize += decided.oversize
                 duplicates += decided.decision.duplicates
                 reused += decided.decision.reused
                 suppressed += (*decided.decision.suppressed, *decided.late)
+                dead += decided.decision.dead
                 yield partial(self._router.route, decided.decision)
-        yield partial(self._router.unaccepted, duplicates, reused, oversize, suppressed, batch.dead)
+        yield partial(self._router.unaccepted, duplicates, reused, oversize, suppressed, dead)
 
     async def _decide(self, batch: Sequence[Event]) -> Decision:
         await self._store.make_months(self._now())
@@ -100,13 +103,19 @@ class Intake:
             now = self._now()
             # Dedupe before identify: a duplicate must not bind identities or merge leads.
             events = dedupe(batch, await stored.receipts(batch, now))
+            if commands.is_split(batch):
+                decision = await commands.decide_split(stored, events, now, self._router.limits)
+                await stored.write(decision, {})
+                return decision
             # Identify before merge: it determines which leads must be locked and which of them are merged.
-            owners = await stored.owners(events.new)
+            known_owners = await stored.owners(events.new)
+            if dead := commands.unknown_leads(events.new, known_owners):
+                return Decision(now, dead=[dead])
             # Suppress before identify: an event about an erased person must not bind its identities again.
-            suppressions = await stored.suppressions(unowned(events.new, owners))
-            admitted = admit(events.new, owners, suppressions, self._policies)
+            suppressions = await stored.suppressions(unowned(events.new, known_owners))
+            admitted = admit(events.new, known_owners, suppressions, self._policies)
             events = events._replace(new=admitted.events)
-            owners |= erased_owners(events.new, owners, suppressions, admitted)
+            owners = known_owners | erased_owners(events.new, known_owners, suppressions, admitted)
             holders = await stored.holders(holders_needed(events.new, owners))
             who = identify(events.new, owners, now, uuid7, holders=holders, policies=self._policies)
             # Bind before lock: another worker that binds the same identity waits here for this commit, then retries.
@@ -114,8 +123,12 @@ class Intake:
             leads = await stored.lock(who.existing)
             if changed_holders(who, holders, {lead_id: lead.version for lead_id, lead in leads.items()}):
                 raise Contended("identified_lead")
+            if await _moved_meanwhile(stored, events.new, known_owners, leads):
+                raise Contended("split_lead")
+            if dead := commands.not_to_be_merged(events.new, who, leads):
+                return Decision(now, dead=[dead])
             # Another worker may have erased one of the leads, or an unknown person, since the lookups.
-            if await self._erased_meanwhile(stored, owners, leads, who.bindings, suppressions):
+            if await _erased_meanwhile(stored, owners, leads, who.bindings, suppressions):
                 raise Contended("erased_lead")
             lifted = lifted_leads(admitted.lifted, who.bindings)
             if too_late := late(events.new, who, leads, lifted):
@@ -137,16 +150,26 @@ class Intake:
             refused = [*written, *await stored.refused(events.redelivered)]
         return replace(decision, refused=refused)
 
-    async def _erased_meanwhile(
-        self,
-        stored: Transaction,
-        owners: Mapping[Identity, str],
-        leads: Mapping[str, LeadRow],
-        bindings: Mapping[Identity, str],
-        suppressions: Mapping[Identity, Suppression],
-    ) -> bool:
-        erased = {lead_id for lead_id, lead in leads.items() if lead.erased_at is not None}
-        of_erased = [i for i, lead_id in owners.items() if lead_id in erased and i not in suppressions]
-        if of_erased and len(await stored.owned(of_erased)) < len(of_erased):
-            return True
-        return bool(await stored.suppressions([i for i in bindings if i not in suppressions]))
+
+async def _moved_meanwhile(
+    stored: Transaction, events: Sequence[Event], owners: Mapping[Identity, str], leads: Mapping[str, LeadRow]
+) -> bool:
+    """Return whether a split has moved an identity since its lead was looked up. The locked leads stay as they are."""
+    if not any(lead.split for lead in leads.values()):
+        return False
+    owners_now = await stored.owners(events)
+    return any(owners_now.get(identity) != lead_id for identity, lead_id in owners.items() if lead_id in leads)
+
+
+async def _erased_meanwhile(
+    stored: Transaction,
+    owners: Mapping[Identity, str],
+    leads: Mapping[str, LeadRow],
+    bindings: Mapping[Identity, str],
+    suppressions: Mapping[Identity, Suppression],
+) -> bool:
+    erased = {lead_id for lead_id, lead in leads.items() if lead.erased_at is not None}
+    of_erased = [i for i, lead_id in owners.items() if lead_id in erased and i not in suppressions]
+    if of_erased and len(await stored.owned(of_erased)) < len(of_erased):
+        return True
+    return bool(await stored.suppressions([i for i in bindings if i not in suppressions]))

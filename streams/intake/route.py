@@ -36,6 +36,7 @@ _ENRICHABLE = frozenset({"email", "domain"})
 _FIXED = 4096
 _MAX_TENANT, _MAX_EVENT_ID = 63, 200  # characters
 _MERGED = 40  # bytes of one lead id in ``merged``
+_REFUSED = {"shared": Reason.SHARED_IDENTITY, "cap": Reason.IDENTITY_CAP, "apart": Reason.KEPT_APART}
 
 
 class Router:
@@ -115,7 +116,7 @@ class Router:
             tenant, lead_id = change.event.tenant, change.lead_id
             newest[lead_id] = (tenant, max(change.lead_version, newest.get(lead_id, ("", 0))[1]))
             newest |= {loser: (tenant, version) for loser, version in change.merged.items()}
-        count = len(decision.redelivered) + len(decision.accepted)
+        count = len(decision.redelivered) + len(decision.accepted) - bool(decision.undone)  # one event, two changes
         metrics.OUTCOMES.labels(STAGE, What.ACCEPTED.value, "").inc(count)
         outputs += map(self._refused, decision.refused)
         decided_at = self._now()
@@ -170,10 +171,9 @@ class Router:
 
     def _refused(self, refused: Refused) -> Output:
         kind = refused.identity[1]
-        shared = refused.why == "shared"
         return self._outcomes.build(
             What.REFUSED,
-            Reason.SHARED_IDENTITY if shared else Reason.IDENTITY_CAP,
+            _REFUSED[refused.why],
             tenant=refused.event.tenant,
             event_id=refused.event.event_id,
             lead_id=refused.lead_id,

@@ -7,7 +7,6 @@ detects a deadlock, or another worker wrote between a lookup and a write, the tr
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -24,10 +23,12 @@ from streams.intake.echo import PastValues
 from streams.intake.erasure_writes import erase, erase_past, lift, read_suppressions
 from streams.intake.event import Event, Identity
 from streams.intake.history import outermost_touches, past_values
+from streams.intake.holders import stored_holders
 from streams.intake.identity import Holder, Refused
 from streams.intake.identity_policy import Policies, default_policy
 from streams.intake.merge import Touch
 from streams.intake.part_size import Cut
+from streams.intake.split_store import SplitTables
 from streams.intake.suppress import Suppression
 from streams.intake.suppression_key import SuppressionKey, load_key
 from streams.intake.writes import columns_of, insert_bindings, insert_refused, write_decision
@@ -35,7 +36,6 @@ from streams.intake.writes import columns_of, insert_bindings, insert_refused, w
 _CLOCK_ERROR = timedelta(seconds=300)  # maximum error of a worker's clock
 _EVERY_TYPE = "*"  # an event type in signal_types that stands for all; written while a campaign file is invalid
 _PREFETCH = 250  # rows
-_IDENTITIES = 2000  # of one lead: more than the caps, but for leads that were made before these
 _PAST_ERASURES = 100  # of one transaction
 _MONTH_LOCK = 7017840  # key of the advisory lock around the turn of a month
 _CONTENTION = {
@@ -66,6 +66,7 @@ class Transaction:
     ) -> None:
         self.connection = connection
         self._key = key
+        self.splits = SplitTables(connection)
         self._policies = policies
         self._window = window
         self._max_bytes = max_bytes
@@ -92,7 +93,9 @@ class Transaction:
         return {row[0].hex: Receipt(row[1], row[2], row[3], str(row[4]), row[5], row[6]) for row in rows}
 
     async def owners(self, events: Sequence[Event]) -> dict[Identity, str]:
-        """Return the lead of each stored identity of ``events``."""
+        """Return the lead of each stored identity of ``events``; of a command, which is alone, those of its leads."""
+        if events and events[0].type.lead_ids:
+            return await self.splits.named_leads(events[0].identities)
         return await self.owned(list(dict.fromkeys(identity for event in events for identity in event.identities)))
 
     async def owned(self, wanted: Sequence[Identity]) -> dict[Identity, str]:
@@ -113,25 +116,7 @@ class Transaction:
         """Return what is stored about leads that may get identities. They are not locked yet."""
         if not lead_ids:
             return {}
-        policies = self._policies
-        found: dict[str, Holder] = {}
-        for lead_id, tenant, version, kinds, emails in await self.connection.fetch(
-            """
-            SELECT l.lead_id, l.tenant, l.version, i.kinds, i.emails
-            FROM leads l CROSS JOIN LATERAL (
-                SELECT array_agg(kind) AS kinds, array_agg(value) FILTER (WHERE kind = 'email') AS emails
-                FROM (SELECT kind, value FROM identities WHERE lead_id = l.lead_id LIMIT $2) AS one
-            ) AS i WHERE l.lead_id = ANY($1::uuid[])
-            """,
-            list(lead_ids),
-            _IDENTITIES,
-        ):
-            policy = policies(tenant)
-            counts = Counter(kinds or ())
-            strong = any(policy.is_strong(kind, "") for kind in counts if kind != "email")
-            strong = strong or any(policy.is_strong("email", email) for email in emails or ())
-            found[str(lead_id)] = Holder(version, counts, strong)
-        return found
+        return await stored_holders(self.connection, lead_ids, self._policies)
 
     async def bind(self, bindings: Mapping[Identity, str]) -> None:
         """Insert new identities. Waits if another worker has inserted one of them and has not committed yet."""
@@ -148,6 +133,10 @@ class Transaction:
         if any(lead.merged_into for lead in found.values()):
             raise Contended("merged_lead")
         return found
+
+    async def lock_merged(self, lead_ids: Collection[str]) -> dict[str, LeadRow]:
+        """Lock leads that may be merged, and return their rows."""
+        return await self._leads(lead_ids, "FOR NO KEY UPDATE", limit=None)
 
     async def past(self, lead_ids: Collection[str], fields: Collection[str]) -> dict[str, list[PastValues]]:
         """Return the newest changes of ``fields``: see :func:`streams.intake.history.past_values`."""
@@ -220,7 +209,8 @@ class Transaction:
         # In small steps, so that leads that are too large together are not in memory at once.
         rows = self.connection.cursor(
             f"""
-            SELECT lead_id, tenant, version, created_at, updated_at, erased_at, attributes, provenance, merged_into
+            SELECT lead_id, tenant, version, created_at, updated_at, erased_at, attributes, provenance, merged_into,
+                split
             FROM leads WHERE lead_id = ANY($1::uuid[]) ORDER BY lead_id {lock}
             """,  # noqa: S608 - lock is a constant
             wanted,
@@ -228,7 +218,10 @@ class Transaction:
         )
         async for row in rows:
             lead_id = str(row[0])
-            found[lead_id] = LeadRow(lead_id, row[1], row[2], row[3], row[4], row[5], row[6], row[7], str(row[8] or ""))
+            merged_into = str(row[8] or "")
+            found[lead_id] = LeadRow(
+                lead_id, row[1], row[2], row[3], row[4], row[5], row[6], row[7], merged_into, split=row[9]
+            )
             size += utf8_bytes(row[6]) + utf8_bytes(row[7])
             if limit is not None and size > limit and len(found) < len(wanted):
                 raise Cut(len(found) / len(wanted))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from infra import metrics
@@ -75,7 +76,7 @@ async def decide_in_parts(
 
     """
     attempts = _Attempts(decide, size, sleep)
-    left = deque([events] if events else [])
+    left = deque(_commands_alone(events))
     while left:
         part = left.popleft()
         if len(part) > size.events:
@@ -85,6 +86,16 @@ async def decide_in_parts(
         left.extendleft(reversed(undecided))
         if decided is not None:
             yield decided
+
+
+def _commands_alone(events: Sequence[Event]) -> list[Sequence[Event]]:
+    """Cut ``events`` around commands, which change who is who: each is decided alone, after those before it."""
+    cuts = {0, len(events)}
+    for number, event in enumerate(events):
+        if event.type.lead_ids:
+            cuts |= {number, number + 1}
+    places = sorted(cuts)
+    return [events[start:end] for start, end in pairwise(places)]
 
 
 class _Attempts:

@@ -22,7 +22,7 @@ from schemas.identifiers import is_placeholder
 from schemas.phones import is_one_digit, parse_phone
 from schemas.registry import registry
 from schemas.senders import Sender, forbidden
-from streams.intake.event import ERASURE, Event, content_hash, event_key
+from streams.intake.event import ERASURE, Event, content_hash, event_key, lead_identities
 from streams.intake.identity_policy import IdentityPolicy, Policies, default_policy
 
 # Version, trace id, parent id, flags: 55 bytes. No version ff, no id of zeros.
@@ -69,6 +69,8 @@ def validate(
     properties = rules.check_event(kind, record, latest, max_ahead, policy.region, identified=bool(identities) or None)
     if isinstance(properties, Dead):
         return properties
+    if kind.lead_ids:
+        identities = lead_identities(kind, tenant, record)
     if not identities:
         problem = Problem("/identifiers", "each identifier is a placeholder of the tenant's file: it identifies nobody")
         return Dead(Reason.NO_IDENTIFIER, (problem,))
@@ -84,7 +86,7 @@ def validate(
         event_key(tenant, event_id),
         content_hash(kind.name, envelope["source"], record),
         identities,
-        _phone(identifiers["phone"], policy) if identifiers["phone"] else "",
+        _phone(identifiers["phone"], policy) if identifiers["phone"] and not kind.lead_ids else "",
         message.topic(),
         message.partition(),
         message.offset(),

@@ -11,8 +11,9 @@ import orjson
 
 from infra.clock import to_datetime
 from streams.intake.decision import FILTERED, Change, Decision, LeadRow, Merge
-from streams.intake.event import Identity
+from streams.intake.event import MERGE, Identity
 from streams.intake.identity import Refused
+from streams.intake.split_store import join_again, undo_merge
 
 _INSERTED = LeadRow._fields.index("merged_into")  # a new lead has not been merged
 
@@ -44,8 +45,13 @@ async def write_decision(connection: asyncpg.Connection, decision: Decision) -> 
     await _insert_leads(connection, decision.inserted)
     await _update_leads(connection, decision.updated)
     month = to_datetime(decision.now).date().replace(day=1)
-    await _insert_receipts(connection, decision.accepted, month)
+    if decision.undone:
+        await undo_merge(connection, decision.undone, decision.now)
+    # A split changes two leads by one event: its receipt is about the first, the survivor.
+    await _insert_receipts(connection, decision.accepted[:1] if decision.undone else decision.accepted, month)
     await _insert_history(connection, decision.accepted, month)
+    if decision.merges and decision.accepted[0].event.type.name == MERGE:
+        await join_again(connection, decision.accepted[0].lead_id)
 
 
 async def insert_refused(connection: asyncpg.Connection, refused: Sequence[Refused], now: int) -> list[Refused]:

@@ -171,8 +171,9 @@ def test_imports_go_one_way(package: str) -> None:
 
 def test_a_stage_of_intake_imports_no_later_one() -> None:
     order = (
-        "event identity_policy decode validate dedupe identity merge touches echo decision decide part_size history "
-        "suppress suppression_key erasure erasure_writes route writes store transactions pipeline app __main__"
+        "event identity_policy decode validate dedupe identity merge provenance touches split split_store holders echo "
+        "part_size history decision decide suppress suppression_key erasure erasure_writes route writes store "
+        "transactions commands pipeline app __main__"
     )
     place = {stage: number for number, stage in enumerate(order.split())}
     files = {file.stem: file for file in (ROOT / "streams/intake").glob("*.py") if file.stem != "__init__"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -133,3 +134,25 @@ async def test_the_queries_of_the_guide_give_one_person(server: ClickHouse) -> N
     rows = await server.query(of_one, t=events.tenant, lead=c)
     assert sorted(row["original_lead_id"] for row in rows) == sorted([a, b, c])
     assert {row["lead_id"] for row in rows} == {c}
+
+
+async def test_after_a_split_the_events_count_for_their_own_lead_in_any_order(server: ClickHouse, rng: Random) -> None:
+    for undone in (1, 2):
+        events = Events(server)
+        a, b, c = ids(3)
+        values = [events.event(a, 1), events.event(b, 1), events.event(c, 1), events.event(b, 2, a)]
+        for version in range(3, 3 + undone):
+            own = {"event_type": "lead_split", "properties": json.dumps({"lead_id": b, "other_lead_id": a})}
+            values += [change(events.tenant, 100 + version, lead_id=lead, version=version, **own) for lead in (b, a)]
+        values += [events.event(c, 2, a)] * (undone - 1)  # merged again, into another lead, of an older version
+        values *= 2
+        rng.shuffle(values)
+        for start in range(0, len(values), 4):
+            await events.put(values[start : start + 4])
+        rows = await events.query(
+            "SELECT toString(lead_id) AS lead, toString(original_lead_id) AS original FROM lead_events "
+            "WHERE tenant = {t:String} AND version = 1"
+        )
+        assert {row["original"]: row["lead"] for row in rows} == {a: a if undone == 1 else c, b: b, c: c}
+        rows = await events.query("SELECT toString(lead_id) AS lead FROM leads WHERE tenant = {t:String}")
+        assert {row["lead"] for row in rows} == ({a, b, c} if undone == 1 else {b, c})

@@ -69,11 +69,22 @@ class World:
         return CrmSyncTable(self.pool, self.destination, lease_s=lease_s, clock=self.clock)
 
     def sync(
-        self, connector: Any = None, lease_s: float = 60, handle: Any = None, **changes: Any
+        self,
+        connector: Any = None,
+        lease_s: float = 60,
+        handle: Any = None,
+        *,
+        merge_delay_s: float = 0,
+        **changes: Any,
     ) -> LeasedWork[SyncRow]:
         """Return the engine with the reconciler, as sinks.app builds it."""
         config = hubspot.Config(
-            base_url="http://hubspot", token="pat-test", requests_per_10s=10_000, poll_s=0.05, **changes
+            base_url="http://hubspot",
+            token="pat-test",
+            requests_per_10s=10_000,
+            poll_s=0.05,
+            merge_delay_s=merge_delay_s,
+            **changes,
         )
         crm = connector or hubspot.connect(config, self.http)
         table = self.table(lease_s)
@@ -82,7 +93,7 @@ class World:
         return LeasedWork(
             STAGE,
             table,
-            handle or Reconciler(table, crm, pause, STAGE).handle,
+            handle or Reconciler(table, crm, pause, STAGE, clock=self.clock).handle,
             limits=WorkLimits(in_flight=config.in_flight, batch_max=crm.batch_max, poll_s=config.poll_s),
             backoff=backoff,
             pause=pause,

@@ -13,6 +13,7 @@ class FakeCrm:
     name = "fake"
     batch_max = 100
     erases = True
+    merge_delay_s = 0.0
 
     def __init__(
         self, result: Callable[[Snapshot], SyncResult] | None = None, gate: asyncio.Event | None = None

@@ -10,13 +10,16 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
-from streams.intake.decision import Decision, Erasure, LeadRow, PastChange
+from streams.intake.decision import Decision, Erasure, LeadRow, Merge, PastChange
 from streams.intake.dedupe import Receipt
 from streams.intake.echo import PastValues
-from streams.intake.event import Event, Identity
+from streams.intake.event import LEAD, MERGE, Event, Identity
 from streams.intake.identity import Holder, Refused
 from streams.intake.identity_policy import DEFAULT
-from streams.intake.merge import REPORTING, TOUCHING, Touch
+from streams.intake.merge import LOST, REPORTING, TOUCHING, Touch
+from streams.intake.provenance import stored_snapshot
+from streams.intake.split import PastMerge
+from streams.intake.split_store import SplitTables
 from streams.intake.store import Store, Transaction
 from streams.intake.suppress import Suppression
 from streams.intake.touches import Outermost
@@ -25,6 +28,14 @@ from streams.intake.touches import Outermost
 class Said(NamedTuple):
     version: int
     at: int
+
+
+@dataclass
+class StoredMerge:
+    merge: Merge
+    identities: list[Identity]
+    number: int
+    undone: bool = False
 
 
 @dataclass
@@ -38,6 +49,18 @@ class Tables:
     past: dict[str, list[PastValues]] = field(default_factory=dict)
     refused: dict[tuple[str, str, str], Refused] = field(default_factory=dict)
     suppressions: dict[Identity, Suppression] = field(default_factory=dict)
+    merges: list[StoredMerge] = field(default_factory=list)
+    apart: set[tuple[str, str]] = field(default_factory=set)
+    own_touches: dict[str, list[Touch]] = field(default_factory=dict)
+
+    def owner(self, lead_id: str) -> str:
+        """Return the lead that a lead was merged into, or itself."""
+        while into := self.leads[lead_id].merged_into:
+            lead_id = into
+        return lead_id
+
+    def family(self, lead_id: str) -> set[str]:
+        return {each for each in self.leads if self.owner(each) == self.owner(lead_id)}
 
 
 def _as_jsonb(row: LeadRow) -> LeadRow:
@@ -45,9 +68,38 @@ def _as_jsonb(row: LeadRow) -> LeadRow:
     return row._replace(attributes=json.dumps(json.loads(row.attributes), ensure_ascii=False))
 
 
+class MemorySplits(SplitTables):
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+
+    async def past_merges(self, survivor_id: str) -> list[PastMerge]:
+        return [
+            PastMerge(
+                one.merge.loser_id,
+                one.number,
+                stored_snapshot(one.merge.survivor),
+                stored_snapshot(one.merge.loser),
+                one.undone,
+            )
+            for one in self._tables.merges
+            if one.merge.survivor_id == survivor_id
+        ]
+
+    async def moved_identities(self, survivor_id: str, _loser_id: str, merged_at: int) -> frozenset[tuple[str, str]]:
+        moved = self._tables.merges[merged_at].identities
+        return frozenset(i[1:] for i in moved if self._tables.identities.get(i) == survivor_id)
+
+    async def own_touches(self, lead_id: str) -> list[Touch]:
+        return list(self._tables.own_touches.get(lead_id, []))
+
+    async def split_version(self, lead_id: str, _event_id: str) -> int:
+        return max(version for of, version in self._tables.history if of == lead_id)
+
+
 class MemoryTransaction(Transaction):
     def __init__(self, tables: Tables, signals: frozenset[str]) -> None:
         self._tables = tables
+        self.splits = MemorySplits(tables)
         self._signals = signals
 
     async def receipts(self, events: Iterable[Event], _now: int) -> dict[str, Receipt]:
@@ -61,13 +113,25 @@ class MemoryTransaction(Transaction):
         stored = self._tables.suppressions
         return {i: stored[i] for i in identities if i in stored}
 
+    async def owners(self, events: Sequence[Event]) -> dict[Identity, str]:
+        stored, leads = self._tables.identities, self._tables.leads
+        named = [i for event in events for i in event.identities if i[1] == LEAD]
+        found = {i: self._tables.owner(i[2]) for i in named if i[2] in leads and leads[i[2]].tenant == i[0]}
+        return found | {i: stored[i] for event in events for i in event.identities if i in stored}
+
     async def holders(self, lead_ids: Collection[str]) -> dict[str, Holder]:
         found: dict[str, Holder] = {}
         for lead_id in lead_ids:
             own = [i for i, of in self._tables.identities.items() if of == lead_id]
             strong = any(DEFAULT.is_strong(kind, value) for _, kind, value in own)
-            found[lead_id] = Holder(self._tables.leads[lead_id].version, Counter(kind for _, kind, _ in own), strong)
+            family = self._tables.family(lead_id)
+            apart = frozenset(self._tables.owner(other) for one, other in self._tables.apart if one in family)
+            counts = Counter(kind for _, kind, _ in own)
+            found[lead_id] = Holder(self._tables.leads[lead_id].version, counts, strong, apart)
         return found
+
+    async def lock_merged(self, lead_ids: Collection[str]) -> dict[str, LeadRow]:
+        return {lead_id: _as_jsonb(self._tables.leads[lead_id]) for lead_id in lead_ids}
 
     async def bind(self, bindings: Mapping[Identity, str]) -> None:
         assert not bindings.keys() & self._tables.identities.keys()
@@ -132,18 +196,30 @@ class MemoryTransaction(Transaction):
         updated = {lead.lead_id: lead for lead in decision.updated}
         assert not inserted.keys() & tables.leads.keys()
         assert updated.keys() <= tables.leads.keys()
-        tables.leads |= inserted | updated
+        tables.leads |= inserted | {i: lead._replace(split=tables.leads[i].split) for i, lead in updated.items()}
         for merge in decision.merges:
-            for identity, lead_id in tables.identities.items():
-                if lead_id == merge.loser_id:
-                    tables.identities[identity] = merge.survivor_id
+            moved = [identity for identity, lead_id in tables.identities.items() if lead_id == merge.loser_id]
+            tables.identities |= dict.fromkeys(moved, merge.survivor_id)
+            tables.merges.append(StoredMerge(merge, moved, len(tables.merges)))
             tables.touches.setdefault(merge.survivor_id, []).extend(tables.touches.get(merge.loser_id, []))
             tables.past.setdefault(merge.survivor_id, []).extend(tables.past.get(merge.loser_id, []))
+        if undone := decision.undone:
+            tables.identities |= {(undone.tenant, *each): undone.loser_id for each in undone.returning}
+            tables.merges[undone.merged_at].undone = True
+            pair = (undone.survivor_id, undone.loser_id)
+            tables.apart |= {pair, pair[::-1]}
+            tables.leads |= {lead_id: tables.leads[lead_id]._replace(split=True) for lead_id in pair}
+            survivor = tables.leads[undone.survivor_id]
+            tables.leads[undone.survivor_id] = survivor._replace(created_at=undone.created_at)
+        if decision.merges and decision.accepted[0].event.type.name == MERGE:
+            family = tables.family(decision.accepted[0].lead_id)
+            tables.apart = {pair for pair in tables.apart if not family.issuperset(pair)}
         for change in decision.accepted:
             event = change.event
-            assert event.key not in tables.receipts
+            assert event.key not in tables.receipts or (decision.undone and change is decision.accepted[1])
             assert (change.lead_id, change.version) not in tables.history
-            tables.receipts[event.key] = Receipt(*event.coordinates, change.lead_id, change.version, event.content)
+            receipt = Receipt(*event.coordinates, change.lead_id, change.version, event.content)
+            tables.receipts.setdefault(event.key, receipt)
             past = PastChange(change.decided_at, change.changes, tuple(change.merged))
             tables.history[change.lead_id, change.version] = past
             tables.said.setdefault(change.lead_id, []).append(Said(change.version, event.at))
@@ -154,6 +230,7 @@ class MemoryTransaction(Transaction):
             if event.type.authority in TOUCHING:
                 touch = (event.at, event.event_id, event.source)
                 tables.touches.setdefault(change.lead_id, []).append(touch)
+                tables.own_touches.setdefault(change.lead_id, []).append(touch)
         keys = {(r.lead_id, r.identity[1], "" if r.why == "cap" else r.identity[2]): r for r in decision.refused}
         new = {key: refused for key, refused in keys.items() if key not in tables.refused}
         tables.refused |= {
@@ -196,6 +273,7 @@ class MemoryStore(Store):
         for lead_id, lead in live.items():
             identities = sorted(identity for identity, of in tables.identities.items() if of == lead_id)
             known = json.loads(lead.attributes), json.loads(lead.provenance)
+            known[1].pop(LOST, None)  # what may count again if a merge is undone: depends on when that was
             found.append([identities, *known, lead.erased_at])
         return sorted(json.dumps(lead, sort_keys=True) for lead in found)
 
