@@ -15,3 +15,5 @@ CREATE TABLE leads_apart (
 
 -- Whether an identity of this lead can have been moved to another one by a split since it was looked up.
 ALTER TABLE leads ADD COLUMN split boolean NOT NULL DEFAULT false;
+
+SELECT protect_tenant_rows();
