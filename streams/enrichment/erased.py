@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from typing import Protocol
+from uuid import UUID
 
 import asyncpg
 
+from infra.clock import now_us
 from infra.postgres.pool import connection
 
 # An erasure that was decided after the question, of the lead or of the lead that it was merged into.
@@ -37,7 +39,12 @@ class PostgresErasures:
         self._pool = pool
 
     async def erased(self, lead_id: str, asked_at: int) -> bool:
-        """See :class:`Erasures`."""
+        """See :class:`Erasures`. A lead whose id is not a UUID is unknown, so it was not erased."""
+        try:
+            UUID(lead_id)
+        except ValueError:
+            return False
+        asked_at = min(max(asked_at, 0), now_us())  # a record can name any time
         async with connection(self._pool) as database:
             found = bool(await database.fetchval(_ERASED, lead_id, asked_at))
             if found:
