@@ -100,7 +100,7 @@ class Reconciler:
             if lead is None:
                 plan.retire.append((row, RetiredLead(row.key, row.remote_id)))
             elif self._crm.erases and _is_erased(lead) and lead.version >= row.wanted:
-                plan.erase.append((row, RetiredLead(row.key, row.remote_id), lead.version))
+                plan.erase.append((row, RetiredLead(row.key, row.remote_id, lead.survivor_id), lead.version))
             elif lead.survivor_id:
                 plan.retire.append((row, _merged(row, lead.survivor_id, lead.survivor_remote_id)))
             elif lead.version < row.wanted:
@@ -151,11 +151,12 @@ class Reconciler:
         for start in range(0, len(plan.erase), self._crm.batch_max):
             part = plan.erase[start : start + self._crm.batch_max]
             results = await self._call(self._crm.erase, [lead for _, lead, _ in part], deadline)
-            for (row, _, version), result in zip(part, results, strict=True):
+            for (row, lead, version), result in zip(part, results, strict=True):
                 if isinstance(result, SyncFailed):
                     settled.append((row, _failure(result, version)))
                 else:
-                    erased = RecordErased("record deleted" if row.remote_id else "no record known")
+                    detail = "record deleted" if row.remote_id else "no record known"
+                    erased = RecordErased(detail, merged=bool(lead.survivor_id))
                     settled.append((row, Done(What.SYNCED, detail="erased", version=version, value=erased)))
         return settled
 
