@@ -205,8 +205,11 @@ class CrmSyncTable(LeasedTable[SyncRow]):
                 columns = _columns([(key, version, v.remote_id, _json(v.sent)) for key, version, v in written], 4)
                 await postgres.execute(statements.SYNCED, self._scope, self._clock(), lease.until, *columns)
             if erased:
+                # Not the merged ones: they are deleted, or due again because a newer version was wanted meanwhile.
+                merged = {row.key for row in gone}
+                kept = _columns([(key, *each) for key, each in erased.items() if key not in merged], 4)
+                await postgres.execute(statements.ERASED, self._scope, self._clock(), lease.until, *kept)
                 columns = _columns([(key, *each) for key, each in erased.items()], 4)
-                await postgres.execute(statements.ERASED, self._scope, self._clock(), lease.until, *columns)
                 await postgres.execute(statements.RECORD_ERASED, f"crm-{self._scope}", self._clock(), *columns)
             if changed:
                 await postgres.execute(statements.RELEASE_CONFLICTS, self._scope, self._clock(), changed)
