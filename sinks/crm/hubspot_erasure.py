@@ -29,7 +29,7 @@ class Read(Protocol):
 async def erase(leads: Sequence[RetiredLead], read: Read, post: Post) -> Sequence[SyncResult]:
     """Delete the contacts of ``leads`` for good; return one result for each.
 
-    A lead whose contact is unknown is looked up by its key: the response to the call that created it may be lost.
+    A lead whose contact is unknown is looked up by its key: the response to the call that made it may have been lost.
     """
     found = await read([lead.lead_id for lead in leads if not lead.remote_id], by=ID_PROPERTY)
     if isinstance(found, SyncFailed):

@@ -41,6 +41,9 @@ from sinks.crm.sync_table import CanonicalLead, CrmSyncTable, Owner, RecordErase
 
 PURPOSE = "crm"  # of the consent without which a lead is not written; its record stays as it is
 _DEFER_S = 0.1  # delay of a survivor whose merged lead is leased by another worker
+_ERASE_MAX = (
+    15  # leads of one call of ``erase``: one API call each, so that they end before the lease at any rate limit
+)
 _MAX_BYTES = 4 << 20  # of the snapshots of a call, as JSON
 
 _Item = TypeVar("_Item")
@@ -118,7 +121,7 @@ class Reconciler:
             elif lead.tenant not in ("", row.tenant):
                 plan.foreign.append(row)
             elif self._crm.erases and _is_erased(lead) and lead.version >= row.wanted:
-                plan.erase.append((row, RetiredLead(row.key, row.remote_id), lead.version))
+                plan.erase.append((row, RetiredLead(row.key, row.remote_id, lead.survivor_id), lead.version))
             elif lead.survivor_id and (wait_s := self._merge_wait_s(row, lead)) > 0:
                 plan.waiting.append((row, wait_s))
             elif lead.survivor_id:
@@ -178,16 +181,18 @@ class Reconciler:
         return fingerprint(snapshot.lead_id, self._crm.properties(snapshot))
 
     async def _erase(self, plan: _Plan, deadline: float) -> _Settled:
-        settled: _Settled = []
-        for start in range(0, len(plan.erase), self._crm.batch_max):
-            part = plan.erase[start : start + self._crm.batch_max]
-            results = await self._call(self._crm.erase, [lead for _, lead, _ in part], deadline)
-            for (row, _, version), result in zip(part, results, strict=True):
-                if isinstance(result, SyncFailed):
-                    settled.append((row, _failure(result, version)))
-                else:
-                    erased = RecordErased("record deleted" if row.remote_id else "no record known")
-                    settled.append((row, Done(What.SYNCED, detail="erased", version=version, value=erased)))
+        if not plan.erase:
+            return []
+        part, later = plan.erase[:_ERASE_MAX], plan.erase[_ERASE_MAX:]
+        settled: _Settled = [(row, Released()) for row, _, _ in later]
+        results = await self._call(self._crm.erase, [lead for _, lead, _ in part], deadline)
+        for (row, lead, version), result in zip(part, results, strict=True):
+            if isinstance(result, SyncFailed):
+                settled.append((row, _failure(result, version)))
+            else:
+                detail = "record deleted" if row.remote_id else "no record known"
+                erased = RecordErased(detail, merged=bool(lead.survivor_id))
+                settled.append((row, Done(What.SYNCED, detail="erased", version=version, value=erased)))
         return settled
 
     async def _retire(self, plan: _Plan, deadline: float) -> _Settled:

@@ -114,9 +114,13 @@ class RecordRetired:
 
 @dataclass(frozen=True, slots=True)
 class RecordErased:
-    """The CRM no longer has anything about the erased lead. ``detail``: what was done."""
+    """The CRM no longer has anything about the erased lead. ``detail``: what was done.
+
+    ``merged``: it was merged into another lead, so its row is deleted.
+    """
 
     detail: str
+    merged: bool = False
 
 
 class CrmSyncTable(LeasedTable[SyncRow]):
@@ -191,6 +195,7 @@ class CrmSyncTable(LeasedTable[SyncRow]):
         Synced versions are stored even if the lease was lost, since they never decrease. So every key is returned.
         """
         retired = [(row, d.value) for row, d in done if isinstance(d.value, RecordRetired)]
+        gone = [row for row, d in done if isinstance(d.value, RecordRetired) or (_is_erased(d) and d.value.merged)]
         written = [(row.key, d.version, d.value) for row, d in done if isinstance(d.value, RecordWritten)]
         survivors = {survivor: remote_id for _, r in retired for survivor, remote_id in r.survivors.items()}
         erased = {
@@ -201,16 +206,19 @@ class CrmSyncTable(LeasedTable[SyncRow]):
         async with self._locked([*survivors, *keys]) as postgres:
             if survivors:
                 await postgres.execute(statements.SET_REMOTE_ID, self._scope, list(survivors), list(survivors.values()))
-            if retired:
-                wanted = [(row.key, row.wanted) for row, _ in retired]
+            if gone:
+                wanted = [(row.key, row.wanted) for row in gone]
                 await postgres.execute(statements.DELETE, self._scope, lease.until, *_columns(wanted, 2))
-                await postgres.execute(statements.RESET, self._scope, lease.until, [row.key for row, _ in retired])
+                await postgres.execute(statements.RESET, self._scope, lease.until, [row.key for row in gone])
             if written:
                 columns = _columns([(key, version, v.remote_id, _json(v.sent)) for key, version, v in written], 4)
                 await postgres.execute(statements.SYNCED, self._scope, self._clock(), lease.until, *columns)
             if erased:
+                # Not the merged ones: they are deleted, or due again because a newer version was wanted meanwhile.
+                merged = {row.key for row in gone}
+                kept = _columns([(key, *each) for key, each in erased.items() if key not in merged], 4)
+                await postgres.execute(statements.ERASED, self._scope, self._clock(), lease.until, *kept)
                 columns = _columns([(key, *each) for key, each in erased.items()], 4)
-                await postgres.execute(statements.ERASED, self._scope, self._clock(), lease.until, *columns)
                 await postgres.execute(statements.RECORD_ERASED, f"crm-{self._scope}", self._clock(), *columns)
             if changed:
                 await postgres.execute(statements.RELEASE_CONFLICTS, self._scope, self._clock(), changed)
@@ -237,6 +245,10 @@ class CrmSyncTable(LeasedTable[SyncRow]):
         async with transaction(self._pool) as postgres:
             await postgres.execute(statements.LOCK, self._scope, lead_ids)
             yield postgres
+
+
+def _is_erased(done: Done) -> bool:
+    return isinstance(done.value, RecordErased)
 
 
 def _columns(rows: Sequence[tuple[Any, ...]], width: int) -> list[list[Any]]:

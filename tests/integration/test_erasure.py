@@ -8,11 +8,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
-import httpx
 import pytest
 from confluent_kafka import Producer
 
 from infra.clock import now_us
+from infra.errors import DependencyUnavailable
 from simulators.pdl import person
 from tests.conftest import Stack, eventually
 from tests.events import payload
@@ -76,7 +76,7 @@ class Canary:
 async def faults(world: World, url: str, **values: Any) -> AsyncIterator[None]:
     """Set faults of a simulator, which other tests use too, for as long as the body runs."""
     answer = await world.http.post(f"{url}/_simulator/faults", json=values)
-    assert answer.status_code == httpx.codes.OK, answer.text
+    assert answer.is_success, answer.text
     try:
         yield
     finally:
@@ -182,21 +182,31 @@ async def test_an_answer_in_flight_does_not_bring_an_erased_person_back(
 
 
 async def test_a_thousand_erasures_under_load(world: World, pipeline: Stack, unique: str) -> None:
-    people = {f"p-{number}": f"p{number}-{unique}@example.com" for number in range(1000)}
+    """Without an e-mail address, because the provider's rate limit would make the test long."""
+    people = {f"p-{number}": f"p{number}-{unique}" for number in range(1000)}
     word = f"canary{unique}"
     produced_many(
         pipeline,
-        [payload("lead_updated", n, tenant=unique, at=now_us(), email=e, first_name=word) for n, e in people.items()],
+        [
+            payload("lead_updated", n, tenant=unique, at=now_us(), external_id=e, first_name=word)
+            for n, e in people.items()
+        ],
     )
     await eventually(world.at_rest, 120)
     other = f"load-{unique}"
-    load = [
-        payload("lead_updated", f"l-{n}", tenant=other, at=now_us(), email=f"l{n}@example.com") for n in range(20_000)
-    ]
-    erasures = [payload("lead_erased", f"x{n}", tenant=unique, at=now_us(), email=e) for n, e in people.items()]
+    load = [payload("lead_updated", f"l-{n}", tenant=other, at=now_us(), external_id=f"l{n}") for n in range(20_000)]
+    erasures = [payload("lead_erased", f"x{n}", tenant=unique, at=now_us(), external_id=e) for n, e in people.items()]
     produced_many(pipeline, [*load, *erasures])
     await eventually(lambda: removed(world, unique, len(people)), 300)
-    assert await Canary(world, word).places() == {}
+    canary = Canary(world, word)
+
+    async def nothing_left() -> bool:
+        try:
+            return await canary.places() == {}
+        except DependencyUnavailable:  # ClickHouse, under load
+            return False
+
+    await eventually(nothing_left)
 
 
 async def accepted(world: World, tenant: str, event_id: str) -> bool:
@@ -207,7 +217,7 @@ async def accepted(world: World, tenant: str, event_id: str) -> bool:
 async def removed(world: World, tenant: str, people: int) -> bool:
     statement = "SELECT count(*) FILTER (WHERE done_at IS NOT NULL), count(*) FROM erasures WHERE tenant = $1"
     done, stores = await world.postgres.fetchrow(statement, tenant)
-    return bool(done == stores >= 3 * people)
+    return bool(done == stores >= 4 * people)
 
 
 def produced_many(stack: Stack, values: list[bytes]) -> None:
