@@ -43,8 +43,7 @@ MAPS = frozenset({"consent", "crm_ids", "custom"})
 _ERASED = "_erased"
 # Key in ``provenance``: field -> [[rank, occurred_at, event_id, value], ...], in falling rank and rising time.
 HIDDEN = "_hidden"
-# Key in ``provenance`` of a lead that others were merged into: like HIDDEN, the values of its events that lost since.
-# If the merge is undone, they may win (streams.intake.split).
+# Key in ``provenance``: like HIDDEN, but values that lost since a merge. If it is undone, they may win.
 LOST = "_lost"
 TOUCHING = frozenset({"app", "person"})  # the authorities whose events are touches
 _IDENTIFIERS = frozenset({"external_id", "email"})  # kinds of identities that are also fields of the lead
