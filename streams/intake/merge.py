@@ -37,7 +37,6 @@ from schemas.cleared import CLEARED, cleared_field
 from streams.intake.event import ERASURE, Event
 
 RANKS = {"operator": 0, "enrichment": 1, "app": 2, "crm_user": 4, "person": 4}
-FORMER_CRM_USER = 3  # the rank of a CRM user in provenance that was stored before a person had the same
 REPORTING = "crm_user"  # the authority of events that can repeat a value that was sent to the CRM
 MAPS = frozenset({"consent", "crm_ids", "custom"})
 _ERASED = "_erased"

@@ -7,17 +7,19 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from streams.intake.merge import FORMER_CRM_USER, RANKS, REPORTING, field_of
+from streams.intake.merge import RANKS, REPORTING, field_of
 
 _VALUES = {"first_touch": "first_touch_source", "last_touch": "last_touch_source"}  # touches have no authority
+
+_FORMER_CRM_USER = 3  # the rank of a CRM user in provenance that was stored before a person had the same
 
 
 def stored_provenance(text: str) -> dict[str, Any]:
     """Return a stored provenance, with the stamps of a CRM user as they are written today."""
     found: dict[str, Any] = orjson.loads(text)
-    if f"[{FORMER_CRM_USER}," in text:
+    if f"[{_FORMER_CRM_USER}," in text:
         for stamp in found.values():
-            if isinstance(stamp, list) and stamp[0] == FORMER_CRM_USER:  # else hidden values
+            if isinstance(stamp, list) and stamp[0] == _FORMER_CRM_USER:  # else hidden values
                 stamp[0] = RANKS[REPORTING]
     return found
 
