@@ -87,9 +87,10 @@ def split(
 
 def policies() -> Policies:
     """Return the identity policy of each tenant."""
-    from streams.intake.identity_policy import default_policy  # noqa: PLC0415 - only these commands need it
+    from infra.tenants import Tenants  # noqa: PLC0415 - only these commands need it
+    from streams.intake.identity_policy import TenantPolicies  # noqa: PLC0415
 
-    return default_policy
+    return TenantPolicies(Tenants.load(Settings.load()))
 
 
 def run(work: Callable[[asyncpg.Connection], Coroutine[Any, Any, Any]]) -> Any:

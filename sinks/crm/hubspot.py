@@ -32,10 +32,12 @@ from sinks.crm.hubspot_erasure import erase
 from sinks.crm.hubspot_replies import (
     ID_PROPERTY,
     NO_RESULT,
+    by_id,
     error_without_lead,
     lead_of,
     meaning_of,
     objects,
+    reason_of,
     results_of,
 )
 from sinks.crm.responses import as_text, by_status, ends_calls, in_halves, json_object
@@ -96,8 +98,8 @@ class HubSpot:
         self._config = config
         self._http = http
         self._bucket = bucket
-        self.erases = config.erasure == "delete"
         self.merge_delay_s = config.merge_delay_s
+        self.erases = config.erasure == "delete"
         self._headers = {"authorization": f"Bearer {config.token.get_secret_value()}"}
 
     async def ready(self) -> None:
@@ -118,7 +120,7 @@ class HubSpot:
         stop = next((result for result in results.values() if ends_calls(result)), None)
         results |= dict.fromkeys(new, stop) if stop else await self._write("batch/upsert", new)
         for lead_id, remote_id in known.items():
-            if _reason(results[lead_id]) is Reason.NOT_FOUND:
+            if reason_of(results[lead_id]) is Reason.NOT_FOUND:
                 results[lead_id] = stop or await self._restore(remote_id, lead_id, inputs[lead_id])
                 stop = results[lead_id] if ends_calls(results[lead_id]) else stop
         results |= await self._adopt(inputs, results, known)
@@ -142,7 +144,7 @@ class HubSpot:
             return NO_RESULT
         if owner not in ("", lead_id):  # merged into another lead's contact: neither overwritten nor created again
             return SyncFailed(Verdict.RETRY, Reason.CONFLICT, detail="MERGED", remote_id=found, owner_id=owner)
-        return (await self._write("batch/update", {lead_id: _by_id(found, lead_id, each["properties"])}))[lead_id]
+        return (await self._write("batch/update", {lead_id: by_id(found, lead_id, each["properties"])}))[lead_id]
 
     async def _adopt(
         self, inputs: Mapping[str, Any], results: Mapping[str, SyncResult], known: Collection[str]
@@ -170,7 +172,7 @@ class HubSpot:
             if owner not in ("", lead_id) or (lead_id in known and not owner):
                 decided[lead_id] = replace(result, owner_id=owner)
             else:
-                updates[lead_id] = _by_id(result.remote_id, lead_id, inputs[lead_id]["properties"])
+                updates[lead_id] = by_id(result.remote_id, lead_id, inputs[lead_id]["properties"])
         return decided | await self._write("batch/update", updates)
 
     async def retire(self, leads: Sequence[RetiredLead]) -> Sequence[SyncResult]:
@@ -223,7 +225,7 @@ class HubSpot:
         if loser == survivor:
             return Synced(survivor)
         if not survivor:
-            renamed = await self._write("batch/update", {survivor_id: _by_id(loser, survivor_id, {})})
+            renamed = await self._write("batch/update", {survivor_id: by_id(loser, survivor_id, {})})
             return renamed[survivor_id]
         reply = await self._post("merge", {"primaryObjectId": survivor, "objectIdToMerge": loser})
         if not isinstance(reply, SyncFailed):
@@ -296,11 +298,3 @@ class HubSpot:
             return SyncFailed(Verdict.PAUSE, Reason.QUOTA, self._config.daily_pause_s, policy)
         failed = by_status(response.status_code, response.headers.get("retry-after", ""))
         return replace(failed, wait_s=_POLICIES.get(policy, failed.wait_s), detail=policy)
-
-
-def _reason(result: SyncResult) -> Reason | None:
-    return result.reason if isinstance(result, SyncFailed) else None
-
-
-def _by_id(remote_id: str, lead_id: str, properties: Mapping[str, str]) -> dict[str, Any]:
-    return {"id": remote_id, "objectWriteTraceId": lead_id, "properties": {**properties, ID_PROPERTY: lead_id}}

@@ -106,3 +106,13 @@ def _texts(error: Mapping[str, Any], name: str) -> list[str]:
     context = error.get("context")
     found = context.get(name) if isinstance(context, dict) else None
     return [str(each) for each in found] if isinstance(found, list) else [str(found)] if found else []
+
+
+def by_id(remote_id: str, lead_id: str, properties: Mapping[str, str]) -> dict[str, Any]:
+    """Return the input that writes the contact ``remote_id`` as that of a lead."""
+    return {"id": remote_id, "objectWriteTraceId": lead_id, "properties": {**properties, ID_PROPERTY: lead_id}}
+
+
+def reason_of(result: SyncResult) -> Reason | None:
+    """Return why a call failed, or None."""
+    return result.reason if isinstance(result, SyncFailed) else None

@@ -26,7 +26,7 @@ from streams.intake.decision import Decision, DecisionInput, LeadRow, Oversize
 from streams.intake.decode import decode
 from streams.intake.dedupe import Reused, dedupe
 from streams.intake.erasure import erasures_of, parts_of
-from streams.intake.event import DeadRecord, Event, EventBatch, Identity
+from streams.intake.event import LEAD, DeadRecord, Event, EventBatch, Identity
 from streams.intake.identity import changed_holders, holders_needed, identify
 from streams.intake.identity_policy import Policies, default_policy
 from streams.intake.part_size import Cut, PartSize
@@ -108,28 +108,25 @@ class Intake:
                 await stored.write(decision, {})
                 return decision
             # Identify before merge: it determines which leads must be locked and which of them are merged.
-            known_owners = await stored.owners(events.new)
-            if dead := commands.unknown_leads(events.new, known_owners):
+            owners = await stored.owners(events.new)
+            if dead := commands.unknown_leads(events.new, owners):
                 return Decision(now, dead=[dead])
             # Suppress before identify: an event about an erased person must not bind its identities again.
-            suppressions = await stored.suppressions(unowned(events.new, known_owners))
-            admitted = admit(events.new, known_owners, suppressions, self._policies)
+            suppressions = await stored.suppressions(unowned(events.new, owners))
+            admitted = admit(events.new, owners, suppressions, self._policies)
             events = events._replace(new=admitted.events)
-            owners = known_owners | erased_owners(events.new, known_owners, suppressions, admitted)
+            owners |= erased_owners(events.new, owners, suppressions, admitted)
             holders = await stored.holders(holders_needed(events.new, owners))
             who = identify(events.new, owners, now, uuid7, holders=holders, policies=self._policies)
             # Bind before lock: another worker that binds the same identity waits here for this commit, then retries.
             await stored.bind(who.bindings)
             leads = await stored.lock(who.existing)
-            if changed_holders(who, holders, {lead_id: lead.version for lead_id, lead in leads.items()}):
-                raise Contended("identified_lead")
-            if await _moved_meanwhile(stored, events.new, known_owners, leads):
-                raise Contended("split_lead")
             if dead := commands.not_to_be_merged(events.new, who, leads):
                 return Decision(now, dead=[dead])
-            # Another worker may have erased one of the leads, or an unknown person, since the lookups.
-            if await _erased_meanwhile(stored, owners, leads, who.bindings, suppressions):
-                raise Contended("erased_lead")
+            if changed_holders(who, holders, {lead_id: lead.version for lead_id, lead in leads.items()}):
+                raise Contended("identified_lead")
+            if what := await self._moved_meanwhile(stored, owners, leads, who.bindings, suppressions):
+                raise Contended(what)
             lifted = lifted_leads(admitted.lifted, who.bindings)
             if too_late := late(events.new, who, leads, lifted):
                 raise Late(too_late)
@@ -150,26 +147,26 @@ class Intake:
             refused = [*written, *await stored.refused(events.redelivered)]
         return replace(decision, refused=refused)
 
+    async def _moved_meanwhile(
+        self,
+        stored: Transaction,
+        owners: Mapping[Identity, str],
+        leads: Mapping[str, LeadRow],
+        bindings: Mapping[Identity, str],
+        suppressions: Mapping[Identity, Suppression],
+    ) -> str:
+        """Return what another worker has done to an identity since it was looked up, or "".
 
-async def _moved_meanwhile(
-    stored: Transaction, events: Sequence[Event], owners: Mapping[Identity, str], leads: Mapping[str, LeadRow]
-) -> bool:
-    """Return whether a split has moved an identity since its lead was looked up. The locked leads stay as they are."""
-    if not any(lead.split for lead in leads.values()):
-        return False
-    owners_now = await stored.owners(events)
-    return any(owners_now.get(identity) != lead_id for identity, lead_id in owners.items() if lead_id in leads)
-
-
-async def _erased_meanwhile(
-    stored: Transaction,
-    owners: Mapping[Identity, str],
-    leads: Mapping[str, LeadRow],
-    bindings: Mapping[Identity, str],
-    suppressions: Mapping[Identity, Suppression],
-) -> bool:
-    erased = {lead_id for lead_id, lead in leads.items() if lead.erased_at is not None}
-    of_erased = [i for i, lead_id in owners.items() if lead_id in erased and i not in suppressions]
-    if of_erased and len(await stored.owned(of_erased)) < len(of_erased):
-        return True
-    return bool(await stored.suppressions([i for i in bindings if i not in suppressions]))
+        It may have split or erased one of the leads, which are locked now, or have erased an unknown person.
+        """
+        erased = {lead_id for lead_id, lead in leads.items() if lead.erased_at is not None}
+        split = {lead_id for lead_id, lead in leads.items() if lead.split}
+        of_erased = [i for i, lead_id in owners.items() if lead_id in erased and i not in suppressions]
+        of_split = [i for i, lead_id in owners.items() if lead_id in split and i[1] != LEAD and i not in suppressions]
+        if of_erased or of_split:
+            current = await stored.owned([*of_erased, *of_split])
+            if any(i not in current for i in of_erased):
+                return "erased_lead"
+            if any(current.get(i) != owners[i] for i in of_split):
+                return "split_lead"
+        return "erased_lead" if await stored.suppressions([i for i in bindings if i not in suppressions]) else ""

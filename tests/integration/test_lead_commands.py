@@ -16,7 +16,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.timeout(400)]
 async def test_a_split_undoes_a_merge_in_every_store(world: World, unique: str) -> None:
     emails = [f"{name}-{unique}@example.com" for name in ("ada", "grace")]
     forms = [document(f"f-{n}", unique, email=email, form_id="f") for n, email in enumerate(emails)]
-    answer = await world.http.post(f"{world.places['api']['url']}/v1/events", json=forms)
+    url = f"{world.places['api']['url']}/v1/events"
+    answer = await world.http.post(url, json=forms, headers=world.api_headers)
     assert answer.status_code == httpx.codes.ACCEPTED, answer.text
 
     async def leads() -> list[str]:
