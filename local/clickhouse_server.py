@@ -31,7 +31,6 @@ from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
-import cramjam
 import orjson
 import uvloop
 from chdb.state.sqlitelike import Connection
@@ -43,6 +42,7 @@ from starlette.routing import Route
 from infra import web
 from infra.runtime import until_signalled
 from local.clickhouse_access import READER, USER, reads_only, refusal, uses_local_files
+from local.clickhouse_bodies import BodyError, decoded_body
 
 _READERS = 4
 _WRITERS = 3
@@ -193,7 +193,7 @@ async def _query(request: Request) -> Response:
     engine: _Engine = request.app.state.engine
     try:
         statement, data = await _statement_and_data(request, parameters.get("query", "").encode(), engine)
-    except _BodyError as error:
+    except BodyError as error:
         return Response(f"the body of the request cannot be decompressed: {error}\n", 400)
     if not statement.strip():
         return Response("Ok.\n")
@@ -245,7 +245,7 @@ async def _statement_and_data(request: Request, head: bytes, engine: _Engine) ->
             data.close()
             raise
         return _from_file(insert, data), data
-    body = _decoded_body(await request.body(), encoding)
+    body = decoded_body(await request.body(), encoding)
     statement = head + b"\n" + body if head and body else head or body
     if insert := _INSERT_WITH_DATA.match(statement):
         data = engine.temporary_file()
@@ -257,29 +257,6 @@ async def _statement_and_data(request: Request, head: bytes, engine: _Engine) ->
 def _from_file(insert: re.Match[bytes], data: IO[bytes]) -> bytes:
     data.flush()
     return b"%s FROM INFILE %s FORMAT %s" % (insert.group(1), _quoted(data.name).encode(), insert.group(2))
-
-
-class _BodyError(Exception):
-    """The body of a request cannot be decompressed as its Content-Encoding says."""
-
-
-def _decoded_body(body: bytes, encoding: str) -> bytes:
-    try:
-        return _decompressed(body, encoding)
-    except Exception as error:
-        raise _BodyError(str(error)) from error
-
-
-def _decompressed(body: bytes, encoding: str) -> bytes:
-    if encoding == "gzip":
-        return gzip.decompress(body)
-    if encoding == "lz4":
-        return bytes(cramjam.lz4.decompress(body))
-    if encoding == "zstd":
-        return bytes(cramjam.zstd.decompress(body))
-    if encoding in ("", "identity"):
-        return body
-    raise ValueError(f"Content-Encoding {encoding} is not supported; use gzip, lz4, zstd or identity")
 
 
 def _error_response(text: str) -> Response:
