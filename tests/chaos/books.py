@@ -6,20 +6,21 @@ Each function returns what is wrong, in sentences: an empty list means that the 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 import asyncpg
 import orjson
-from confluent_kafka import TopicPartition
+from confluent_kafka import Message, TopicPartition
 
 from infra.clickhouse.client import ClickHouse
 from infra.kafka.client import metadata, reader
 from infra.settings import Settings
 from tests.chaos.load import Coordinates, Ledger
 
+Event = tuple[str, str]  # tenant, event_id
 _SHOWN = 5
 _WAIT_S = 30
 OWN = "leadstream:%"  # sources of events that the pipeline itself produces
@@ -27,8 +28,21 @@ OWN = "leadstream:%"  # sources of events that the pipeline itself produces
 
 def read_topic(settings: Settings, topic: str) -> dict[Coordinates, int]:
     """Read a whole topic; return the checksum of each record's value by its coordinates."""
+    return {(m.partition(), m.offset()): crc32(m.value() or b"") for m in _messages(settings, topic)}
+
+
+def suppressed_events(settings: Settings) -> set[Event]:
+    """Return the events that are dead because they were said before their person was erased, and arrived after that."""
+    found: set[Event] = set()
+    for message in _messages(settings, "leads.dead"):
+        headers = dict(message.headers() or ())
+        if headers.get("leadstream.reason") == b"suppressed":
+            found.add((headers["leadstream.tenant"].decode(), headers["leadstream.event_id"].decode()))
+    return found
+
+
+def _messages(settings: Settings, topic: str) -> Iterator[Message]:
     consumer = reader(settings, "chaos", {"enable.partition.eof": False})
-    found: dict[Coordinates, int] = {}
     try:
         partitions = metadata(consumer, topic, timeout_s=_WAIT_S).topics[topic].partitions
         ends = {p: consumer.get_watermark_offsets(TopicPartition(topic, p), _WAIT_S)[1] for p in partitions}
@@ -38,13 +52,10 @@ def read_topic(settings: Settings, topic: str) -> dict[Coordinates, int]:
             messages = consumer.consume(10_000, _WAIT_S)
             if not messages:
                 raise AssertionError(f"{topic}: nothing more to read in {_WAIT_S} s, but partitions {left} have more")
-            for message in messages:
-                if message.error() is None:
-                    found[message.partition(), message.offset()] = crc32(message.value() or b"")
+            yield from (message for message in messages if message.error() is None)
             left = {p for p in left if consumer.position([TopicPartition(topic, p)])[0].offset < ends[p]}
     finally:
         consumer.close()
-    return found
 
 
 def acknowledged(ledger: Ledger, topic: dict[Coordinates, int]) -> list[str]:
@@ -81,14 +92,17 @@ async def _rows(server: ClickHouse, statement: str, topic: Iterable[Coordinates]
             yield row
 
 
-async def accepted_once(ledger: Ledger, pool: asyncpg.Pool, word: str) -> list[str]:
-    """Check that each acknowledged valid event is in lead_history exactly once, and no other is."""
+async def accepted_once(ledger: Ledger, pool: asyncpg.Pool, word: str, suppressed: Collection[Event] = ()) -> list[str]:
+    """Check that each acknowledged valid event is in lead_history once, or is suppressed, and no other is there."""
     rows = await pool.fetch(
         "SELECT tenant, event_id FROM lead_history WHERE tenant LIKE $1 AND source NOT LIKE $2", word + "-%", OWN
     )
     found = Counter((row["tenant"], row["event_id"]) for row in rows)
     return [
-        *_some("acknowledged, and not in lead_history", [each for each in ledger.events if each not in found]),
+        *_some(
+            "acknowledged, and not in lead_history",
+            [each for each in ledger.events if each not in found and each not in suppressed],
+        ),
         *_some("in lead_history more than once", [each for each, count in found.items() if count > 1]),
         *_some("in lead_history, and never sent", [each for each in found if each not in ledger.events]),
     ]
@@ -166,9 +180,13 @@ def contacts(file: Path) -> dict[str, dict[str, str]]:
 
 
 async def crm_equals_leads(pool: asyncpg.Pool, file: Path, word: str) -> list[str]:
-    """Check that the CRM has one contact for each live lead, with the lead's e-mail address."""
+    """Check that the CRM has one contact of each live lead, with its e-mail address, and none of an erased one."""
     rows = await pool.fetch(
-        "SELECT lead_id::text, coalesce(email, '') FROM leads WHERE tenant LIKE $1 AND merged_into IS NULL", word + "-%"
+        """
+        SELECT lead_id::text, coalesce(email, '') FROM leads WHERE tenant LIKE $1 AND merged_into IS NULL
+          AND NOT (erased_at IS NOT NULL AND attributes = '{}')
+        """,
+        word + "-%",
     )
     wanted = Counter((lead, email.lower()) for lead, email in rows)
     there = Counter(

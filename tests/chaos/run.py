@@ -226,7 +226,8 @@ class Run:
                 topic = await asyncio.to_thread(books.read_topic, settings, TOPIC)
                 result.books["nothing acknowledged is lost"] = books.acknowledged(result.ledger, topic)
                 result.books["one outcome a record"] = await books.one_outcome(topic, server, WORD)
-                result.books["accepted once"] = await books.accepted_once(result.ledger, pool, WORD)
+                suppressed = await asyncio.to_thread(books.suppressed_events, settings)
+                result.books["accepted once"] = await books.accepted_once(result.ledger, pool, WORD, suppressed)
                 result.books["versions without gaps"] = await books.versions(pool, WORD)
                 result.books["ClickHouse equals Postgres"] = await books.clickhouse_equals_postgres(pool, server, WORD)
                 simulators = self._home / "simulators"
