@@ -12,6 +12,8 @@ The data of the parts that a mutation replaces stays on disk until ClickHouse de
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from uuid import UUID
@@ -25,6 +27,7 @@ from infra.postgres.pool import connection
 from operations.erasure_table import ErasureRow
 
 LEADS = 200  # of one mutation
+_EVERY_S = 10.0  # between two mutations
 _SETTLE_US = 5_000_000  # how long to wait for missing events before the first mutation: usually one is enough
 _GIVE_UP_US = 15 * DAY_US  # longer than the retention of leads.changed: nothing can come any more
 _MERGED_VERSION = 2**63 - 1  # of the row of leads that says that the lead was merged
@@ -61,14 +64,25 @@ class ClickHouseErasure:
         self._pool = pool
         self._server = server
         self._clock = clock
+        self._next_at = 0.0
 
     async def handle(self, lease: Lease[ErasureRow]) -> list[tuple[ErasureRow, Done | Released]]:
         """Remove the leads of ``lease``; return their results.
+
+        A mutation is expensive, whatever the number of its leads. So there is at most one in 10 s, of all leads that
+        were erased in the meantime.
 
         Raises:
             DependencyUnavailable: Postgres or ClickHouse is unavailable.
 
         """
+        await asyncio.sleep(max(0.0, self._next_at - time.monotonic()))
+        try:
+            return await self._handle(lease)
+        finally:
+            self._next_at = time.monotonic() + _EVERY_S
+
+    async def _handle(self, lease: Lease[ErasureRow]) -> list[tuple[ErasureRow, Done | Released]]:
         expected, kept = await self._expected(lease.rows)
         versions = {
             key: row.version if key == row.key else _MERGED_VERSION for row in lease.rows for key in row.lead_ids

@@ -2,25 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
 
 from streams.intake.decision import Decision, Erasure, LeadRow
 from streams.intake.event import ERASURE, Event, Identity
+from streams.intake.identity import Identified
 from streams.intake.identity_policy import Policies
 
 
-def parts_of(events: Sequence[Event]) -> Iterator[Sequence[Event]]:
-    """Yield ``events`` in parts that end with an erasure, so that none is decided together with what follows it."""
-    start = 0
-    for number, event in enumerate(events, 1):
-        if event.type.name == ERASURE:
-            yield events[start:number]
-            start = number
-    if start < len(events):
-        yield events[start:]
+class Follows(Exception):  # noqa: N818 - control flow, not a defect
+    """Rolls a transaction back: events after ``erasure`` are about its lead, and must see its effect."""
+
+    def __init__(self, erasure: Event) -> None:
+        super().__init__("events after an erasure are about its lead")
+        self.erasure = erasure
+
+
+def followed_erasure(events: Sequence[Event], identified: Identified) -> Event | None:
+    """Return the first erasure that is followed by an event about the same lead, or None."""
+    erasures: dict[str, Event] = {}
+    if any(event.type.name == ERASURE for event in events):
+        for event, lead_id in zip(events, identified.lead_ids, strict=True):
+            if lead_id in erasures:
+                return erasures[lead_id]
+            if event.type.name == ERASURE:
+                erasures[lead_id] = event
+    return None
 
 
 def erasures_of(decision: Decision, leads: Mapping[str, LeadRow], policies: Policies) -> list[Erasure]:
@@ -30,6 +40,7 @@ def erasures_of(decision: Decision, leads: Mapping[str, LeadRow], policies: Poli
     """
     requested = {c.lead_id: c.event.event_id for c in decision.accepted if c.event.type.name == ERASURE}
     merged = {merge.survivor_id for merge in decision.merges}
+    newest = {change.lead_id: change.event.event_id for change in decision.accepted}
     found: list[Erasure] = []
     for row in (*decision.inserted, *decision.updated):
         if row.erased_at is None or row.merged_into:
@@ -38,7 +49,7 @@ def erasures_of(decision: Decision, leads: Mapping[str, LeadRow], policies: Poli
         changed = before is not None and before.erased_at != row.erased_at
         if row.lead_id not in requested and row.lead_id not in merged and not changed:
             continue
-        event_id = requested.get(row.lead_id, decision.accepted[-1].event.event_id)
+        event_id = requested.get(row.lead_id) or newest[row.lead_id]
         kept = said_after(row.tenant, row.attributes, policies) if row.lead_id in requested else frozenset()
         found.append(
             Erasure(row.lead_id, row.tenant, event_id, row.version, row.erased_at, row.lead_id in requested, kept)

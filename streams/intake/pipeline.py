@@ -25,7 +25,7 @@ from streams.intake.decide import decide, reported_fields, reported_leads, touch
 from streams.intake.decision import Decision, DecisionInput, LeadRow, Oversize
 from streams.intake.decode import decode
 from streams.intake.dedupe import Reused, dedupe
-from streams.intake.erasure import erasures_of, parts_of
+from streams.intake.erasure import Follows, erasures_of, followed_erasure
 from streams.intake.event import LEAD, DeadRecord, Event, EventBatch, Identity
 from streams.intake.identity import changed_holders, holders_needed, identify
 from streams.intake.identity_policy import Policies, default_policy
@@ -87,14 +87,13 @@ class Intake:
         reused: list[Reused] = []
         suppressed: list[Event] = []
         dead = list(batch.dead)
-        for part in parts_of(batch.events):  # an erasure ends a part, so that what follows it sees its effect
-            async for decided in decide_in_parts(part, self._decide, self._part_size):
-                oversize += decided.oversize
-                duplicates += decided.decision.duplicates
-                reused += decided.decision.reused
-                suppressed += (*decided.decision.suppressed, *decided.late)
-                dead += decided.decision.dead
-                yield partial(self._router.route, decided.decision)
+        async for decided in decide_in_parts(batch.events, self._decide, self._part_size):
+            oversize += decided.oversize
+            duplicates += decided.decision.duplicates
+            reused += decided.decision.reused
+            suppressed += (*decided.decision.suppressed, *decided.late)
+            dead += decided.decision.dead
+            yield partial(self._router.route, decided.decision)
         yield partial(self._router.unaccepted, duplicates, reused, oversize, suppressed, dead)
 
     async def _decide(self, batch: Sequence[Event]) -> Decision:
@@ -118,6 +117,8 @@ class Intake:
             owners |= erased_owners(events.new, owners, suppressions, admitted)
             holders = await stored.holders(holders_needed(events.new, owners))
             who = identify(events.new, owners, now, uuid7, holders=holders, policies=self._policies)
+            if erasure := followed_erasure(events.new, who):
+                raise Follows(erasure)
             # Bind before lock: another worker that binds the same identity waits here for this commit, then retries.
             await stored.bind(who.bindings)
             leads = await stored.lock(who.existing)

@@ -21,6 +21,7 @@ from infra.errors import DependencyUnavailable
 from infra.retry import Backoff
 from infra.runtime import log
 from streams.intake.decision import Decision, Oversize
+from streams.intake.erasure import Follows
 from streams.intake.event import Event
 from streams.intake.part_size import Cut, PartSize
 from streams.intake.route import STAGE
@@ -125,16 +126,21 @@ class _Attempts:
                     return Decided(Decision(), [Oversize(events[0], "lead")]), []
                 first = min(max(int(len(events) * cut.share), 1), len(events) - 1)
                 self._size.cut(first)
-                return None, [events[:first], events[first:]]
+                break
+            except Follows as found:
+                first = 1 + next(n for n, each in enumerate(events) if each.coordinates == found.erasure.coordinates)
+                break
             except Contended as contended:
                 await self._back_off(contended, len(events))
             else:
                 self._failures = 0
                 self._size.decided(len(events), decision.bytes)
                 return Decided(decision), []
-        if len(events) == 1:
-            raise DependencyUnavailable("Postgres", f"an event contended with other workers {_ATTEMPTS_ALONE} times")
-        return None, [events[: len(events) // 2], events[len(events) // 2 :]]
+        else:
+            if len(events) == 1:
+                raise DependencyUnavailable("Postgres", f"an event contended with others {_ATTEMPTS_ALONE} times")
+            first = len(events) // 2
+        return None, [events[:first], events[first:]]
 
     async def _back_off(self, contended: Contended, events: int) -> None:
         metrics.CONTENTION.labels(STAGE, contended.what).inc()

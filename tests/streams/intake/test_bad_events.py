@@ -77,7 +77,9 @@ async def test_an_invalid_event_is_a_dead_letter_with_unchanged_bytes(pool: asyn
     good = [payload("lead_updated", f"g-{n}", tenant=unique, email="a@example.com") for n in range(2)]
     values: list[bytes | None] = [good[0], *(value for _, value in BROKEN), good[1]]
     headers = [("traceparent", b"00-1"), ("x", None), ("x", b"\xff")]
-    found = [Message("leads.received", 5, n, b"key\xff", v, headers, None, (2, 1)) for n, v in enumerate(values)]
+    found = [
+        Message("leads.received", 5, n, b"key\xff", v, headers, None, (2, NOW // 1000)) for n, v in enumerate(values)
+    ]
     stage = intake(pool)
     letters = [output for output in await outputs_of(stage.apply(stage.prepare(found))) if output.topic == "leads.dead"]
     assert len(letters) == len(BROKEN)

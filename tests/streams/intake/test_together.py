@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from streams.intake.merge import Lead, merge
+from streams.intake.merge import LOST, Lead, merge
 from streams.intake.validate import validate
 from tests.conftest import Stack
 from tests.events import CODEC, HOUR, NOW, message, payload
@@ -66,6 +66,7 @@ async def check(pool: asyncpg.Pool, tenant: str, values: Sequence[bytes]) -> set
         merge(alone[found.pop()], event)  # type: ignore[arg-type]
     for lead_id, lead in live.items():
         assert lead["attributes"] == alone[lead_id].attributes
+        lead["provenance"].pop(LOST, None)  # what a split would give back depends on the order of the merges
         assert lead["provenance"] == alone[lead_id].provenance
         assert lead["email"] == alone[lead_id].attributes.get("email")
         versions = [row[1] for row in stored["lead_history"] if str(row[0]) == lead_id]
