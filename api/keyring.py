@@ -106,6 +106,8 @@ class KeyRing:
         found = await asyncio.shield(asked)
         if isinstance(found, DependencyUnavailable):
             raise Refusal("keys_unavailable", "keys cannot be checked now: Postgres is unavailable")
+        if found is not None:
+            self._used.add(found.id)
         return found
 
     async def run(self) -> None:

@@ -108,7 +108,7 @@ def _folder(settings: Settings) -> Path:
 
 
 def _files(folder: Path) -> list[Path]:
-    found = [*folder.glob("*.yaml"), *folder.glob("*.yml")]
+    found = [file for file in folder.iterdir() if file.suffix.lower() in (".yaml", ".yml")] if folder.is_dir() else []
     return sorted(file for file in found if not file.name.startswith("."))
 
 

@@ -46,6 +46,7 @@ __all__ = [
 ]
 
 _POLL_S = 1.0
+_ENDINGS = (".yaml", ".yml")  # in any case; all but .yaml are reported
 _MAX_SERVED = 10_000  # tenants of default.yaml that are kept
 
 _Stamp = tuple[int, int, int, int]
@@ -88,6 +89,8 @@ class Tenants:
         self._served: dict[str, Tenant] = {}
         self._contents: dict[str, bytes] = {}
         self._logged: dict[str, bytes] = {}
+        self._unreadable = False
+        self._seen: dict[Path, _Stamp] = {}
         self._seen = self._stamps()
         self._load(self._seen)
 
@@ -181,7 +184,16 @@ class Tenants:
 
     def _stamps(self) -> dict[Path, _Stamp]:
         """Return what changes when a file changes, for each tenant file and each file with a secret."""
-        files = [*self._folder.glob("*.yaml"), *self._folder.glob("*.yml")]
+        try:
+            files = [file for file in self._folder.iterdir() if file.suffix.lower() in _ENDINGS]
+        except OSError as error:  # such as a lost volume: nobody's file has disappeared
+            if self._seen:
+                if not self._unreadable:
+                    log("tenants").error("the tenant files cannot be read", extra={"fields": {"error": str(error)}})
+                self._unreadable = True
+                return self._seen
+            files = []
+        self._unreadable = False
         for tenant in self._valid.values():
             for section in tenant.sections:
                 files += [Path(reference.file) for _, reference in section.references if reference.file]
@@ -199,7 +211,7 @@ class Tenants:
 
     def _load(self, stamps: Collection[Path]) -> None:
         """Read all files and replace what has changed."""
-        files = [file for file in stamps if file.parent == self._folder and file.suffix in (".yaml", ".yml")]
+        files = [file for file in stamps if file.parent == self._folder and file.suffix.lower() in _ENDINGS]
         valid, problems = dict(self._valid), dict[str, list[FileProblem]]()
         for file in sorted(files, key=lambda file: file.suffix):  # a file .yml is reported, also beside a file .yaml
             name = file.stem.lower()
@@ -235,8 +247,9 @@ class Tenants:
 
     def _remove(self, names: set[str], valid: dict[str, Tenant], problems: dict[str, list[FileProblem]]) -> None:
         """Handle the tenants whose file has disappeared."""
+        closed = self._closed or (DEFAULT not in valid and DEFAULT not in problems)
         for name in valid.keys() - names:
-            if self._closed:
+            if closed:
                 del valid[name]
                 continue
             problems[name] = [FileProblem("has disappeared: its last content stays in use until a restart")]

@@ -35,17 +35,27 @@ class _Protocol(HttpToolsProtocol):
     _in_head = False
     _head = 0
     _discarded = 0
+    _framing = 0  # bytes since the head that are no body: sizes of chunks and trailers
     _refused = False
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._in_head, self._head, self._discarded = True, 0, 0
+        self._in_head, self._head, self._discarded, self._framing = True, 0, 0, 0
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._in_head:  # a trailer must not authenticate (RFC 9110, section 6.5.1), and may be endless
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._in_head = False
         super().on_headers_complete()
 
+    def on_message_complete(self) -> None:
+        self._framing = 0
+        super().on_message_complete()
+
     def on_body(self, body: bytes) -> None:
+        self._framing = 0
         super().on_body(body)
         if self.cycle.response_complete:
             self._discarded += len(body)
@@ -56,7 +66,10 @@ class _Protocol(HttpToolsProtocol):
         if self._refused:
             return
         continued = self._in_head
+        self._framing += len(data)
         super().data_received(data)
+        if not self._in_head and self._framing > MAX_HEAD + len(data) and not self.transport.is_closing():
+            self.transport.close()
         if continued and self._in_head:
             self._head += len(data)
             if self._head > MAX_HEAD:

@@ -106,3 +106,20 @@ async def test_a_request_that_follows_a_body_in_one_packet_is_served(port: int) 
     async with connected(port, first + second) as (reader, _):
         assert await answer(reader) == (413, "refused")
         assert await answer(reader) == (200, "2")
+
+
+@pytest.mark.parametrize("trailer", [b"a: b\r\n", b"x"], ids=["many", "one without an end"])
+async def test_trailers_without_end_are_cut_off(port: int, trailer: bytes) -> None:
+    head = b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n0\r\n"
+    async with connected(port, head + (b"" if trailer.endswith(b"\n") else b"long: ")) as (reader, writer):
+        assert await answer(reader) == (413, "refused")
+        with pytest.raises(ConnectionError):  # noqa: PT012 - the server closes while this goes on
+            async with asyncio.timeout(60):
+                while True:
+                    await send(writer, trailer * 20_000, 10)
+
+
+async def test_a_trailer_is_no_header(port: int) -> None:
+    request = b"GET / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n0\r\nauthorization: Bearer x\r\n\r\n"
+    async with connected(port, request) as (reader, _):
+        assert await answer(reader) == (200, "2")

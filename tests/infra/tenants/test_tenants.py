@@ -187,3 +187,35 @@ async def test_a_secret_file_that_changes_is_a_change(folder: Path, tmp_path: Pa
     async with watched(tenants) as changes:
         secret.write_text("two", "utf-8")
         await eventually(lambda: bool(changes))
+
+
+@pytest.mark.parametrize("name", ["acme.YAML", "acme.Yml", "acme.yml"])
+def test_a_file_with_another_ending_is_never_served_by_default(tmp_path: Path, name: str) -> None:
+    (tmp_path / "default.yaml").touch()
+    (tmp_path / name).touch()
+    assert Tenants(tmp_path).state("acme") is State.INVALID
+
+
+async def test_a_folder_that_cannot_be_read_removes_nobody(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    folder = tmp_path / "tenants"
+    folder.mkdir()
+    (folder / "acme.yaml").touch()
+    tenants, stop = Tenants(folder, closed=True), Stop()
+    watching = asyncio.create_task(tenants.watch(stop))
+    folder.rename(tmp_path / "lost")
+    await eventually(lambda: "cannot be read" in caplog.text)
+    assert tenants.state("acme") is State.OWN
+    stop.request()
+    await watching
+
+
+async def test_without_a_default_file_a_tenant_whose_file_disappears_is_unknown(tmp_path: Path) -> None:
+    (tmp_path / "acme.yaml").touch()
+    (tmp_path / "other.yaml").touch()
+    tenants, stop = Tenants(tmp_path), Stop()
+    watching = asyncio.create_task(tenants.watch(stop))
+    (tmp_path / "acme.yaml").unlink()
+    await eventually(lambda: tenants.state("acme") is State.UNKNOWN)
+    assert tenants.state("other") is State.OWN
+    stop.request()
+    await watching
